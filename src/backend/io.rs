@@ -1,0 +1,244 @@
+//! The contract between the back-end and its driver: facts in, wishes out.
+
+use crate::blk::{Completion, ReqId};
+use crate::time::Instant;
+use crate::wire::MemRegion;
+use crate::Handle;
+use bytes::Bytes;
+use core::fmt;
+
+/// A fact the driver tells the back-end.
+///
+/// `M` is the driver's guest memory. Every `handle_input` is followed by
+/// `poll_output` until it returns `None`.
+#[derive(Debug)]
+pub enum Input<'a, M> {
+    /// A front-end has connected. Only legal while no other is connected.
+    Connected,
+    /// Bytes from the front-end, with the handles of descriptors that came
+    /// with them. See [`Backend::wanted`](super::Backend::wanted) for how many
+    /// bytes to read at a time so that descriptors keep their message.
+    Received {
+        /// Any piece of the byte stream.
+        bytes: &'a [u8],
+        /// Handles the driver has just made; the back-end owns them now.
+        handles: Vec<Handle>,
+    },
+    /// The connection is gone; nothing more can be sent.
+    PeerClosed,
+    /// Answer to [`Output::Map`].
+    Mapped(Result<M, MapFailed>),
+    /// Answer to [`Output::AllocInflight`]: a handle to give to the front-end.
+    /// The memory itself comes back by SET_INFLIGHT_FD.
+    InflightAllocated(Result<Handle, MapFailed>),
+    /// Answer to [`Output::MapInflight`]: memory whose address 0 is the first
+    /// byte of the region.
+    InflightMapped(Result<M, MapFailed>),
+    /// The front-end kicked a vring.
+    Kick {
+        /// Vring index.
+        vring: u16,
+    },
+    /// The disk has finished these. One call is one batch: requests of the
+    /// same vring in it are published by a single store of the used index.
+    DiskDone(&'a [Completion]),
+    /// The time of [`Backend::poll_timeout`](super::Backend::poll_timeout) has come.
+    Timeout,
+    /// The operator wants something.
+    Command(Command),
+}
+
+/// What an operator may ask of a running back-end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Fetch no more, publish what the disk finishes, then close. What was not
+    /// fetched stays in the rings; the inflight region stays consistent.
+    Shutdown,
+}
+
+/// The driver could not map or allocate; the front-end's message fails.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct MapFailed(pub String);
+
+/// A wish the driver carries out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Send these bytes, the descriptors with the first of them. The handles
+    /// stay the back-end's.
+    Send {
+        /// One whole message.
+        bytes: Bytes,
+        /// Descriptors to attach.
+        handles: Vec<Handle>,
+    },
+    /// Make this the guest memory, and answer with [`Input::Mapped`]. A region
+    /// whose handle was in the last table is the same region: reuse its
+    /// mapping. Until the answer comes the back-end takes no further message
+    /// from its buffer.
+    Map {
+        /// The whole new table.
+        regions: Vec<MapRegion>,
+    },
+    /// Drop the guest memory and every mapping of it.
+    Unmap,
+    /// Make zeroed, sealed memory for an inflight region; answer with
+    /// [`Input::InflightAllocated`].
+    AllocInflight {
+        /// Bytes.
+        size: u64,
+    },
+    /// Map an inflight region; answer with [`Input::InflightMapped`].
+    MapInflight {
+        /// What to map; released by the back-end later.
+        handle: Handle,
+        /// Offset of the first byte.
+        offset: u64,
+        /// Bytes. The file must hold them all.
+        size: u64,
+    },
+    /// Report every event on `handle` as [`Input::Kick`] from now on; replaces
+    /// what was watched for this vring. `None`: stop watching. An event that
+    /// is already pending counts.
+    WatchKick {
+        /// Vring index.
+        vring: u16,
+        /// What to watch.
+        handle: Option<Handle>,
+    },
+    /// Signal this event descriptor: used entries to look at.
+    Call {
+        /// Vring index.
+        vring: u16,
+        /// What to signal.
+        handle: Handle,
+    },
+    /// Signal this event descriptor: the vring is broken.
+    Err {
+        /// Vring index.
+        vring: u16,
+        /// What to signal.
+        handle: Handle,
+    },
+    /// Start a request; [`Backend::request`](super::Backend::request) tells
+    /// which. Answer, some time, with [`Input::DiskDone`].
+    Disk(ReqId),
+    /// Close this handle; it is never named again.
+    Release(Handle),
+    /// Close the connection. No [`Input::PeerClosed`] is expected for it.
+    Close(CloseReason),
+    /// Something an operator may want to know.
+    Event(Event),
+}
+
+/// One region of guest memory, as the driver should map it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapRegion {
+    /// Place and size; `mmap_offset` counts in the file behind the handle.
+    pub region: MemRegion,
+    /// The file.
+    pub handle: Handle,
+}
+
+/// Why the back-end wakes up by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TimerKind {
+    /// More chains are available than one call may fetch.
+    MoreChains,
+    /// A vring without kick descriptor is looked at again.
+    PollVring,
+}
+
+impl fmt::Display for TimerKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::MoreChains => "more chains",
+            Self::PollVring => "poll vring",
+        })
+    }
+}
+
+/// A due time and its reason.
+pub type Timeout = (Instant, TimerKind);
+
+/// Why a connection is closed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CloseReason {
+    /// The front-end broke the protocol and no answer could tell it so.
+    #[error("front-end misbehaved: {0}")]
+    FrontendMisbehaved(super::FrontendFault),
+    /// An operator asked for it.
+    #[error("shut down by the operator")]
+    Shutdown,
+}
+
+/// Something an operator may want to know. None needs an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Negotiation ended: virtio features and protocol features in force.
+    Negotiated {
+        /// Virtio feature bits.
+        features: u64,
+        /// vhost-user protocol feature bits.
+        protocol: u64,
+    },
+    /// A vring became started and enabled.
+    VringRunning {
+        /// Vring index.
+        vring: u16,
+        /// Ring size in entries.
+        size: u16,
+        /// Next available index.
+        next_avail: u16,
+        /// Used index.
+        used: u16,
+        /// Requests taken over from the inflight region.
+        resubmitted: u16,
+    },
+    /// A vring stopped; base as told to the front-end.
+    VringStopped {
+        /// Vring index.
+        vring: u16,
+        /// Next available index.
+        base: u16,
+    },
+    /// The base of SET_VRING_BASE contradicts used ring and inflight region;
+    /// the region was believed.
+    BaseContradicted {
+        /// Vring index.
+        vring: u16,
+        /// What the front-end said.
+        base: u16,
+        /// Used index.
+        used: u16,
+        /// Requests in flight by the region.
+        inflight: u16,
+    },
+    /// The guest broke a vring; it stays silent until it is stopped.
+    VringBroken {
+        /// Vring index.
+        vring: u16,
+        /// What the guest did.
+        fault: super::GuestFault,
+    },
+    /// A front-end message was refused with a negative answer.
+    Refused(super::FrontendFault),
+    /// The disk could not do a request; the guest saw IOERR.
+    DiskFailed {
+        /// Vring index.
+        vring: u16,
+        /// Head of the chain.
+        head: u16,
+        /// Why.
+        error: crate::blk::DiskError,
+    },
+    /// A completion for a request that is no longer there was dropped.
+    LateCompletion(ReqId),
+    /// A stop waits for this many requests.
+    Draining {
+        /// Vring index.
+        vring: u16,
+        /// Requests in flight.
+        inflight: u16,
+    },
+}

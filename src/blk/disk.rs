@@ -1,0 +1,115 @@
+//! The boundary between the core and whatever runs the disk.
+
+use core::fmt;
+
+/// Identity of a request that the disk works on.
+///
+/// The slot is reused, the epoch never is within one back-end: a completion
+/// that comes after a reset cannot be taken for a new request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ReqId {
+    /// Index in the back-end's table of requests in flight.
+    pub slot: u32,
+    /// Number of this request since the back-end was made.
+    pub epoch: u64,
+}
+
+impl fmt::Display for ReqId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "req {}.{}", self.slot, self.epoch)
+    }
+}
+
+/// A piece of guest memory, by guest-physical address. It lies inside the
+/// memory that was current when the request was fetched; it may cross regions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Guest-physical address of the first byte.
+    pub addr: u64,
+    /// Bytes, never 0.
+    pub len: u32,
+}
+
+/// What the disk is asked to do. Offsets and lengths are bytes, multiples of
+/// the logical block size, and inside the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskOp {
+    /// Fill the segments from the disk.
+    Read {
+        /// First byte on the disk.
+        offset: u64,
+    },
+    /// Write the segments to the disk.
+    Write {
+        /// First byte on the disk.
+        offset: u64,
+        /// Durable before completion: the write cache is off.
+        durable: bool,
+    },
+    /// Make every write that completed before this was issued durable.
+    Flush,
+    /// The range may lose its content.
+    Discard {
+        /// First byte on the disk.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+        /// Durable before completion: the write cache is off.
+        durable: bool,
+    },
+    /// The range reads as zeroes afterwards.
+    WriteZeroes {
+        /// First byte on the disk.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+        /// The range may be deallocated.
+        unmap: bool,
+        /// Durable before completion: the write cache is off.
+        durable: bool,
+    },
+}
+
+/// One request for the disk, borrowed from the back-end's table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskRequest<'a> {
+    /// Identity to report it done with.
+    pub id: ReqId,
+    /// Vring it came from.
+    pub vring: u16,
+    /// Head of its descriptor chain, for traces.
+    pub head: u16,
+    /// What to do.
+    pub op: DiskOp,
+    /// Guest memory to move data from or to, in order; empty unless the
+    /// operation is `Read` or `Write`, whose length is their sum.
+    pub segments: &'a [Segment],
+}
+
+/// Why the disk could not do what it was asked. The guest sees IOERR.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DiskError {
+    /// The operating system or the model refused, with this errno.
+    #[error("disk failed with errno {0}")]
+    Os(i32),
+    /// Fewer bytes were moved than asked for, and trying again moved none.
+    #[error("disk moved {moved} of {expected} bytes")]
+    Short {
+        /// Bytes asked for.
+        expected: u64,
+        /// Bytes moved.
+        moved: u64,
+    },
+    /// The disk cannot do this at all.
+    #[error("operation not supported by the disk")]
+    Unsupported,
+}
+
+/// A request that the disk has finished with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Completion {
+    /// Which.
+    pub id: ReqId,
+    /// All bytes moved, or why not.
+    pub result: Result<(), DiskError>,
+}

@@ -1,0 +1,9 @@
+//! midflight: vhost-user for virtio-blk, sans IO.
+
+pub mod backend;
+pub mod blk;
+mod handle;
+pub mod time;
+pub mod wire;
+
+pub use handle::Handle;
