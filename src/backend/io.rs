@@ -1,9 +1,9 @@
 //! The contract between the back-end and its driver: facts in, wishes out.
 
+use crate::Handle;
 use crate::blk::{Completion, ReqId};
 use crate::time::Instant;
 use crate::wire::MemRegion;
-use crate::Handle;
 use bytes::Bytes;
 use core::fmt;
 
