@@ -2,8 +2,12 @@
 
 pub mod backend;
 pub mod blk;
+pub mod bugs;
 mod handle;
+pub mod inflight;
+pub mod memory;
 pub mod time;
+pub mod vring;
 pub mod wire;
 
 pub use handle::Handle;
