@@ -1,16 +1,13 @@
 //! The driver's side of a split ring.
 
-use super::access::{
-    Desc, F_INDIRECT, F_NEXT, F_WRITE, load_u16, read, read_desc, store_u16, table_writable,
-    write_desc, write_table, zero,
-};
+mod attach;
+mod notify;
+
+use super::access::{Desc, F_INDIRECT, load_u16, read, store_u16, write_desc, write_table, zero};
 use super::error::{DeviceFault, DriverError, DriverMisuse};
 use super::layout::{DESC_SIZE, RingLayout};
-use core::sync::atomic::{Ordering, fence};
+use core::sync::atomic::Ordering;
 use vm_memory::GuestMemory;
-
-const NO_INTERRUPT: u16 = 1;
-const NO_NOTIFY: u16 = 1;
 
 /// Ring features the driver may use: those both sides agreed on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -97,37 +94,6 @@ impl SplitDriver {
     ) -> Result<Self, DriverError> {
         let mut driver = Self::idle(layout, features)?;
         driver.reset(mem)?;
-        Ok(driver)
-    }
-
-    /// Take over a ring that another driver has used.
-    ///
-    /// `reaped` is the used index up to which that driver had looked, and
-    /// `outstanding` the heads of all chains it had not got back by then, in
-    /// any order: neither can be read off a ring whose device completes out of
-    /// order. An idle ring is taken over with its used index and no heads.
-    pub fn attach<M: GuestMemory + ?Sized>(
-        mem: &M,
-        layout: RingLayout,
-        features: RingFeatures,
-        reaped: u16,
-        outstanding: &[u16],
-    ) -> Result<Self, DriverError> {
-        let mut driver = Self::idle(layout, features)?;
-        driver.avail_idx = load_u16(mem, layout.avail_idx(), Ordering::Relaxed)?;
-        driver.kick_idx = driver.avail_idx;
-        driver.next_used = reaped;
-        let expected = driver.avail_idx.wrapping_sub(reaped);
-        let got = u32::try_from(outstanding.len()).unwrap_or(u32::MAX);
-        if u32::from(expected) != got {
-            return Err(DriverMisuse::OutstandingCount { expected, got }.into());
-        }
-        let mut taken = vec![false; usize::from(layout.size)];
-        for &head in outstanding {
-            driver.adopt_chain(mem, head, &mut taken)?;
-        }
-        driver.outstanding = expected;
-        driver.relink_free(&taken);
         Ok(driver)
     }
 
@@ -229,27 +195,6 @@ impl SplitDriver {
         Ok(count)
     }
 
-    /// Whether the device wants a kick for what was published since the last
-    /// call. Asking is deciding: the next call speaks of later chains only.
-    // spec: virtio 1.2, "Notifying The Device"
-    pub fn kick_needed<M: GuestMemory + ?Sized>(&mut self, mem: &M) -> Result<bool, DriverError> {
-        let (old, new) = (self.kick_idx, self.avail_idx);
-        if old == new {
-            return Ok(false);
-        }
-        // The store of avail.idx must be seen before the device's wish is read:
-        // otherwise both sides may think that the other one will look again.
-        fence(Ordering::SeqCst);
-        let needed = if self.features.event_idx {
-            let event = load_u16(mem, self.layout.avail_event(), Ordering::Relaxed)?;
-            new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
-        } else {
-            load_u16(mem, self.layout.used_flags(), Ordering::Relaxed)? & NO_NOTIFY == 0
-        };
-        self.kick_idx = new;
-        Ok(needed)
-    }
-
     /// The next chain that the device has returned, `None` when there is none.
     /// After a [`DeviceFault`] every call reports it again until the reset.
     // spec: virtio 1.2, "Receiving Used Buffers From The Device"
@@ -290,48 +235,6 @@ impl SplitDriver {
         self.outstanding -= 1;
         self.next_used = index.wrapping_add(1);
         Ok(Some(Used { head, len }))
-    }
-
-    /// Ask for a call at the next used element. `true`: one is there already,
-    /// so reap before going to sleep.
-    pub fn enable_calls<M: GuestMemory + ?Sized>(&mut self, mem: &M) -> Result<bool, DriverError> {
-        self.enable_calls_after(mem, 1)
-    }
-
-    /// Ask for a call once `count` more elements are used; without EVENT_IDX
-    /// that is the next one. `true`: they are there already.
-    // spec: virtio 1.2, "Used Buffer Notification Suppression"
-    pub fn enable_calls_after<M: GuestMemory + ?Sized>(
-        &mut self,
-        mem: &M,
-        count: u16,
-    ) -> Result<bool, DriverError> {
-        let mut count = count.max(1);
-        if self.features.event_idx {
-            let event = self.next_used.wrapping_add(count - 1);
-            store_u16(mem, self.layout.used_event(), event, Ordering::Relaxed)?;
-        } else {
-            count = 1;
-            store_u16(mem, self.layout.avail_flags(), 0, Ordering::Relaxed)?;
-        }
-        // The device reads the wish after it stores used.idx; whoever comes
-        // second must see the other's store.
-        fence(Ordering::SeqCst);
-        let used = load_u16(mem, self.layout.used_idx(), Ordering::Acquire)?;
-        Ok(used.wrapping_sub(self.next_used) >= count)
-    }
-
-    /// Ask for no calls. A device may still send some.
-    pub fn disable_calls<M: GuestMemory + ?Sized>(&mut self, mem: &M) -> Result<(), DriverError> {
-        if self.features.event_idx {
-            // With EVENT_IDX the flag must stay 0; an index just passed is not
-            // reached again for 65535 elements.
-            let event = self.next_used.wrapping_sub(1);
-            store_u16(mem, self.layout.used_event(), event, Ordering::Relaxed)
-        } else {
-            let addr = self.layout.avail_flags();
-            store_u16(mem, addr, NO_INTERRUPT, Ordering::Relaxed)
-        }
     }
 
     /// Where the ring lies.
@@ -440,46 +343,6 @@ impl SplitDriver {
         self.free_head = head;
         self.free_count += descs;
         self.chains[usize::from(head)] = Chain::default();
-    }
-
-    /// Read one outstanding chain back from the descriptor table.
-    fn adopt_chain<M: GuestMemory + ?Sized>(
-        &mut self,
-        mem: &M,
-        head: u16,
-        taken: &mut [bool],
-    ) -> Result<(), DriverError> {
-        let bad = DriverError::from(DriverMisuse::BadOutstanding { head });
-        let mut chain = Chain {
-            published: true,
-            ..Chain::default()
-        };
-        let mut at = head;
-        loop {
-            let slot = taken.get_mut(usize::from(at)).ok_or(bad)?;
-            if core::mem::replace(slot, true) {
-                return Err(bad);
-            }
-            chain.descs += 1;
-            let Desc {
-                addr,
-                len,
-                flags,
-                next,
-            } = read_desc(mem, self.layout.desc_entry(at))?;
-            if flags & F_INDIRECT != 0 {
-                chain.writable += table_writable(mem, addr, len)?;
-            } else if flags & F_WRITE != 0 {
-                chain.writable += u64::from(len);
-            }
-            if flags & F_NEXT == 0 {
-                break;
-            }
-            self.links[usize::from(at)] = next;
-            at = next;
-        }
-        self.chains[usize::from(head)] = chain;
-        Ok(())
     }
 }
 
