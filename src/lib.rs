@@ -3,6 +3,7 @@
 pub mod backend;
 pub mod blk;
 pub mod bugs;
+pub mod driver;
 mod handle;
 pub mod inflight;
 pub mod memory;
