@@ -125,7 +125,7 @@ fn row(table: &'static [Row], code: u32) -> Option<&'static Row> {
 /// The document's name, without VHOST_USER_, of a front-end request with this
 /// code on the wire.
 pub fn request_name(code: u32, dialect: &Dialect) -> Option<&'static str> {
-    Some(frontend_row(dialect.from_wire(code)?)?.name)
+    Some(frontend_row(dialect.own_code(code)?)?.name)
 }
 
 /// The document's name, without VHOST_USER_, of a back-end request.
@@ -156,7 +156,10 @@ mod tests {
         for code in [0, 45, 46, u32::MAX] {
             assert_eq!(request_name(code, qemu), None);
         }
-        assert_eq!(request_name(44, &Dialect::SKIP_DRAIN_44), Some("GET_VRING_BASE_SKIP_DRAIN"));
+        assert_eq!(
+            request_name(44, &Dialect::SKIP_DRAIN_44),
+            Some("GET_VRING_BASE_SKIP_DRAIN")
+        );
         assert_eq!(backend_request_name(2), Some("BACKEND_CONFIG_CHANGE_MSG"));
         assert_eq!(backend_request_name(0), None);
         assert_eq!(backend_request_name(11), None);

@@ -12,11 +12,11 @@ use core::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Suspend {
     /// It cannot ask: the negotiated feature alone lets GET_VRING_BASE suspend.
-    ByFeature,
+    Feature,
     /// With a message of its own, which has this code.
-    ByMessage(u32),
+    Message(u32),
     /// With GET_VRING_BASE whose reserved `num` has this value.
-    ByNum(u32),
+    Num(u32),
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -36,7 +36,7 @@ static TABLE: [Row; 4] = [
     Row {
         name: "qemu-11.1",
         get_shmem_config: Some(44),
-        suspend: Suspend::ByFeature,
+        suspend: Suspend::Feature,
         get_vring_base_inflight: Some(20),
         gpa_addresses: Some(21),
         shmem_map: Some(22),
@@ -46,7 +46,7 @@ static TABLE: [Row; 4] = [
     Row {
         name: "skip-drain-45",
         get_shmem_config: Some(44),
-        suspend: Suspend::ByMessage(45),
+        suspend: Suspend::Message(45),
         get_vring_base_inflight: Some(20),
         gpa_addresses: Some(21),
         shmem_map: Some(22),
@@ -58,7 +58,7 @@ static TABLE: [Row; 4] = [
     Row {
         name: "skip-drain-44",
         get_shmem_config: None,
-        suspend: Suspend::ByMessage(44),
+        suspend: Suspend::Message(44),
         get_vring_base_inflight: Some(20),
         gpa_addresses: None,
         shmem_map: None,
@@ -68,7 +68,7 @@ static TABLE: [Row; 4] = [
     Row {
         name: "num-1",
         get_shmem_config: None,
-        suspend: Suspend::ByNum(1),
+        suspend: Suspend::Num(1),
         get_vring_base_inflight: Some(20),
         gpa_addresses: None,
         shmem_map: None,
@@ -90,8 +90,12 @@ impl Dialect {
     /// GET_VRING_BASE with `num` 1 suspends; with 0 it drains.
     pub const NUM_1: Self = Self(&TABLE[3]);
     /// Every dialect.
-    pub const ALL: [Self; 4] =
-        [Self::QEMU_11_1, Self::SKIP_DRAIN_45, Self::SKIP_DRAIN_44, Self::NUM_1];
+    pub const ALL: [Self; 4] = [
+        Self::QEMU_11_1,
+        Self::SKIP_DRAIN_45,
+        Self::SKIP_DRAIN_44,
+        Self::NUM_1,
+    ];
 
     /// The dialect of this name, as printed by [`name`](Self::name).
     pub fn by_name(name: &str) -> Option<Self> {
@@ -128,7 +132,7 @@ impl Dialect {
     /// front-end says so each time: it arrives as
     /// [`GetVringBaseSkipDrain`](super::FrontendRequest::GetVringBaseSkipDrain).
     pub fn plain_get_vring_base_may_suspend(self) -> bool {
-        self.0.suspend == Suspend::ByFeature
+        self.0.suspend == Suspend::Feature
     }
 
     /// The contested protocol features with their masks; 0 for one that the
@@ -138,16 +142,19 @@ impl Dialect {
             (self.get_vring_base_inflight(), "GET_VRING_BASE_INFLIGHT"),
             (self.gpa_addresses(), "GPA_ADDRESSES"),
             (self.shmem_map(), "SHMEM_MAP"),
-            (self.get_vring_base_skip_drain(), "GET_VRING_BASE_SKIP_DRAIN"),
+            (
+                self.get_vring_base_skip_drain(),
+                "GET_VRING_BASE_SKIP_DRAIN",
+            ),
         ]
     }
 
     /// What a front-end request with this code on the wire is in
     /// [`codes`](super::codes).
-    pub(super) fn from_wire(self, code: u32) -> Option<u32> {
+    pub(super) fn own_code(self, code: u32) -> Option<u32> {
         if self.0.get_shmem_config == Some(code) {
             Some(GET_SHMEM_CONFIG)
-        } else if self.0.suspend == Suspend::ByMessage(code) {
+        } else if self.0.suspend == Suspend::Message(code) {
             Some(GET_VRING_BASE_SKIP_DRAIN)
         } else {
             (code < GET_SHMEM_CONFIG).then_some(code)
@@ -155,12 +162,12 @@ impl Dialect {
     }
 
     /// The code on the wire of a front-end request of [`codes`](super::codes).
-    pub(super) fn to_wire(self, code: u32) -> Option<u32> {
+    pub(super) fn wire_code(self, code: u32) -> Option<u32> {
         match (code, self.0.suspend) {
             (GET_SHMEM_CONFIG, _) => self.0.get_shmem_config,
-            (GET_VRING_BASE_SKIP_DRAIN, Suspend::ByMessage(wire)) => Some(wire),
-            (GET_VRING_BASE_SKIP_DRAIN, Suspend::ByNum(_)) => Some(GET_VRING_BASE),
-            (GET_VRING_BASE_SKIP_DRAIN, Suspend::ByFeature) => None,
+            (GET_VRING_BASE_SKIP_DRAIN, Suspend::Message(wire)) => Some(wire),
+            (GET_VRING_BASE_SKIP_DRAIN, Suspend::Num(_)) => Some(GET_VRING_BASE),
+            (GET_VRING_BASE_SKIP_DRAIN, Suspend::Feature) => None,
             _ => Some(code),
         }
     }
@@ -168,8 +175,8 @@ impl Dialect {
     /// The `num` that turns a GET_VRING_BASE into a GET_VRING_BASE_SKIP_DRAIN.
     pub(super) fn suspending_num(self) -> Option<u32> {
         match self.0.suspend {
-            Suspend::ByNum(num) => Some(num),
-            Suspend::ByFeature | Suspend::ByMessage(_) => None,
+            Suspend::Num(num) => Some(num),
+            Suspend::Feature | Suspend::Message(_) => None,
         }
     }
 }
@@ -213,20 +220,23 @@ mod tests {
     fn dialect_codes_lead_there_and_back() {
         for dialect in Dialect::ALL {
             for code in 1..=GET_VRING_BASE_SKIP_DRAIN {
-                let Some(wire) = dialect.to_wire(code) else {
+                let Some(wire) = dialect.wire_code(code) else {
                     continue;
                 };
                 let by_num = dialect.suspending_num().is_some();
-                let back =
-                    if code == GET_VRING_BASE_SKIP_DRAIN && by_num { GET_VRING_BASE } else { code };
-                assert_eq!(dialect.from_wire(wire), Some(back), "{dialect} {code}");
+                let back = if code == GET_VRING_BASE_SKIP_DRAIN && by_num {
+                    GET_VRING_BASE
+                } else {
+                    code
+                };
+                assert_eq!(dialect.own_code(wire), Some(back), "{dialect} {code}");
             }
         }
     }
 
     #[test]
     fn dialect_gives_message_44_to_one_name_and_45_to_at_most_one() {
-        let meaning = |dialect: Dialect| (dialect.from_wire(44), dialect.from_wire(45));
+        let meaning = |dialect: Dialect| (dialect.own_code(44), dialect.own_code(45));
         assert_eq!(meaning(Dialect::QEMU_11_1), (Some(44), None));
         assert_eq!(meaning(Dialect::SKIP_DRAIN_45), (Some(44), Some(45)));
         assert_eq!(meaning(Dialect::SKIP_DRAIN_44), (Some(45), None));
@@ -235,7 +245,7 @@ mod tests {
 
     #[test]
     fn dialect_features_are_20_to_23() {
-        let bits = |dialect: Dialect| dialect.protocol_features().iter().map(|f| f.0).sum();
+        let bits = |dialect: Dialect| dialect.protocol_features().iter().map(|f| f.0).sum::<u64>();
         assert_eq!(bits(Dialect::QEMU_11_1), 0x0070_0000_u64);
         assert_eq!(bits(Dialect::SKIP_DRAIN_45), 0x00f0_0000_u64);
         assert_eq!(bits(Dialect::SKIP_DRAIN_44), 0x0090_0000_u64);
@@ -245,7 +255,7 @@ mod tests {
     #[test]
     fn dialect_lets_plain_get_vring_base_suspend_only_without_another_way_to_ask() {
         for dialect in Dialect::ALL {
-            let asks = dialect.to_wire(GET_VRING_BASE_SKIP_DRAIN).is_some();
+            let asks = dialect.wire_code(GET_VRING_BASE_SKIP_DRAIN).is_some();
             assert_eq!(dialect.plain_get_vring_base_may_suspend(), !asks);
         }
     }

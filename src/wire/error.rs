@@ -22,7 +22,7 @@ pub enum PayloadSize {
 impl PayloadSize {
     /// Whether a payload of `size` bytes fits.
     pub fn fits(self, size: u32) -> bool {
-        let regions = size >= 8 && size <= 8 + 32 * 8 && size % 32 == 8;
+        let regions = (8..=8 + 32 * 8).contains(&size) && size % 32 == 8;
         match self {
             Self::Exactly(n) => size == n,
             Self::OneOf(list) => list.contains(&size),
@@ -268,13 +268,31 @@ pub(super) struct FieldFault {
 
 impl FieldFault {
     pub fn received_in(self, message: &'static str) -> WireError {
-        let Self { field, expected, got } = self;
-        WireError::Field { message, field, expected, got }
+        let Self {
+            field,
+            expected,
+            got,
+        } = self;
+        WireError::Field {
+            message,
+            field,
+            expected,
+            got,
+        }
     }
 
     pub fn sent_in(self, message: &'static str) -> EncodeError {
-        let Self { field, expected, got } = self;
-        EncodeError::Field { message, field, expected, got }
+        let Self {
+            field,
+            expected,
+            got,
+        } = self;
+        EncodeError::Field {
+            message,
+            field,
+            expected,
+            got,
+        }
     }
 }
 
@@ -295,6 +313,9 @@ mod tests {
         let text = |size: PayloadSize| size.to_string();
         assert_eq!(text(PayloadSize::OneOf(&[0, 8])), "0 or 8");
         assert_eq!(text(PayloadSize::Between(12, 268)), "12 to 268");
-        assert_eq!(text(PayloadSize::NothingOrBetween(12, 268)), "0 or 12 to 268");
+        assert_eq!(
+            text(PayloadSize::NothingOrBetween(12, 268)),
+            "0 or 12 to 268"
+        );
     }
 }

@@ -15,7 +15,6 @@ mod dialect;
 mod encode;
 mod error;
 pub mod features;
-mod handles;
 mod header;
 mod message;
 mod payload;

@@ -44,7 +44,7 @@ impl<H> Rules<H> for FrontendReplies {
     const REPLIES: bool = true;
 
     fn admit(code: u32, size: u32, dialect: Dialect) -> Result<&'static str, WireError> {
-        let row = dialect.from_wire(code).and_then(codes::frontend_row);
+        let row = dialect.own_code(code).and_then(codes::frontend_row);
         let row = row.ok_or(WireError::UnknownRequest { code })?;
         admit_size(row.name, reply_size(row.code), size)
     }
@@ -56,7 +56,7 @@ impl<H> Rules<H> for FrontendReplies {
         dialect: Dialect,
     ) -> Result<Self::Message, WireError> {
         use FrontendReplyBody as B;
-        let row = dialect.from_wire(code).and_then(codes::frontend_row);
+        let row = dialect.own_code(code).and_then(codes::frontend_row);
         let row = row.ok_or(WireError::UnknownRequest { code })?;
         let name = row.name;
         let body = match row.code {
@@ -78,13 +78,19 @@ impl<H> Rules<H> for FrontendReplies {
 }
 
 fn config(message: &'static str, b: &[u8]) -> Result<ConfigPayload, WireError> {
-    let config = if b.is_empty() { None } else { Some(ConfigPayload::read(message, b)?) };
+    let config = if b.is_empty() {
+        None
+    } else {
+        Some(ConfigPayload::read(message, b)?)
+    };
     // A failure has one form, however it came.
-    Ok(config.filter(|config| !config.data.is_empty()).unwrap_or(ConfigPayload {
-        offset: 0,
-        flags: 0,
-        data: Bytes::new(),
-    }))
+    Ok(config
+        .filter(|config| !config.data.is_empty())
+        .unwrap_or(ConfigPayload {
+            offset: 0,
+            flags: 0,
+            data: Bytes::new(),
+        }))
 }
 
 /// A region comes with a descriptor. A back-end that has none says so with a

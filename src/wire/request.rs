@@ -69,7 +69,7 @@ impl<H> FrontendRequest<H> {
     /// The code on the wire; `None` if the dialect has no such message. A
     /// message decoded in a dialect always has one.
     pub fn code(&self, dialect: &Dialect) -> Option<u32> {
-        dialect.to_wire(self.own_code())
+        dialect.wire_code(self.own_code())
     }
 
     /// The document's name, without VHOST_USER_: "SET_VRING_KICK".
@@ -93,7 +93,7 @@ impl<H> Rules<H> for FrontendRequests {
     const REPLIES: bool = false;
 
     fn admit(code: u32, size: u32, dialect: Dialect) -> Result<&'static str, WireError> {
-        let row = dialect.from_wire(code).and_then(codes::frontend_row);
+        let row = dialect.own_code(code).and_then(codes::frontend_row);
         let row = row.ok_or(WireError::UnknownRequest { code })?;
         admit_size(row.name, row.size, size)
     }
@@ -105,7 +105,7 @@ impl<H> Rules<H> for FrontendRequests {
         dialect: Dialect,
     ) -> Result<Self::Message, WireError> {
         use FrontendRequest as R;
-        let row = dialect.from_wire(code).and_then(codes::frontend_row);
+        let row = dialect.own_code(code).and_then(codes::frontend_row);
         let row = row.ok_or(WireError::UnknownRequest { code })?;
         let name = row.name;
         Ok(match row.code {
@@ -171,7 +171,11 @@ pub(super) fn admit_size(
     if expected.fits(got) {
         return Ok(message);
     }
-    Err(WireError::Size { message, expected, got })
+    Err(WireError::Size {
+        message,
+        expected,
+        got,
+    })
 }
 
 fn mem_table<H>(
