@@ -107,10 +107,6 @@ impl<H> Rules<H> for BackendReplies {
             SHARED_OBJECT_LOOKUP => optional_handle(row.name, handles)?,
             _ => None,
         };
-        Ok(BackendReply {
-            code,
-            status,
-            handle,
-        })
+        Ok(BackendReply { code, status, handle })
     }
 }

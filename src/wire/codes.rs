@@ -156,10 +156,7 @@ mod tests {
         for code in [0, 45, 46, u32::MAX] {
             assert_eq!(request_name(code, qemu), None);
         }
-        assert_eq!(
-            request_name(44, &Dialect::SKIP_DRAIN_44),
-            Some("GET_VRING_BASE_SKIP_DRAIN")
-        );
+        assert_eq!(request_name(44, &Dialect::SKIP_DRAIN_44), Some("GET_VRING_BASE_SKIP_DRAIN"));
         assert_eq!(backend_request_name(2), Some("BACKEND_CONFIG_CHANGE_MSG"));
         assert_eq!(backend_request_name(0), None);
         assert_eq!(backend_request_name(11), None);

@@ -115,11 +115,7 @@ impl<D, H> Decoder<D, H> {
         if !handles.is_empty() {
             let start = self.start + self.bytes.len() as u64;
             self.held += handles.len();
-            self.chunks.push_back(Chunk {
-                start,
-                end: start + bytes.len() as u64,
-                handles,
-            });
+            self.chunks.push_back(Chunk { start, end: start + bytes.len() as u64, handles });
         }
         self.bytes.extend_from_slice(bytes);
         Ok(())
@@ -134,10 +130,7 @@ impl<D, H> Decoder<D, H> {
         }
         let buffered = self.bytes.len().saturating_add(bytes);
         if buffered > MAX_BUFFERED {
-            return Err(PushReason::Bytes {
-                max: MAX_BUFFERED as u32,
-                would_be: buffered as u64,
-            });
+            return Err(PushReason::Bytes { max: MAX_BUFFERED as u32, would_be: buffered as u64 });
         }
         let held = self.held.saturating_add(handles);
         if held > MAX_BUFFERED_HANDLES {
@@ -212,11 +205,7 @@ impl<H, D: Direction<H>> Decoder<D, H> {
             return Some(Err(self.end(error, None, false)));
         }
         if size as usize > MAX_PAYLOAD {
-            let error = WireError::Oversized {
-                code,
-                max: MAX_PAYLOAD as u32,
-                got: size,
-            };
+            let error = WireError::Oversized { code, max: MAX_PAYLOAD as u32, got: size };
             return Some(Err(self.end(error, Some(code), need_reply)));
         }
         let admitted = match D::admit(code, size, self.dialect) {
@@ -244,36 +233,21 @@ impl<H, D: Direction<H>> Decoder<D, H> {
         self.bytes.advance(length);
         self.start += length as u64;
         Some(match outcome {
-            Ok(message) => Ok(Envelope {
-                message,
-                need_reply,
-            }),
+            Ok(message) => Ok(Envelope { message, need_reply }),
             Err(error) => {
                 let fatal = error.is_fatal();
                 handles.extend(late);
                 if fatal {
                     handles.extend(self.drain_handles());
                 }
-                Err(Refused {
-                    error,
-                    code: Some(code),
-                    need_reply,
-                    handles,
-                    fatal,
-                })
+                Err(Refused { error, code: Some(code), need_reply, handles, fatal })
             }
         })
     }
 
     /// Refuse a message and all that may come after it.
     fn end(&mut self, error: WireError, code: Option<u32>, need_reply: bool) -> Refused<H> {
-        Refused {
-            error,
-            code,
-            need_reply,
-            handles: self.drain_handles(),
-            fatal: true,
-        }
+        Refused { error, code, need_reply, handles: self.drain_handles(), fatal: true }
     }
 }
 
@@ -311,9 +285,5 @@ pub(super) fn no_handles<H>(message: &'static str, handles: &[H]) -> Result<(), 
 }
 
 pub(super) fn wrong_count(message: &'static str, expected: HandleCount, got: usize) -> WireError {
-    WireError::Handles {
-        message,
-        expected,
-        got: got as u32,
-    }
+    WireError::Handles { message, expected, got: got as u32 }
 }

@@ -90,12 +90,8 @@ impl Dialect {
     /// GET_VRING_BASE with `num` 1 suspends; with 0 it drains.
     pub const NUM_1: Self = Self(&TABLE[3]);
     /// Every dialect.
-    pub const ALL: [Self; 4] = [
-        Self::QEMU_11_1,
-        Self::SKIP_DRAIN_45,
-        Self::SKIP_DRAIN_44,
-        Self::NUM_1,
-    ];
+    pub const ALL: [Self; 4] =
+        [Self::QEMU_11_1, Self::SKIP_DRAIN_45, Self::SKIP_DRAIN_44, Self::NUM_1];
 
     /// The dialect of this name, as printed by [`name`](Self::name).
     pub fn by_name(name: &str) -> Option<Self> {
@@ -142,10 +138,7 @@ impl Dialect {
             (self.get_vring_base_inflight(), "GET_VRING_BASE_INFLIGHT"),
             (self.gpa_addresses(), "GPA_ADDRESSES"),
             (self.shmem_map(), "SHMEM_MAP"),
-            (
-                self.get_vring_base_skip_drain(),
-                "GET_VRING_BASE_SKIP_DRAIN",
-            ),
+            (self.get_vring_base_skip_drain(), "GET_VRING_BASE_SKIP_DRAIN"),
         ]
     }
 
@@ -224,11 +217,8 @@ mod tests {
                     continue;
                 };
                 let by_num = dialect.suspending_num().is_some();
-                let back = if code == GET_VRING_BASE_SKIP_DRAIN && by_num {
-                    GET_VRING_BASE
-                } else {
-                    code
-                };
+                let back =
+                    if code == GET_VRING_BASE_SKIP_DRAIN && by_num { GET_VRING_BASE } else { code };
                 assert_eq!(dialect.own_code(wire), Some(back), "{dialect} {code}");
             }
         }

@@ -21,15 +21,11 @@ pub fn encode_request<H: Copy>(
     envelope: &Envelope<FrontendRequest<H>>,
     dialect: &Dialect,
 ) -> Result<(Bytes, Vec<H>), EncodeError> {
-    let Envelope {
-        message: request,
-        need_reply,
-    } = envelope;
+    let Envelope { message: request, need_reply } = envelope;
     let message = request.name();
-    let code = request.code(dialect).ok_or(EncodeError::NotInDialect {
-        message,
-        dialect: dialect.name(),
-    })?;
+    let code = request
+        .code(dialect)
+        .ok_or(EncodeError::NotInDialect { message, dialect: dialect.name() })?;
     check(request, *dialect).map_err(|fault| fault.sent_in(message))?;
     let mut handles = Vec::new();
     let bytes = frame(code, request_flags(*need_reply), |out| {
@@ -46,11 +42,9 @@ fn check<H>(request: &FrontendRequest<H>, dialect: Dialect) -> Result<(), FieldF
         R::IotlbMsg(iotlb) => iotlb.check(),
         R::GetConfig(config) | R::SetConfig(config) => config.check_size(),
         R::SetDeviceStateFd(state, _) => state.check(),
-        R::CreateCryptoSession(session) if session.len() > MAX_PAYLOAD => Err(FieldFault {
-            field: "size",
-            expected: "at most 4096",
-            got: session.len() as u64,
-        }),
+        R::CreateCryptoSession(session) if session.len() > MAX_PAYLOAD => {
+            Err(FieldFault { field: "size", expected: "at most 4096", got: session.len() as u64 })
+        }
         R::GetVringBase(state) if dialect.suspending_num() == Some(state.num) => Err(FieldFault {
             field: "num",
             expected: "a value that does not mean to suspend",
@@ -112,11 +106,9 @@ fn write_request<H: Copy>(
         | R::SetVringEnable(state)
         | R::SetVringEndian(state)
         | R::VringKick(state) => state.write(out),
-        R::GetVringBaseSkipDrain(VringState { index, num }) => VringState {
-            index: *index,
-            num: dialect.suspending_num().unwrap_or(*num),
+        R::GetVringBaseSkipDrain(VringState { index, num }) => {
+            VringState { index: *index, num: dialect.suspending_num().unwrap_or(*num) }.write(out)
         }
-        .write(out),
         R::SetVringAddr(addr) => addr.write(out),
         R::SetVringKick(file) | R::SetVringCall(file) | R::SetVringErr(file) => {
             write_vring_file(file, out, handles);
@@ -171,13 +163,10 @@ pub fn encode_reply<H: Copy>(reply: &FrontendReply<H>) -> (Bytes, Vec<H>) {
             description.write(out);
             handles.push(*handle);
         }
-        B::NoInflight => InflightDescription {
-            mmap_size: 0,
-            mmap_offset: 0,
-            num_queues: 0,
-            queue_size: 0,
+        B::NoInflight => {
+            InflightDescription { mmap_size: 0, mmap_offset: 0, num_queues: 0, queue_size: 0 }
+                .write(out)
         }
-        .write(out),
         B::MemTable(regions) => {
             debug_assert!(check_regions(regions.len() as u64).is_ok());
             write_table(regions.iter().copied(), out);

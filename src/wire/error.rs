@@ -268,31 +268,13 @@ pub(super) struct FieldFault {
 
 impl FieldFault {
     pub fn received_in(self, message: &'static str) -> WireError {
-        let Self {
-            field,
-            expected,
-            got,
-        } = self;
-        WireError::Field {
-            message,
-            field,
-            expected,
-            got,
-        }
+        let Self { field, expected, got } = self;
+        WireError::Field { message, field, expected, got }
     }
 
     pub fn sent_in(self, message: &'static str) -> EncodeError {
-        let Self {
-            field,
-            expected,
-            got,
-        } = self;
-        EncodeError::Field {
-            message,
-            field,
-            expected,
-            got,
-        }
+        let Self { field, expected, got } = self;
+        EncodeError::Field { message, field, expected, got }
     }
 }
 
@@ -313,9 +295,6 @@ mod tests {
         let text = |size: PayloadSize| size.to_string();
         assert_eq!(text(PayloadSize::OneOf(&[0, 8])), "0 or 8");
         assert_eq!(text(PayloadSize::Between(12, 268)), "12 to 268");
-        assert_eq!(
-            text(PayloadSize::NothingOrBetween(12, 268)),
-            "0 or 12 to 268"
-        );
+        assert_eq!(text(PayloadSize::NothingOrBetween(12, 268)), "0 or 12 to 268");
     }
 }

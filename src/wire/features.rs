@@ -62,11 +62,7 @@ pub mod protocol {
 
     /// The names of these bits, for people.
     pub fn names(bits: u64, dialect: &Dialect) -> Names {
-        Names {
-            bits,
-            fixed: NAMES,
-            contested: dialect.protocol_features(),
-        }
+        Names { bits, fixed: NAMES, contested: dialect.protocol_features() }
     }
 }
 
@@ -122,11 +118,7 @@ pub mod virtio {
 
     /// The names of these bits, for people.
     pub fn names(bits: u64) -> Names {
-        Names {
-            bits,
-            fixed: NAMES,
-            contested: [(0, ""); 4],
-        }
+        Names { bits, fixed: NAMES, contested: [(0, ""); 4] }
     }
 }
 

@@ -34,11 +34,7 @@ impl Header {
     /// Read the header at the start of `bytes`; `None` when it is not all there.
     pub fn peek(bytes: &[u8]) -> Option<Self> {
         let mut bytes: &[u8] = bytes.first_chunk::<HEADER_LEN>()?;
-        Some(Self {
-            code: bytes.get_u32_ne(),
-            flags: bytes.get_u32_ne(),
-            size: bytes.get_u32_ne(),
-        })
+        Some(Self { code: bytes.get_u32_ne(), flags: bytes.get_u32_ne(), size: bytes.get_u32_ne() })
     }
 
     pub fn put(self, out: &mut impl BufMut) {
@@ -59,9 +55,7 @@ impl Header {
     pub fn check_flags(self, reply_expected: bool) -> Result<(), WireError> {
         let Self { code, flags, .. } = self;
         if flags & VERSION_MASK != VERSION {
-            return Err(WireError::Version {
-                got: flags & VERSION_MASK,
-            });
+            return Err(WireError::Version { got: flags & VERSION_MASK });
         }
         if flags & !DEFINED != 0 {
             return Err(WireError::ReservedFlags { got: flags });
@@ -80,11 +74,7 @@ mod tests {
     use bytes::BytesMut;
 
     fn header(flags: u32) -> Header {
-        Header {
-            code: 1,
-            flags,
-            size: 0,
-        }
+        Header { code: 1, flags, size: 0 }
     }
 
     #[test]

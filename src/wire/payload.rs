@@ -22,10 +22,7 @@ pub(super) const NOFD: u64 = 1 << 8;
 
 impl VringState {
     pub(super) fn read(mut b: &[u8]) -> Self {
-        Self {
-            index: b.get_u32_ne(),
-            num: b.get_u32_ne(),
-        }
+        Self { index: b.get_u32_ne(), num: b.get_u32_ne() }
     }
 
     pub(super) fn write(self, out: &mut BytesMut) {
@@ -102,11 +99,7 @@ pub(super) fn read_table(message: &'static str, mut b: &[u8]) -> Result<Vec<MemR
     let expected = 8 + 32 * count;
     let all_slots = 8 + 32 * MAX_REGIONS as u32;
     if got != expected && got != all_slots {
-        return Err(WireError::Size {
-            message,
-            expected: PayloadSize::Exactly(expected),
-            got,
-        });
+        return Err(WireError::Size { message, expected: PayloadSize::Exactly(expected), got });
     }
     Ok((0..count).map(|_| MemRegion::read_bare(&mut b)).collect())
 }
@@ -126,10 +119,7 @@ pub(super) fn check_regions(count: u64) -> Result<(), FieldFault> {
 
 impl LogDescription {
     pub(super) fn read(mut b: &[u8]) -> Self {
-        Self {
-            size: b.get_u64_ne(),
-            offset: b.get_u64_ne(),
-        }
+        Self { size: b.get_u64_ne(), offset: b.get_u64_ne() }
     }
 
     pub(super) fn write(self, out: &mut BytesMut) {
@@ -143,13 +133,8 @@ impl ConfigPayload {
         let offset = b.get_u32_ne();
         let size = b.get_u32_ne();
         let flags = b.get_u32_ne();
-        check(
-            "size",
-            "the length of the content",
-            size.into(),
-            size as usize == b.len(),
-        )
-        .map_err(|fault| fault.received_in(message))?;
+        check("size", "the length of the content", size.into(), size as usize == b.len())
+            .map_err(|fault| fault.received_in(message))?;
         Ok(Self {
             offset,
             flags,
@@ -221,11 +206,7 @@ impl Iotlb {
 
 impl VringArea {
     pub(super) fn read(mut b: &[u8]) -> Self {
-        Self {
-            index: b.get_u64_ne(),
-            size: b.get_u64_ne(),
-            offset: b.get_u64_ne(),
-        }
+        Self { index: b.get_u64_ne(), size: b.get_u64_ne(), offset: b.get_u64_ne() }
     }
 
     pub(super) fn write(self, out: &mut BytesMut) {
@@ -237,10 +218,7 @@ impl VringArea {
 
 impl TransferState {
     pub(super) fn read(mut b: &[u8]) -> Self {
-        Self {
-            direction: b.get_u32_ne(),
-            phase: b.get_u32_ne(),
-        }
+        Self { direction: b.get_u32_ne(), phase: b.get_u32_ne() }
     }
 
     pub(super) fn write(self, out: &mut BytesMut) {
@@ -315,12 +293,7 @@ pub(super) fn read_uuid(mut b: &[u8]) -> [u8; 16] {
 /// The vring index and whether the NOFD bit is set.
 pub(super) fn read_vring_file(b: &[u8]) -> Result<(u8, bool), FieldFault> {
     let got = read_u64(b);
-    check(
-        "vring index",
-        "0 to 255 and perhaps bit 8",
-        got,
-        got <= 0x1ff,
-    )?;
+    check("vring index", "0 to 255 and perhaps bit 8", got, got <= 0x1ff)?;
     Ok((got as u8, got & NOFD != 0))
 }
 
@@ -330,15 +303,7 @@ fn check(
     got: u64,
     fits: bool,
 ) -> Result<(), FieldFault> {
-    if fits {
-        Ok(())
-    } else {
-        Err(FieldFault {
-            field,
-            expected,
-            got,
-        })
-    }
+    if fits { Ok(()) } else { Err(FieldFault { field, expected, got }) }
 }
 
 #[cfg(test)]
@@ -353,55 +318,26 @@ mod tests {
 
     #[test]
     fn payload_tail_padding_is_on_the_wire() {
-        let inflight = InflightDescription {
-            mmap_size: 1,
-            mmap_offset: 2,
-            num_queues: 3,
-            queue_size: 4,
-        };
+        let inflight =
+            InflightDescription { mmap_size: 1, mmap_offset: 2, num_queues: 3, queue_size: 4 };
         let bytes = written(|out| inflight.write(out));
         assert_eq!(bytes.len(), 24);
-        assert_eq!(
-            bytes[16..20],
-            [3u16.to_ne_bytes(), 4u16.to_ne_bytes()].concat()
-        );
-        let iotlb = Iotlb {
-            iova: 1,
-            size: 2,
-            user_addr: 3,
-            perm: 2,
-            kind: 3,
-        };
+        assert_eq!(bytes[16..20], [3u16.to_ne_bytes(), 4u16.to_ne_bytes()].concat());
+        let iotlb = Iotlb { iova: 1, size: 2, user_addr: 3, perm: 2, kind: 3 };
         let bytes = written(|out| iotlb.write(out));
         assert_eq!(bytes.len(), 32);
         assert_eq!(bytes[24..], [2, 3, 0, 0, 0, 0, 0, 0]);
-        let map = ShmemMap {
-            shmid: 9,
-            fd_offset: 1,
-            shm_offset: 2,
-            len: 3,
-            flags: 1,
-        };
+        let map = ShmemMap { shmid: 9, fd_offset: 1, shm_offset: 2, len: 3, flags: 1 };
         let bytes = written(|out| map.write(out));
         assert_eq!(bytes.len(), 40);
         assert_eq!(bytes[..8], [9, 0, 0, 0, 0, 0, 0, 0]);
-        let config = ShmemConfig {
-            nregions: 1,
-            sizes: Box::new([7; 256]),
-        };
+        let config = ShmemConfig { nregions: 1, sizes: Box::new([7; 256]) };
         assert_eq!(written(|out| config.write(out)).len(), 2056);
     }
 
     #[test]
     fn payload_vring_addr_has_used_before_avail() {
-        let addr = VringAddr {
-            index: 1,
-            flags: 0,
-            desc: 2,
-            used: 3,
-            avail: 4,
-            log: 5,
-        };
+        let addr = VringAddr { index: 1, flags: 0, desc: 2, used: 3, avail: 4, log: 5 };
         let bytes = written(|out| addr.write(out));
         assert_eq!(bytes.len(), 40);
         assert_eq!(bytes[16..24], 3u64.to_ne_bytes());

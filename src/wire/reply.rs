@@ -78,19 +78,13 @@ impl<H> Rules<H> for FrontendReplies {
 }
 
 fn config(message: &'static str, b: &[u8]) -> Result<ConfigPayload, WireError> {
-    let config = if b.is_empty() {
-        None
-    } else {
-        Some(ConfigPayload::read(message, b)?)
-    };
+    let config = if b.is_empty() { None } else { Some(ConfigPayload::read(message, b)?) };
     // A failure has one form, however it came.
-    Ok(config
-        .filter(|config| !config.data.is_empty())
-        .unwrap_or(ConfigPayload {
-            offset: 0,
-            flags: 0,
-            data: Bytes::new(),
-        }))
+    Ok(config.filter(|config| !config.data.is_empty()).unwrap_or(ConfigPayload {
+        offset: 0,
+        flags: 0,
+        data: Bytes::new(),
+    }))
 }
 
 /// A region comes with a descriptor. A back-end that has none says so with a

@@ -171,11 +171,7 @@ pub(super) fn admit_size(
     if expected.fits(got) {
         return Ok(message);
     }
-    Err(WireError::Size {
-        message,
-        expected,
-        got,
-    })
+    Err(WireError::Size { message, expected, got })
 }
 
 fn mem_table<H>(
