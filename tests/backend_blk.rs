@@ -217,8 +217,7 @@ fn blk_buffers_outside_guest_memory_are_answered_ioerr_and_the_ring_lives() {
             table: None,
         };
         let request = midflight::driver::BlkRequest { op, token: 0 };
-        let head =
-            driver.submit(&rig.guest, &request, &buffers, &Framing::CLASSIC).unwrap();
+        let head = driver.submit(&rig.guest, &request, &buffers, &Framing::CLASSIC).unwrap();
         // The driver would not write there; make the length lie instead.
         let desc = ring_layout(0).desc + 16 * u64::from(head);
         let next: u16 = rig.guest.read_obj(GuestAddress(desc + 14)).unwrap();

@@ -133,10 +133,7 @@ fn serial(text: &str) -> Result<Serial, String> {
     match serial.get_mut(..text.len()) {
         Some(head) => head.copy_from_slice(text.as_bytes()),
         None => {
-            return Err(format!(
-                "expected at most 20 characters, got {}",
-                text.len()
-            ));
+            return Err(format!("expected at most 20 characters, got {}", text.len()));
         }
     }
     Ok(Serial(serial))
@@ -191,10 +188,7 @@ mod tests {
     fn parse(args: &[&str]) -> Result<ServeArgs, String> {
         let args = std::iter::once("midflight").chain(args.iter().copied());
         match Cli::try_parse_from(args) {
-            Ok(Cli {
-                command: Some(Sub::Serve(args)),
-                ..
-            }) => Ok(args),
+            Ok(Cli { command: Some(Sub::Serve(args)), .. }) => Ok(args),
             Ok(cli) => Ok(cli.serve),
             Err(e) => Err(one_line(&e.to_string())),
         }

@@ -20,6 +20,10 @@ use std::os::fd::OwnedFd;
 
 /// Everything a daemon is made of.
 pub struct EventLoop {
+    /// First, because fields are dropped in order: the disk waits for what it
+    /// is working on, and the memory has to be there until then.
+    disk: Disk,
+    memory: Memory,
     backend: Backend<GuestMem>,
     clock: Clock,
     poller: Poller,
@@ -32,8 +36,6 @@ pub struct EventLoop {
     handles: Handles,
     /// What is watched for kicks, by vring.
     kicks: Vec<Option<Handle>>,
-    memory: Memory,
-    disk: Disk,
     completions: Vec<Completion>,
     /// Answers to outputs, given when all outputs are taken.
     answers: VecDeque<Answer>,
@@ -97,11 +99,7 @@ impl EventLoop {
                 self.accept(now)?;
             }
             self.receive(now);
-            if self
-                .backend
-                .poll_timeout()
-                .is_some_and(|(due, _)| due <= now)
-            {
+            if self.backend.poll_timeout().is_some_and(|(due, _)| due <= now) {
                 self.tell(now, Input::Timeout);
             }
             self.pump(now)?;
@@ -162,11 +160,9 @@ impl EventLoop {
         }
     }
 
-    /// Nobody is served, and nothing is left of whoever was. A request of the
-    /// last client that the disk still works on will be submitted again by the
-    /// next one's back-end state; it must not land after that.
+    /// Nobody is served, and nothing is left of whoever was.
     fn is_vacant(&self) -> bool {
-        self.socket.is_none() && self.disk.inflight() == 0
+        self.socket.is_none() && self.backend.is_idle() && self.disk.inflight() == 0
     }
 
     fn accept(&mut self, now: Instant) -> io::Result<()> {
@@ -212,9 +208,7 @@ impl EventLoop {
         match socket.receive(wanted, &mut self.handles) {
             Ok(Received::Bytes(n, handles)) => {
                 let bytes = socket.bytes(n);
-                let told = self
-                    .backend
-                    .handle_input(now, Input::Received { bytes, handles });
+                let told = self.backend.handle_input(now, Input::Received { bytes, handles });
                 self.told(now, told);
             }
             Ok(Received::Nothing) => {}
@@ -255,7 +249,7 @@ impl EventLoop {
             debug_assert!(false, "the back-end was misused: {misuse}");
         }
         self.drain(now);
-        if self.socket.is_none() {
+        if self.socket.is_none() && self.backend.is_idle() {
             self.forget_client();
         }
     }
@@ -307,11 +301,7 @@ impl EventLoop {
                 let allocated = memory::alloc_inflight(size).map(|fd| self.handles.insert(fd));
                 self.answers.push_back(Answer::InflightAllocated(allocated));
             }
-            Output::MapInflight {
-                handle,
-                offset,
-                size,
-            } => {
+            Output::MapInflight { handle, offset, size } => {
                 let mapped = memory::map_inflight(&self.handles, handle, offset, size);
                 self.answers.push_back(Answer::InflightMapped(mapped));
             }
@@ -367,6 +357,8 @@ impl EventLoop {
         if let Some(socket) = self.socket.take() {
             self.poller.remove(&socket);
         }
+        // What the back-end wanted to know is void without a front-end.
+        self.answers.clear();
     }
 
     /// Nothing of a client survives it, whatever the back-end forgot.

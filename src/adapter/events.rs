@@ -8,24 +8,13 @@ pub fn say(event: &Event) {
         Event::Negotiated { features, protocol } => {
             say_limited!("negotiated features {features:#x}, protocol features {protocol:#x}")
         }
-        Event::VringRunning {
-            vring,
-            size,
-            next_avail,
-            used,
-            resubmitted,
-        } => say_limited!(
+        Event::VringRunning { vring, size, next_avail, used, resubmitted } => say_limited!(
             "vring {vring} runs: size {size}, next available {next_avail}, used {used}, resubmitted {resubmitted}"
         ),
         Event::VringStopped { vring, base } => {
             say_limited!("vring {vring} stopped at base {base}");
         }
-        Event::BaseContradicted {
-            vring,
-            base,
-            used,
-            inflight,
-        } => say_limited!(
+        Event::BaseContradicted { vring, base, used, inflight } => say_limited!(
             "vring {vring}: base {base} contradicts used index {used} and {inflight} in flight, the inflight region is believed"
         ),
         Event::VringBroken { vring, fault } => say_limited!("vring {vring} is broken: {fault}"),

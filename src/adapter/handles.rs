@@ -54,10 +54,7 @@ impl Handles {
         };
         if !entry.nonblocking {
             let mut fds = [PollFd::new(&entry.fd, PollFlags::OUT)];
-            let zero = rustix::event::Timespec {
-                tv_sec: 0,
-                tv_nsec: 0,
-            };
+            let zero = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
             if !matches!(poll(&mut fds, Some(&zero)), Ok(1)) {
                 return;
             }
@@ -106,10 +103,7 @@ mod tests {
     fn handles_release_closes_and_clear_closes_the_rest() {
         let mut handles = Handles::default();
         let (read, write) = rustix::pipe::pipe().unwrap();
-        let (a, b) = (
-            handles.insert(write.try_clone().unwrap()),
-            handles.insert(write),
-        );
+        let (a, b) = (handles.insert(write.try_clone().unwrap()), handles.insert(write));
         handles.release(a);
         assert!(handles.get(a).is_none() && handles.get(b).is_some());
         assert_eq!(handles.clear(), 1);

@@ -52,16 +52,10 @@ impl Image {
         let kind_of = |mode| FileType::from_raw_mode(mode);
         let kind = kind_of(stat(path).map_err(|e| cannot("open", e))?.st_mode);
         if !matches!(kind, FileType::RegularFile | FileType::BlockDevice) {
-            return Err(Refusal(format!(
-                "{name} is neither a regular file nor a block device"
-            )));
+            return Err(Refusal(format!("{name} is neither a regular file nor a block device")));
         }
         let mut flags = OFlags::CLOEXEC;
-        flags |= if options.read_only {
-            OFlags::RDONLY
-        } else {
-            OFlags::RDWR
-        };
+        flags |= if options.read_only { OFlags::RDONLY } else { OFlags::RDWR };
         if options.direct {
             flags |= OFlags::DIRECT;
         }
@@ -184,11 +178,7 @@ impl Image {
         let range = [offset, len];
         // SAFETY: the request reads two 64-bit numbers from its argument.
         let code = unsafe { libc::ioctl(self.fd.as_raw_fd(), BLKDISCARD as _, range.as_ptr()) };
-        if code == 0 {
-            Ok(())
-        } else {
-            Err(super::disk::last_errno())
-        }
+        if code == 0 { Ok(()) } else { Err(super::disk::last_errno()) }
     }
 
     /// Ask whether discard works, without discarding anything.

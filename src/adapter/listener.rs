@@ -59,10 +59,7 @@ impl Listener {
             Err(errno) => return Err(cannot_listen(path, errno)),
         }
         let listener = Self {
-            path: identity(path).map(|identity| OwnPath {
-                path: path.to_owned(),
-                identity,
-            }),
+            path: identity(path).map(|identity| OwnPath { path: path.to_owned(), identity }),
             fd,
         };
         listen(&listener.fd, BACKLOG).map_err(|e| cannot_listen(path, e))?;
@@ -135,10 +132,7 @@ pub fn inherit(raw: RawFd) -> Result<Inherited, Refusal> {
 
 fn address(path: &Path) -> Result<SocketAddrUnix, Refusal> {
     SocketAddrUnix::new(path).map_err(|_| {
-        Refusal(format!(
-            "socket path {} is too long: expected at most 107 bytes",
-            path.display()
-        ))
+        Refusal(format!("socket path {} is too long: expected at most 107 bytes", path.display()))
     })
 }
 
@@ -159,10 +153,7 @@ fn examine(path: &Path, address: &SocketAddrUnix) -> Result<Option<(u64, u64)>, 
         Err(errno) => return Err(cannot_listen(path, errno)),
     };
     if FileType::from_raw_mode(there.st_mode) != FileType::Socket {
-        return Err(Refusal(format!(
-            "{} exists and is not a socket",
-            path.display()
-        )));
+        return Err(Refusal(format!("{} exists and is not a socket", path.display())));
     }
     let probe = unix_socket().map_err(|e| cannot_listen(path, e))?;
     match connect(&probe, address) {
@@ -206,9 +197,5 @@ fn busy(path: &Path) -> Refusal {
 }
 
 fn cannot_listen(path: &Path, errno: Errno) -> Refusal {
-    Refusal(format!(
-        "cannot listen on {}: {}",
-        path.display(),
-        describe(errno)
-    ))
+    Refusal(format!("cannot listen on {}: {}", path.display(), describe(errno)))
 }

@@ -44,9 +44,7 @@ pub fn line_limited(text: fmt::Arguments<'_>) {
     match verdict {
         Verdict::Say => line(text),
         Verdict::SayAfter(dropped) => {
-            line(format_args!(
-                "{dropped} lines like the next were not printed"
-            ));
+            line(format_args!("{dropped} lines like the next were not printed"));
             line(text);
         }
         Verdict::Drop => {}
@@ -91,11 +89,7 @@ struct Budget {
 
 impl Budget {
     fn new(now: Instant) -> Self {
-        Self {
-            since: now,
-            said: 0,
-            dropped: 0,
-        }
+        Self { since: now, said: 0, dropped: 0 }
     }
 
     fn spend(&mut self, now: Instant) -> Verdict {

@@ -108,21 +108,12 @@ impl PeerRegion {
             )
         }
         .map_err(|e| system("cannot map the memory file", e))?;
-        let mut mapping = Mapping {
-            base: base.cast(),
-            len,
-            guard: None,
-        };
+        let mut mapping = Mapping { base: base.cast(), len, guard: None };
         mapping.guard = Guard::new(base as usize, len, granule as usize);
         if mapping.guard.is_none() {
             return Err(MapFailed("too many mappings at once".into()));
         }
-        Ok(Self {
-            mapping,
-            skip: skip as usize,
-            size: size as usize,
-            guest: GuestAddress(guest),
-        })
+        Ok(Self { mapping, skip: skip as usize, size: size as usize, guest: GuestAddress(guest) })
     }
 
     fn host(&self) -> *mut u8 {
@@ -192,15 +183,8 @@ struct Table {
 impl Table {
     fn new(mem: GuestMem) -> Self {
         use vm_memory::GuestMemoryBackend as _;
-        let spans = mem
-            .iter()
-            .map(|r| (r.guest.0, r.size as u64, r.host() as usize))
-            .collect();
-        Self {
-            mem,
-            spans,
-            inflight: 0,
-        }
+        let spans = mem.iter().map(|r| (r.guest.0, r.size as u64, r.host() as usize)).collect();
+        Self { mem, spans, inflight: 0 }
     }
 }
 
@@ -234,12 +218,7 @@ impl Memory {
             let region = match known {
                 Some((_, region)) => Arc::clone(region),
                 None => {
-                    let MemRegion {
-                        guest_addr,
-                        size,
-                        mmap_offset,
-                        ..
-                    } = want.region;
+                    let MemRegion { guest_addr, size, mmap_offset, .. } = want.region;
                     let fd = handles
                         .get(want.handle)
                         .ok_or_else(|| MapFailed(format!("{} is not open", want.handle)))?;
@@ -332,10 +311,7 @@ fn append(out: &mut Vec<Iov>, host: usize, len: usize) {
         last.iov_len += len;
         return;
     }
-    out.push(Iov(libc::iovec {
-        iov_base: host as *mut libc::c_void,
-        iov_len: len,
-    }));
+    out.push(Iov(libc::iovec { iov_base: host as *mut libc::c_void, iov_len: len }));
 }
 
 /// Map an inflight region as memory from address 0.
@@ -345,9 +321,7 @@ pub fn map_inflight(
     offset: u64,
     size: u64,
 ) -> Result<GuestMem, MapFailed> {
-    let fd = handles
-        .get(handle)
-        .ok_or_else(|| MapFailed(format!("{handle} is not open")))?;
+    let fd = handles.get(handle).ok_or_else(|| MapFailed(format!("{handle} is not open")))?;
     let region = PeerRegion::map(fd, offset, size, 0)?;
     GuestMem::from_regions(vec![region]).map_err(|e| MapFailed(e.to_string().to_lowercase()))
 }
@@ -403,10 +377,7 @@ mod tests {
     fn memory_short_file_is_refused_with_both_sizes() {
         let fd = memfd(PAGE);
         let error = PeerRegion::map(std::os::fd::AsFd::as_fd(&fd), 0, 2 * PAGE, 0).unwrap_err();
-        assert_eq!(
-            error.0,
-            "expected a memory file of at least 8192 bytes, got one of 4096"
-        );
+        assert_eq!(error.0, "expected a memory file of at least 8192 bytes, got one of 4096");
         for (offset, size) in [(u64::MAX, 2), (0, 0)] {
             assert!(PeerRegion::map(std::os::fd::AsFd::as_fd(&fd), offset, size, 0).is_err());
         }
@@ -423,22 +394,10 @@ mod tests {
         let mut memory = Memory::default();
         // The second region follows the first for the guest but not in the
         // file, and its offset is not a multiple of the page size.
-        let table = [
-            region(b, PAGE, PAGE - 512, 3 * PAGE),
-            region(a, 0, PAGE, PAGE),
-        ];
+        let table = [region(b, PAGE, PAGE - 512, 3 * PAGE), region(a, 0, PAGE, PAGE)];
         memory.map(&table, &handles).unwrap();
         let mut iov = Vec::new();
-        let segments = [
-            Segment {
-                addr: PAGE - 8,
-                len: 12,
-            },
-            Segment {
-                addr: PAGE + 4,
-                len: 4,
-            },
-        ];
+        let segments = [Segment { addr: PAGE - 8, len: 12 }, Segment { addr: PAGE + 4, len: 4 }];
         let epoch = memory.translate(&segments, &mut iov).unwrap();
         // Two mappings, which the kernel may have put side by side.
         assert!(iov.len() <= 2, "touching pieces are joined");
@@ -490,9 +449,7 @@ mod tests {
         let (a, b) = (handles.insert(memfd(PAGE)), handles.insert(memfd(PAGE)));
         let mut memory = Memory::default();
         let one = memory.map(&[region(a, 0, PAGE, 0)], &handles).unwrap();
-        let two = memory
-            .map(&[region(a, 0, PAGE, 0), region(b, PAGE, PAGE, 0)], &handles)
-            .unwrap();
+        let two = memory.map(&[region(a, 0, PAGE, 0), region(b, PAGE, PAGE, 0)], &handles).unwrap();
         let host = |m: &GuestMem, at| m.get_host_address(GuestAddress(at)).unwrap();
         assert_eq!(host(&one, 0), host(&two, 0));
         // A table that cannot be made leaves the old one in force.

@@ -85,11 +85,7 @@ impl Poller {
     pub fn wait(&mut self, now: Instant, until: Option<Instant>) -> rustix::io::Result<()> {
         let timeout = until.map(|until| timespec(until.saturating_since(now)));
         self.events.clear();
-        match epoll::wait(
-            &self.epoll,
-            spare_capacity(&mut self.events),
-            timeout.as_ref(),
-        ) {
+        match epoll::wait(&self.epoll, spare_capacity(&mut self.events), timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(errno) => Err(errno),
         }
@@ -97,9 +93,7 @@ impl Poller {
 
     /// The next of what became ready.
     pub fn next(&mut self) -> Option<Source> {
-        self.events
-            .pop()
-            .map(|event| Source::from_token(event.data.u64()))
+        self.events.pop().map(|event| Source::from_token(event.data.u64()))
     }
 }
 

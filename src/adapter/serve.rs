@@ -17,10 +17,7 @@ use std::sync::Arc;
 /// error; everything later is a line and an exit code.
 pub fn serve(args: &ServeArgs) -> Result<ExitCode, Refusal> {
     let missing = |what: &str| Refusal(format!("{what} is required, try --help"));
-    let path = args
-        .blk_file
-        .as_ref()
-        .ok_or_else(|| missing("--blk-file"))?;
+    let path = args.blk_file.as_ref().ok_or_else(|| missing("--blk-file"))?;
     // What can be said at once is said before anything is waited for.
     let inherited = match (&args.socket_path, args.fd) {
         (Some(socket), _) => {
@@ -48,12 +45,9 @@ pub fn serve(args: &ServeArgs) -> Result<ExitCode, Refusal> {
     };
     let backend = Backend::new(config).map_err(|e| Refusal(e.to_string()))?;
     lock::lock(image.fd(), path, args.read_only)?;
-    let (disk, line) = Disk::new(
-        Arc::clone(&image),
-        args.io_engine.into(),
-        args.throttle_latency_us,
-    )
-    .map_err(|e| Refusal(format!("cannot set up disk I/O: {e}")))?;
+    let (disk, line) =
+        Disk::new(Arc::clone(&image), args.io_engine.into(), args.throttle_latency_us)
+            .map_err(|e| Refusal(format!("cannot set up disk I/O: {e}")))?;
     if let Some(line) = line {
         say!("{line}");
     }
@@ -63,11 +57,7 @@ pub fn serve(args: &ServeArgs) -> Result<ExitCode, Refusal> {
     let engine = disk.name();
     let event_loop = EventLoop::new(backend, disk, signals).map_err(system)?;
     let ready = |on: String| {
-        say!(
-            "{on}, serving {} ({} bytes, {engine})",
-            path.display(),
-            image.size()
-        );
+        say!("{on}, serving {} ({} bytes, {engine})", path.display(), image.size());
     };
     let ended = match (inherited, &args.socket_path) {
         (Some(Inherited::Connected(client)), _) => {

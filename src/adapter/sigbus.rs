@@ -47,9 +47,7 @@ impl Guard {
     /// page size of the mapping. `None` if there are too many.
     pub fn new(start: usize, len: usize, granule: usize) -> Option<Self> {
         let index = TABLE.iter().position(|slot| {
-            slot.taken
-                .compare_exchange(false, true, Ordering::AcqRel, Ordering::Relaxed)
-                .is_ok()
+            slot.taken.compare_exchange(false, true, Ordering::AcqRel, Ordering::Relaxed).is_ok()
         })?;
         let slot = &TABLE[index];
         slot.end.store(start + len, Ordering::Relaxed);
@@ -86,11 +84,7 @@ pub fn install() -> std::io::Result<()> {
         libc::sigemptyset(&mut action.sa_mask);
         libc::sigaction(libc::SIGBUS, &action, core::ptr::null_mut())
     };
-    if code == 0 {
-        Ok(())
-    } else {
-        Err(std::io::Error::last_os_error())
-    }
+    if code == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }
 
 /// Only atomics, mmap(2), write(2) and sigaction(2): all may be called here.

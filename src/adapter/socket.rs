@@ -136,12 +136,9 @@ impl Socket {
         let fds: Vec<BorrowedFd<'_>> = handles.iter().filter_map(|h| table.get(*h)).collect();
         let mut rest = &fds[..];
         if self.queue.is_empty() {
-            match send_once(self.fd.as_fd(), &bytes, rest)? {
-                Some(n) => {
-                    bytes.advance(n);
-                    rest = &[];
-                }
-                None => {}
+            if let Some(n) = send_once(self.fd.as_fd(), &bytes, rest)? {
+                bytes.advance(n);
+                rest = &[];
             }
             if bytes.is_empty() {
                 return Ok(());
@@ -232,8 +229,7 @@ mod tests {
         let mut table = Handles::default();
         let event = table.insert(eventfd(3, EventfdFlags::empty()).unwrap());
         a.send(Bytes::from_static(b"one"), &[], &table).unwrap();
-        a.send(Bytes::from_static(b"two"), &[event], &table)
-            .unwrap();
+        a.send(Bytes::from_static(b"two"), &[event], &table).unwrap();
         let mut theirs = Handles::default();
         assert_eq!(b.receive(3, &mut theirs), Ok(Received::Bytes(3, vec![])));
         let Ok(Received::Bytes(3, got)) = b.receive(3, &mut theirs) else {
@@ -260,8 +256,7 @@ mod tests {
             a.send(block.clone(), &[], &table).unwrap();
             sent += block.len();
         }
-        a.send(Bytes::from_static(b"last"), &[event], &table)
-            .unwrap();
+        a.send(Bytes::from_static(b"last"), &[event], &table).unwrap();
         // The back-end releases its handle before the message is out.
         table.release(event);
         sent += 4;

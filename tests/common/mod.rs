@@ -3,16 +3,18 @@
 
 #![allow(dead_code)] // Each test uses its part.
 
+use midflight::Handle;
 use midflight::backend::{Backend, CloseReason, Event, Input, MapFailed, Output};
 use midflight::blk::{Completion, DeviceConfig, DiskError, DiskOp, ReqId};
-use midflight::driver::{BlkDriver, BlkOp, BlkRequest, Framing, RequestBuffers, RingFeatures, RingLayout, Span};
+use midflight::driver::{
+    BlkDriver, BlkOp, BlkRequest, Framing, RequestBuffers, RingFeatures, RingLayout, Span,
+};
 use midflight::time::Instant;
 use midflight::wire::features::{protocol, virtio};
 use midflight::wire::{
     Decoder, Dialect, Envelope, FrontendReplies, FrontendReply, FrontendReplyBody, FrontendRequest,
     InflightDescription, MemRegion, VringAddr, VringFile, VringState, encode_request,
 };
-use midflight::Handle;
 use std::collections::BTreeSet;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -178,7 +180,13 @@ impl Rig {
     pub fn ok(&mut self, message: FrontendRequest<Handle>) {
         let name = message.name();
         let reply = self.send(message, true);
-        assert_eq!(reply, Some(FrontendReplyBody::U64(0)), "{name}: {:?} {:?}", self.closed, self.events.last());
+        assert_eq!(
+            reply,
+            Some(FrontendReplyBody::U64(0)),
+            "{name}: {:?} {:?}",
+            self.closed,
+            self.events.last()
+        );
     }
 
     /// Send with NEED_REPLY and expect a refusal; its text.
@@ -228,7 +236,11 @@ impl Rig {
         self.ok(FrontendRequest::SetVringNum(VringState { index, num: u32::from(RING) }));
         self.ok(FrontendRequest::SetVringBase(VringState { index, num: u32::from(base) }));
         self.ok(FrontendRequest::SetVringAddr(vring_addr(vring)));
-        for message in [FrontendRequest::SetVringCall, FrontendRequest::SetVringErr, FrontendRequest::SetVringKick] {
+        for message in [
+            FrontendRequest::SetVringCall,
+            FrontendRequest::SetVringErr,
+            FrontendRequest::SetVringKick,
+        ] {
             let handle = self.handle();
             self.ok(message(VringFile { index: vring as u8, handle: Some(handle) }));
         }

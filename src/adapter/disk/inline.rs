@@ -17,10 +17,7 @@ pub struct Inline {
 impl Inline {
     /// Serve `image`.
     pub fn new(image: Arc<Image>) -> Self {
-        Self {
-            image,
-            done: Vec::new(),
-        }
+        Self { image, done: Vec::new() }
     }
 
     /// Do it.

@@ -204,10 +204,7 @@ impl Disk {
         if let Some(epoch) = op.epoch {
             memory.release(epoch);
         }
-        out.push(Completion {
-            id: op.id,
-            result: op.result,
-        });
+        out.push(Completion { id: op.id, result: op.result });
         self.inflight -= 1;
         self.free.push(op);
     }

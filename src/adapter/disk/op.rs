@@ -121,10 +121,7 @@ impl Op {
 
     /// The error for a call that moved nothing.
     pub fn short(&self) -> DiskError {
-        DiskError::Short {
-            expected: self.len,
-            moved: self.moved,
-        }
+        DiskError::Short { expected: self.len, moved: self.moved }
     }
 
     /// Must be on stable storage before it is reported.
@@ -148,10 +145,8 @@ mod tests {
         op.reset(ReqId { slot: 0, epoch: 0 }, DiskOp::Read { offset: 512 });
         let mut at = 0x1000;
         for len in lens {
-            op.iov_mut().push(Iov(libc::iovec {
-                iov_base: at as *mut libc::c_void,
-                iov_len: *len,
-            }));
+            op.iov_mut()
+                .push(Iov(libc::iovec { iov_base: at as *mut libc::c_void, iov_len: *len }));
             at += len + 0x1000;
         }
         op.measure();
@@ -159,10 +154,7 @@ mod tests {
     }
 
     fn left(op: &Op) -> Vec<(usize, usize)> {
-        op.left()
-            .iter()
-            .map(|Iov(v)| (v.iov_base as usize, v.iov_len))
-            .collect()
+        op.left().iter().map(|Iov(v)| (v.iov_base as usize, v.iov_len)).collect()
     }
 
     #[test]

@@ -17,20 +17,11 @@ fn run(image: &Image, op: &mut Op) -> Result<(), DiskError> {
     match op.kind {
         DiskOp::Read { .. } | DiskOp::Write { .. } => transfer(image, op),
         DiskOp::Flush => sync(image),
-        DiskOp::Discard {
-            offset,
-            len,
-            durable,
-        } => {
+        DiskOp::Discard { offset, len, durable } => {
             discard(image, offset, len)?;
             if durable { sync(image) } else { Ok(()) }
         }
-        DiskOp::WriteZeroes {
-            offset,
-            len,
-            unmap,
-            durable,
-        } => {
+        DiskOp::WriteZeroes { offset, len, unmap, durable } => {
             zeroes::write(image, offset, len, unmap)?;
             if durable { sync(image) } else { Ok(()) }
         }
@@ -60,10 +51,7 @@ fn transfer(image: &Image, op: &mut Op) -> Result<(), DiskError> {
 /// One preadv2(2) or pwritev2(2) for the next pieces.
 fn call(image: &Image, op: &Op) -> Result<usize, Errno> {
     let window = op.window();
-    let (iov, count) = (
-        window.as_ptr().cast::<libc::iovec>(),
-        window.len() as libc::c_int,
-    );
+    let (iov, count) = (window.as_ptr().cast::<libc::iovec>(), window.len() as libc::c_int);
     let (fd, offset) = (image.fd().as_raw_fd(), op.offset as libc::off_t);
     let flags = if op.durable() { libc::RWF_DSYNC } else { 0 };
     // SAFETY: `iov` points to `count` descriptors of memory that stays mapped

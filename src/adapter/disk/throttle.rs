@@ -78,10 +78,7 @@ impl Throttle {
         let first = |queue: &BTreeMap<(Instant, u64), Box<Op>>| {
             queue.first_key_value().map(|((due, _), _)| *due)
         };
-        first(&self.before)
-            .into_iter()
-            .chain(first(&self.after))
-            .min()
+        first(&self.before).into_iter().chain(first(&self.after)).min()
     }
 }
 
@@ -111,20 +108,9 @@ mod tests {
                 None => before += 1,
             }
         }
-        assert!(
-            (400..=600).contains(&before),
-            "{before} before, {after} after"
-        );
-        assert!(
-            throttle
-                .next_to_submit(now + Duration::from_nanos(599_999))
-                .is_none()
-        );
-        assert!(
-            throttle
-                .next_to_report(now + Duration::from_nanos(599_999))
-                .is_none()
-        );
+        assert!((400..=600).contains(&before), "{before} before, {after} after");
+        assert!(throttle.next_to_submit(now + Duration::from_nanos(599_999)).is_none());
+        assert!(throttle.next_to_report(now + Duration::from_nanos(599_999)).is_none());
         // Out of order: slots do not come back as they went.
         let end = now + Duration::from_nanos(1_400_000);
         let mut order = Vec::new();

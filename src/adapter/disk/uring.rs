@@ -54,10 +54,7 @@ impl Uring {
         let (ring, deferred) = match modern {
             Ok(ring) => (ring, true),
             Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
-                let ring = IoUring::builder()
-                    .setup_cqsize(INFLIGHT)
-                    .dontfork()
-                    .build(SUBMIT)?;
+                let ring = IoUring::builder().setup_cqsize(INFLIGHT).dontfork().build(SUBMIT)?;
                 (ring, false)
             }
             Err(e) => return Err(e),
@@ -150,9 +147,7 @@ impl Uring {
             const GETEVENTS: u32 = 1;
             // SAFETY: no argument is passed that could be wrong.
             match unsafe {
-                self.ring
-                    .submitter()
-                    .enter::<libc::sigset_t>(to_submit, 0, GETEVENTS, None)
+                self.ring.submitter().enter::<libc::sigset_t>(to_submit, 0, GETEVENTS, None)
             } {
                 Ok(_) => return Ok(()),
                 Err(e) if e.raw_os_error() == Some(libc::EINTR) => {}
@@ -307,16 +302,11 @@ fn entry(image: &Image, op: &Op) -> squeue::Entry {
 }
 
 fn fdatasync() -> squeue::Entry {
-    opcode::Fsync::new(IMAGE)
-        .flags(FsyncFlags::DATASYNC)
-        .build()
+    opcode::Fsync::new(IMAGE).flags(FsyncFlags::DATASYNC).build()
 }
 
 fn fallocate(op: &Op, mode: rustix::fs::FallocateFlags) -> squeue::Entry {
-    opcode::Fallocate::new(IMAGE, op.len)
-        .offset(op.offset)
-        .mode(mode.bits() as i32)
-        .build()
+    opcode::Fallocate::new(IMAGE, op.len).offset(op.offset).mode(mode.bits() as i32).build()
 }
 
 /// The kernel moves less than 2 GiB at a time anyway; the rest is a short

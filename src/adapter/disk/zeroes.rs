@@ -25,10 +25,7 @@ pub fn write(image: &Image, offset: u64, len: u64, unmap: bool) -> Result<(), Di
         let piece = &buffer.bytes()[..CHUNK.min(len - done) as usize];
         match retry(|| rustix::io::pwrite(image.fd(), piece, offset + done)).map_err(os)? {
             0 => {
-                return Err(DiskError::Short {
-                    expected: len,
-                    moved: done,
-                });
+                return Err(DiskError::Short { expected: len, moved: done });
             }
             n => done += n as u64,
         }
