@@ -3,6 +3,7 @@
 pub mod backend;
 pub mod blk;
 pub mod driver;
+pub mod frontend;
 mod handle;
 pub mod time;
 pub mod wire;
