@@ -129,7 +129,8 @@ fn driver_blk_ranges_flush_and_id_reach_the_device_as_the_document_says() {
     // Segments may be cut anywhere, in memory as well as by the framing.
     let halves = [Span { addr: 0x8010, len: 10 }, Span { addr: 0x9000, len: 22 }];
     let id = [Span { addr: 0x8010, len: 20 }];
-    let cases: [(BlkOp<'_>, &[Span], u32, &[u8], usize); 4] = [
+    type Case<'a> = (BlkOp<'a>, &'a [Span], u32, &'a [u8], usize);
+    let cases: [Case<'_>; 4] = [
         (BlkOp::Discard(&ranges), &halves, 11, &wire, 0),
         (BlkOp::WriteZeroes(&ranges), &halves, 13, &wire, 0),
         (BlkOp::Flush, &[], 4, &[], 0),
