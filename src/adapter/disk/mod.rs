@@ -221,3 +221,6 @@ impl Disk {
         self.inflight
     }
 }
+
+#[cfg(test)]
+mod tests;
