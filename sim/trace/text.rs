@@ -1,0 +1,90 @@
+//! A trace as text: one line an event, the lane shown by place and by name.
+
+use super::{Lane, TraceEvent, What};
+use core::fmt::Write;
+use midflight::time::Instant;
+
+/// Render a slice of events. Pure: the same events give the same text.
+pub fn render(events: &[TraceEvent]) -> String {
+    let mut out = String::new();
+    for event in events {
+        let mut lanes = String::new();
+        for lane in Lane::ALL {
+            lanes.push(if lane == event.lane { '●' } else { '·' });
+            lanes.push(' ');
+        }
+        let at = Instant::from_nanos(event.at).to_string();
+        let _ = writeln!(out, "{at:>13}  {lanes} {:<6} {}", event.lane.name(), sentence(event.what));
+    }
+    out
+}
+
+fn plural(n: u64, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
+fn place(sector: u64, sectors: u64) -> String {
+    if sectors == 0 { String::new() } else { format!(" {} @{sector}", plural(sectors, "sector")) }
+}
+
+fn sentence(what: What) -> String {
+    match what {
+        What::Offered { vring, head, request, verb, sector, sectors } => format!(
+            "vring {vring}: request {request} at head {head}: {}{}",
+            verb.name(),
+            place(sector, sectors)
+        ),
+        What::Published { vring, index, kick } => {
+            format!("vring {vring}: avail index {index}{}", if kick { ", kick" } else { "" })
+        }
+        What::Interrupted { vring } => format!("vring {vring}: called"),
+        What::Completed { vring, head, request, status, len } => {
+            let status = match status {
+                0 => "ok".into(),
+                1 => "I/O error".into(),
+                2 => "unsupported".into(),
+                other => format!("status {other}"),
+            };
+            format!("vring {vring}: request {request} at head {head} used: {status}, {len} bytes written")
+        }
+        What::Paused { on: true } => "paused".into(),
+        What::Paused { on: false } => "goes on".into(),
+        What::Connecting => "connects".into(),
+        What::FrontSays { code, a, b } => super::super::host::front_sentence(code, a, b),
+        What::Delivered { to_back, bytes, handles } => {
+            let arrow = if to_back { "front → back" } else { "back → front" };
+            let handles = match handles {
+                0 => String::new(),
+                n => format!(" with {}", plural(n, "descriptor")),
+            };
+            format!("{arrow}: {}{handles}", plural(bytes, "byte"))
+        }
+        What::Hangup { to_back: true } => "back-end sees the connection closed".into(),
+        What::Hangup { to_back: false } => "front-end sees the connection closed".into(),
+        What::Started { life } => format!("back-end process {life} starts"),
+        What::Step { wake, stores, outputs } => format!(
+            "{}: {}, {}",
+            wake.name(),
+            plural(stores, "store"),
+            plural(outputs, "wish").replace("wishs", "wishes")
+        ),
+        What::Call { vring } => format!("vring {vring}: calls the guest"),
+        What::VringRunning { vring, next_avail, used, resubmitted } => format!(
+            "vring {vring}: runs from avail {next_avail}, used {used}, {resubmitted} resubmitted"
+        ),
+        What::VringStopped { vring, base } => format!("vring {vring}: stopped at {base}"),
+        What::BackSays { code, a, b } => super::super::host::back_sentence(code, a, b),
+        What::Issued { vring, head, verb, sector, sectors } => {
+            format!("vring {vring} head {head}: {}{}", verb.name(), place(sector, sectors))
+        }
+        What::Applied { vring, head } => format!("vring {vring} head {head}: bytes move"),
+        What::Done { vring, head, ok } => {
+            format!("vring {vring} head {head}: {}", if ok { "done" } else { "failed" })
+        }
+        What::Killed { life, kept, stores, outputs_kept, outputs, moved } => format!(
+            "back-end process {life} is KILLED after store {kept} of {stores} and wish {outputs_kept} of {outputs}; {} of its disk requests had moved bytes",
+            moved
+        ),
+        What::Settling => "no more trouble from here on".into(),
+    }
+}
