@@ -2,6 +2,7 @@
 
 pub mod backend;
 pub mod blk;
+pub mod driver;
 mod handle;
 pub mod time;
 pub mod wire;

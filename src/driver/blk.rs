@@ -1,0 +1,373 @@
+//! virtio-blk requests over a split ring.
+
+use super::access::{read, write};
+use super::error::{DeviceFault, DriverError, DriverMisuse};
+use super::framing::{Framing, Span};
+use super::layout::RingLayout;
+use super::split::{Buffer, Indirect, RingFeatures, SplitDriver};
+use vm_memory::GuestMemory;
+
+const HEADER_LEN: u32 = 16;
+const SEGMENT_LEN: u64 = 16;
+/// What the driver puts where the device must write a status.
+const STATUS_UNWRITTEN: u8 = 0xff;
+
+/// What the guest wants of the disk. Sectors have 512 bytes.
+// spec: virtio 1.2, "Device Operation"
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlkOp<'a> {
+    /// Read into the data buffers.
+    In {
+        /// First sector.
+        sector: u64,
+    },
+    /// Write what the data buffers hold.
+    Out {
+        /// First sector.
+        sector: u64,
+    },
+    /// Make durable what was completed before. No data.
+    Flush,
+    /// Read the serial number into 20 bytes of data.
+    GetId,
+    /// Give up the content of these ranges. The driver writes the 16-byte
+    /// segments into the data buffers.
+    Discard(&'a [RangeSegment]),
+    /// Zero these ranges; data as for `Discard`.
+    WriteZeroes(&'a [RangeSegment]),
+    /// Any other type, known to the device or not.
+    Other {
+        /// Number in the header.
+        kind: u32,
+        /// Sector in the header.
+        sector: u64,
+        /// The device writes the data buffers; otherwise it reads them.
+        writable: bool,
+    },
+}
+
+/// One range of DISCARD or WRITE_ZEROES.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RangeSegment {
+    /// First sector.
+    pub sector: u64,
+    /// Sectors.
+    pub num_sectors: u32,
+    /// Bit 0: unmap. Others are reserved.
+    pub flags: u32,
+}
+
+/// A request and the caller's name for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlkRequest<'a> {
+    /// What to do.
+    pub op: BlkOp<'a>,
+    /// Comes back with the completion.
+    pub token: u64,
+}
+
+/// Guest memory for one request. It belongs to the device until the request
+/// is reaped.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestBuffers<'a> {
+    /// 16 bytes for the header.
+    pub header: u64,
+    /// Data, in order; its length is that of the request.
+    pub data: &'a [Span],
+    /// One byte for the status.
+    pub status: u64,
+    /// Room for an indirect table, 16 bytes for each descriptor, if the framing
+    /// asks for one.
+    pub table: Option<u64>,
+}
+
+/// The device's verdict on a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlkStatus {
+    /// Done.
+    Ok,
+    /// Failed.
+    IoErr,
+    /// Not a request that this device knows.
+    Unsupp,
+}
+
+impl BlkStatus {
+    /// The byte in guest memory.
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::Ok => 0,
+            Self::IoErr => 1,
+            Self::Unsupp => 2,
+        }
+    }
+
+    const fn from_code(code: u8) -> Option<Self> {
+        match code {
+            0 => Some(Self::Ok),
+            1 => Some(Self::IoErr),
+            2 => Some(Self::Unsupp),
+            _ => None,
+        }
+    }
+}
+
+/// A request that the device has completed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlkDone {
+    /// The caller's name for it.
+    pub token: u64,
+    /// Head it had.
+    pub head: u16,
+    /// Verdict.
+    pub status: BlkStatus,
+    /// Bytes the device says it wrote, status byte included.
+    pub len: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Pending {
+    token: u64,
+    status: u64,
+    /// `used.len` that a success must report at least.
+    expected_len: u64,
+}
+
+/// A block driver on one ring: requests in, verdicts out.
+#[derive(Clone, Debug)]
+pub struct BlkDriver {
+    ring: SplitDriver,
+    /// By head.
+    pending: Vec<Option<Pending>>,
+    scratch: Vec<Buffer>,
+}
+
+impl BlkDriver {
+    /// Zero the ring in memory and start it; see [`SplitDriver::start`].
+    pub fn start<M: GuestMemory + ?Sized>(
+        mem: &M,
+        layout: RingLayout,
+        features: RingFeatures,
+    ) -> Result<Self, DriverError> {
+        Ok(Self::over(SplitDriver::start(mem, layout, features)?))
+    }
+
+    /// Use a ring that has no chains of others outstanding, or whose
+    /// completions the caller takes from [`BlkDriver::ring_mut`].
+    pub fn over(ring: SplitDriver) -> Self {
+        let entries = usize::from(ring.layout().size);
+        Self {
+            ring,
+            pending: vec![None; entries],
+            scratch: Vec::new(),
+        }
+    }
+
+    /// Write header, segments and an unwritten status into guest memory and put
+    /// the chain into the ring; [`BlkDriver::publish`] tells the device.
+    ///
+    /// Lengths are checked only as far as the request could not be built
+    /// otherwise: a device must cope with data that is no multiple of a sector.
+    pub fn submit<M: GuestMemory + ?Sized>(
+        &mut self,
+        mem: &M,
+        request: &BlkRequest<'_>,
+        buffers: &RequestBuffers<'_>,
+        framing: &Framing,
+    ) -> Result<u16, DriverError> {
+        let data_len: u64 = buffers.data.iter().map(|span| u64::from(span.len)).sum();
+        let wire = Wire::of(&request.op);
+        if let Some(expected) = wire.data_len
+            && expected != data_len
+        {
+            return Err(DriverMisuse::DataLength {
+                expected,
+                got: data_len,
+            }
+            .into());
+        }
+        self.scratch.clear();
+        let header = Span {
+            addr: buffers.header,
+            len: HEADER_LEN,
+        };
+        let status = Span {
+            addr: buffers.status,
+            len: 1,
+        };
+        let scratch = &mut self.scratch;
+        framing.cut(header, buffers.data, wire.writable, status, scratch);
+        let indirect = match framing.indirect_after {
+            None => None,
+            Some(direct) => Some(Indirect {
+                table: buffers.table.ok_or(DriverMisuse::NoTable)?,
+                direct,
+            }),
+        };
+        let mut raw = [0; HEADER_LEN as usize];
+        raw[0..4].copy_from_slice(&wire.kind.to_le_bytes());
+        raw[8..16].copy_from_slice(&wire.sector.to_le_bytes());
+        write(mem, buffers.header, &raw)?;
+        if let BlkOp::Discard(ranges) | BlkOp::WriteZeroes(ranges) = request.op {
+            write_segments(mem, buffers.data, ranges)?;
+        }
+        write(mem, buffers.status, &[STATUS_UNWRITTEN])?;
+        let head = self.ring.add_chain(mem, &self.scratch, indirect)?;
+        self.pending[usize::from(head)] = Some(Pending {
+            token: request.token,
+            status: buffers.status,
+            expected_len: if wire.fills_data { data_len + 1 } else { 1 },
+        });
+        Ok(head)
+    }
+
+    /// See [`SplitDriver::publish`].
+    pub fn publish<M: GuestMemory + ?Sized>(&mut self, mem: &M) -> Result<u16, DriverError> {
+        self.ring.publish(mem)
+    }
+
+    /// See [`SplitDriver::kick_needed`].
+    pub fn kick_needed<M: GuestMemory + ?Sized>(&mut self, mem: &M) -> Result<bool, DriverError> {
+        self.ring.kick_needed(mem)
+    }
+
+    /// The next completed request, `None` when there is none.
+    pub fn reap<M: GuestMemory + ?Sized>(
+        &mut self,
+        mem: &M,
+    ) -> Result<Option<BlkDone>, DriverError> {
+        let Some(used) = self.ring.reap(mem)? else {
+            return Ok(None);
+        };
+        let head = used.head;
+        let pending = self.pending[usize::from(head)]
+            .take()
+            .ok_or(DriverMisuse::UnknownRequest { head })?;
+        let mut byte = [0];
+        read(mem, pending.status, &mut byte)?;
+        let Some(status) = BlkStatus::from_code(byte[0]) else {
+            let fault = DeviceFault::BadStatus {
+                head,
+                status: byte[0],
+            };
+            return Err(self.ring.break_ring(fault));
+        };
+        // The status byte is always written, the data only by a success.
+        let expected = match status {
+            BlkStatus::Ok => pending.expected_len,
+            BlkStatus::IoErr | BlkStatus::Unsupp => 1,
+        };
+        if u64::from(used.len) < expected {
+            let fault = DeviceFault::LenTooShort {
+                head,
+                len: used.len,
+                expected,
+            };
+            return Err(self.ring.break_ring(fault));
+        }
+        Ok(Some(BlkDone {
+            token: pending.token,
+            head,
+            status,
+            len: used.len,
+        }))
+    }
+
+    /// Tokens of the requests that are not reaped yet, by rising head.
+    pub fn pending(&self) -> impl Iterator<Item = (u16, u64)> + '_ {
+        (0u16..)
+            .zip(&self.pending)
+            .filter_map(|(head, p)| p.map(|p| (head, p.token)))
+    }
+
+    /// Forget everything; see [`SplitDriver::reset`].
+    pub fn reset<M: GuestMemory + ?Sized>(&mut self, mem: &M) -> Result<(), DriverError> {
+        self.ring.reset(mem)?;
+        self.pending.fill(None);
+        Ok(())
+    }
+
+    /// The ring below.
+    pub fn ring(&self) -> &SplitDriver {
+        &self.ring
+    }
+
+    /// The ring below, for calls and for chains that are no block requests.
+    pub fn ring_mut(&mut self) -> &mut SplitDriver {
+        &mut self.ring
+    }
+}
+
+/// An operation as its header says it.
+struct Wire {
+    kind: u32,
+    sector: u64,
+    writable: bool,
+    /// A success writes all of the data.
+    fills_data: bool,
+    /// The only data length that makes sense.
+    data_len: Option<u64>,
+}
+
+impl Wire {
+    fn of(op: &BlkOp<'_>) -> Self {
+        let plain = |kind, sector| Self {
+            kind,
+            sector,
+            writable: false,
+            fills_data: false,
+            data_len: None,
+        };
+        let ranges = |kind, ranges: &[RangeSegment]| Self {
+            data_len: Some(ranges.len() as u64 * SEGMENT_LEN),
+            ..plain(kind, 0)
+        };
+        match *op {
+            BlkOp::In { sector } => Self {
+                writable: true,
+                fills_data: true,
+                ..plain(0, sector)
+            },
+            BlkOp::Out { sector } => plain(1, sector),
+            BlkOp::Flush => Self {
+                data_len: Some(0),
+                ..plain(4, 0)
+            },
+            BlkOp::GetId => Self {
+                writable: true,
+                ..plain(8, 0)
+            },
+            BlkOp::Discard(list) => ranges(11, list),
+            BlkOp::WriteZeroes(list) => ranges(13, list),
+            BlkOp::Other {
+                kind,
+                sector,
+                writable,
+            } => Self {
+                writable,
+                ..plain(kind, sector)
+            },
+        }
+    }
+}
+
+/// Lay the segments out over the data buffers, whose lengths add up to theirs.
+fn write_segments<M: GuestMemory + ?Sized>(
+    mem: &M,
+    data: &[Span],
+    ranges: &[RangeSegment],
+) -> Result<(), DriverError> {
+    let mut bytes = Vec::with_capacity(ranges.len() * SEGMENT_LEN as usize);
+    for range in ranges {
+        bytes.extend_from_slice(&range.sector.to_le_bytes());
+        bytes.extend_from_slice(&range.num_sectors.to_le_bytes());
+        bytes.extend_from_slice(&range.flags.to_le_bytes());
+    }
+    let mut rest = bytes.as_slice();
+    for span in data {
+        let (piece, tail) = rest.split_at(span.len as usize);
+        write(mem, span.addr, piece)?;
+        rest = tail;
+    }
+    Ok(())
+}
