@@ -2,9 +2,13 @@
 
 pub mod backend;
 pub mod blk;
+pub mod bugs;
 pub mod driver;
 mod handle;
+pub mod inflight;
+pub mod memory;
 pub mod time;
+pub mod vring;
 pub mod wire;
 
 pub use handle::Handle;

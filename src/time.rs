@@ -66,10 +66,7 @@ mod tests {
 
     #[test]
     fn time_prints_as_seconds_with_grouped_microseconds() {
-        assert_eq!(
-            Instant::from_nanos(12_004_310_999).to_string(),
-            "12.004_310s"
-        );
+        assert_eq!(Instant::from_nanos(12_004_310_999).to_string(), "12.004_310s");
         assert_eq!(Instant::ZERO.to_string(), "0.000_000s");
     }
 

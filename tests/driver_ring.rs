@@ -37,10 +37,8 @@ fn device(layout: &RingLayout, event_idx: bool, start: u16) -> Queue {
 /// A ring on which `start` chains have come and gone.
 fn ring_at(mem: &Mem, layout: RingLayout, features: RingFeatures, start: u16) -> SplitDriver {
     SplitDriver::start(mem, layout, features).unwrap();
-    mem.write_obj(start.to_le(), GuestAddress(layout.avail_idx()))
-        .unwrap();
-    mem.write_obj(start.to_le(), GuestAddress(layout.used_idx()))
-        .unwrap();
+    mem.write_obj(start.to_le(), GuestAddress(layout.avail_idx())).unwrap();
+    mem.write_obj(start.to_le(), GuestAddress(layout.used_idx())).unwrap();
     SplitDriver::attach(mem, layout, features, start, &[]).unwrap()
 }
 
@@ -48,19 +46,11 @@ fn publish_used(mem: &Mem, layout: &RingLayout, index: u16, id: u32, len: u32) {
     let entry = layout.used_entry(index);
     mem.write_obj(id.to_le(), GuestAddress(entry)).unwrap();
     mem.write_obj(len.to_le(), GuestAddress(entry + 4)).unwrap();
-    mem.write_obj(
-        index.wrapping_add(1).to_le(),
-        GuestAddress(layout.used_idx()),
-    )
-    .unwrap();
+    mem.write_obj(index.wrapping_add(1).to_le(), GuestAddress(layout.used_idx())).unwrap();
 }
 
 fn writable(len: u32) -> Buffer {
-    Buffer {
-        addr: 0x8000,
-        len,
-        writable: true,
-    }
+    Buffer { addr: 0x8000, len, writable: true }
 }
 
 #[derive(Clone, Debug)]
@@ -236,8 +226,7 @@ fn driver_respects_the_flag_when_event_idx_is_off() {
     let layout = RingLayout::contiguous(8, RING).unwrap();
     let mut driver = SplitDriver::start(&mem, layout, RingFeatures::default()).unwrap();
     let mut next = |flags: u16| {
-        mem.write_obj(flags.to_le(), GuestAddress(layout.used_flags()))
-            .unwrap();
+        mem.write_obj(flags.to_le(), GuestAddress(layout.used_flags())).unwrap();
         driver.add_chain(&mem, &[writable(1)], None).unwrap();
         driver.publish(&mem).unwrap();
         driver.kick_needed(&mem).unwrap()
@@ -252,11 +241,8 @@ fn driver_respects_the_flag_when_event_idx_is_off() {
 
 #[test]
 fn driver_reports_a_bogus_used_id_until_the_reset() {
-    let cases: [(u32, &str); 3] = [
-        (3, "never a head"),
-        (8, "outside the ring"),
-        (0x1_0000, "beyond 16 bits"),
-    ];
+    let cases: [(u32, &str); 3] =
+        [(3, "never a head"), (8, "outside the ring"), (0x1_0000, "beyond 16 bits")];
     for (id, why) in cases {
         let mem = memory();
         let layout = RingLayout::contiguous(8, RING).unwrap();
@@ -287,10 +273,7 @@ fn driver_reports_a_second_completion_of_the_same_chain() {
     publish_used(&mem, &layout, 0, u32::from(a), 4);
     assert_eq!(driver.reap(&mem).unwrap().unwrap().head, a);
     publish_used(&mem, &layout, 1, u32::from(a), 4);
-    let fault = DeviceFault::NotAHead {
-        index: 1,
-        id: u32::from(a),
-    };
+    let fault = DeviceFault::NotAHead { index: 1, id: u32::from(a) };
     assert_eq!(driver.reap(&mem), Err(fault.into()));
 }
 
@@ -318,23 +301,15 @@ fn driver_reports_a_used_index_that_ran_ahead() {
     driver.publish(&mem).unwrap();
     publish_used(&mem, &layout, 0, u32::from(head), 0);
     publish_used(&mem, &layout, 1, u32::from(head), 0);
-    let fault = DeviceFault::UsedAhead {
-        used: 2,
-        reaped: 0,
-        outstanding: 1,
-    };
+    let fault = DeviceFault::UsedAhead { used: 2, reaped: 0, outstanding: 1 };
     assert_eq!(driver.reap(&mem), Err(fault.into()));
 
     // An index that went back is one that is 65535 ahead.
     driver.reset(&mem).unwrap();
-    mem.write_obj(0xffffu16, GuestAddress(layout.used_idx()))
-        .unwrap();
+    mem.write_obj(0xffffu16, GuestAddress(layout.used_idx())).unwrap();
     assert!(matches!(
         driver.reap(&mem),
-        Err(DriverError::DeviceMisbehaved(DeviceFault::UsedAhead {
-            outstanding: 0,
-            ..
-        }))
+        Err(DriverError::DeviceMisbehaved(DeviceFault::UsedAhead { outstanding: 0, .. }))
     ));
 }
 
@@ -342,32 +317,14 @@ fn driver_reports_a_used_index_that_ran_ahead() {
 fn driver_reports_more_bytes_than_the_chain_can_take() {
     let mem = memory();
     let layout = RingLayout::contiguous(8, RING).unwrap();
-    let features = RingFeatures {
-        indirect: true,
-        ..RingFeatures::default()
-    };
-    for indirect in [
-        None,
-        Some(Indirect {
-            table: TABLES,
-            direct: 0,
-        }),
-    ] {
+    let features = RingFeatures { indirect: true, ..RingFeatures::default() };
+    for indirect in [None, Some(Indirect { table: TABLES, direct: 0 })] {
         let mut driver = SplitDriver::start(&mem, layout, features).unwrap();
-        let read = Buffer {
-            writable: false,
-            ..writable(100)
-        };
-        let head = driver
-            .add_chain(&mem, &[read, writable(10)], indirect)
-            .unwrap();
+        let read = Buffer { writable: false, ..writable(100) };
+        let head = driver.add_chain(&mem, &[read, writable(10)], indirect).unwrap();
         driver.publish(&mem).unwrap();
         publish_used(&mem, &layout, 0, u32::from(head), 11);
-        let fault = DeviceFault::LenTooLong {
-            head,
-            len: 11,
-            writable: 10,
-        };
+        let fault = DeviceFault::LenTooLong { head, len: 11, writable: 10 };
         assert_eq!(driver.reap(&mem), Err(fault.into()));
     }
 }
@@ -377,41 +334,18 @@ fn driver_refuses_illegal_chains_and_changes_nothing() {
     let mem = memory();
     let layout = RingLayout::contiguous(4, RING).unwrap();
     let mut driver = SplitDriver::start(&mem, layout, RingFeatures::default()).unwrap();
-    let read = Buffer {
-        writable: false,
-        ..writable(1)
-    };
-    let table = Some(Indirect {
-        table: TABLES,
-        direct: 0,
-    });
-    let far = Buffer {
-        addr: u64::MAX,
-        ..writable(2)
-    };
+    let read = Buffer { writable: false, ..writable(1) };
+    let table = Some(Indirect { table: TABLES, direct: 0 });
+    let far = Buffer { addr: u64::MAX, ..writable(2) };
     let cases: [(&[Buffer], Option<Indirect>, DriverMisuse); 5] = [
         (&[], None, DriverMisuse::EmptyBuffer),
         (&[writable(0)], None, DriverMisuse::EmptyBuffer),
-        (
-            &[writable(1), read],
-            None,
-            DriverMisuse::ReadableAfterWritable,
-        ),
-        (
-            &[far],
-            None,
-            DriverMisuse::BufferOverflow {
-                addr: u64::MAX,
-                len: 2,
-            },
-        ),
+        (&[writable(1), read], None, DriverMisuse::ReadableAfterWritable),
+        (&[far], None, DriverMisuse::BufferOverflow { addr: u64::MAX, len: 2 }),
         (&[writable(1)], table, DriverMisuse::IndirectNotNegotiated),
     ];
     for (buffers, indirect, misuse) in cases {
-        assert_eq!(
-            driver.add_chain(&mem, buffers, indirect),
-            Err(misuse.into())
-        );
+        assert_eq!(driver.add_chain(&mem, buffers, indirect), Err(misuse.into()));
     }
     assert_eq!(
         driver.add_chain(&mem, &[writable(1); 5], None),
@@ -425,19 +359,11 @@ fn driver_refuses_illegal_chains_and_changes_nothing() {
 fn driver_attaches_to_chains_that_another_driver_left() {
     let mem = memory();
     let layout = RingLayout::contiguous(8, RING).unwrap();
-    let features = RingFeatures {
-        indirect: true,
-        event_idx: false,
-    };
+    let features = RingFeatures { indirect: true, event_idx: false };
     let mut old = SplitDriver::start(&mem, layout, features).unwrap();
     let a = old.add_chain(&mem, &[writable(4); 2], None).unwrap();
-    let table = Indirect {
-        table: TABLES,
-        direct: 1,
-    };
-    let b = old
-        .add_chain(&mem, &[writable(4), writable(60), writable(6)], Some(table))
-        .unwrap();
+    let table = Indirect { table: TABLES, direct: 1 };
+    let b = old.add_chain(&mem, &[writable(4), writable(60), writable(6)], Some(table)).unwrap();
     let c = old.add_chain(&mem, &[writable(4)], None).unwrap();
     old.publish(&mem).unwrap();
     publish_used(&mem, &layout, 0, u32::from(a), 0);
@@ -447,11 +373,7 @@ fn driver_attaches_to_chains_that_another_driver_left() {
 
     assert_eq!(
         SplitDriver::attach(&mem, layout, features, 1, &[b]).unwrap_err(),
-        DriverMisuse::OutstandingCount {
-            expected: 2,
-            got: 1
-        }
-        .into()
+        DriverMisuse::OutstandingCount { expected: 2, got: 1 }.into()
     );
     for wrong in [[b, b], [b, 8]] {
         assert!(matches!(

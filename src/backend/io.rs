@@ -2,8 +2,8 @@
 
 use crate::Handle;
 use crate::blk::{Completion, ReqId};
+pub use crate::memory::MapRegion;
 use crate::time::Instant;
-use crate::wire::MemRegion;
 use bytes::Bytes;
 use core::fmt;
 
@@ -24,7 +24,9 @@ pub enum Input<'a, M> {
         /// Handles the driver has just made; the back-end owns them now.
         handles: Vec<Handle>,
     },
-    /// The connection is gone; nothing more can be sent.
+    /// The connection is gone; nothing more can be sent. Wishes for memory
+    /// that were not answered yet are void, here as after [`Output::Close`]:
+    /// do not answer them.
     PeerClosed,
     /// Answer to [`Output::Map`].
     Mapped(Result<M, MapFailed>),
@@ -129,15 +131,6 @@ pub enum Output {
     Close(CloseReason),
     /// Something an operator may want to know.
     Event(Event),
-}
-
-/// One region of guest memory, as the driver should map it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MapRegion {
-    /// Place and size; `mmap_offset` counts in the file behind the handle.
-    pub region: MemRegion,
-    /// The file.
-    pub handle: Handle,
 }
 
 /// Why the back-end wakes up by itself.

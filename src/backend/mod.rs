@@ -1,60 +1,255 @@
 //! The back-end half: one device, one front-end at a time.
+//!
+//! ```text
+//! session   what the front-end says      -> answers, settings, pending wishes
+//! setup     memory and inflight region   -> what a vring needs to run
+//! start     a vring begins to run        -> recovery, resubmission
+//! fetch     kick to disk request
+//! complete  disk done to used entry
+//! stop      drain, reset, disconnect, shut down
+//! ```
 
+mod complete;
+mod fault;
+mod fetch;
 mod io;
+mod requests;
+mod session;
+mod setup;
+mod start;
+mod stop;
+mod vring;
 
-use crate::blk::{DeviceConfig, DiskRequest, ReqId};
-use crate::time::Instant;
+pub use fault::{ApiMisuse, FrontendFault, GuestFault};
 pub use io::*;
+pub use session::OFFERED_PROTOCOL_FEATURES;
+
+use crate::Handle;
+use crate::blk::{ConfigError, DeviceConfig, DiskRequest, ReqId};
+use crate::memory::MemoryTable;
+use crate::time::{Duration, Instant};
+use crate::vring::chain::Chain;
+use crate::wire::features::virtio;
+use crate::wire::{Decoder, Dialect, FrontendRequests};
+use requests::Requests;
+use session::Session;
+use setup::{InflightMemory, Pending};
+use std::collections::VecDeque;
 use vm_memory::GuestMemory;
+use vring::Vring;
 
-/// What the front-end did wrong.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum FrontendFault {}
-/// What the guest did wrong.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum GuestFault {}
-/// The driver called out of turn. The call changed nothing.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ApiMisuse {
-    /// Not expected now.
-    #[error("{0} was not asked for")]
-    NotAskedFor(&'static str),
+/// Most chains fetched from a vring in one call; the rest follows at once by
+/// [`TimerKind::MoreChains`], after the driver had a chance to do other things.
+pub const CHAINS_PER_CALL: u32 = 256;
+
+/// How long a vring without kick descriptor waits before it is looked at again.
+pub const POLL_INTERVAL: Duration = Duration::from_micros(50);
+
+/// Where the connection is in its life.
+///
+/// | from | event | to |
+/// |---|---|---|
+/// | Idle | connected | Connected |
+/// | Connected | peer closed, or closed by us, nothing in flight | Idle |
+/// | Connected | peer closed, or closed by us, requests in flight | Leaving |
+/// | Leaving | the last request is done | Idle |
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Link {
+    /// No front-end.
+    Idle,
+    /// A front-end talks to us.
+    Connected,
+    /// The front-end is gone, the disk still works for it. Until it is done
+    /// its memory stays mapped, and no successor may resubmit what an old
+    /// write could still land on.
+    Leaving,
 }
-/// The configuration makes no sense.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ConfigError {}
 
-/// The back-end.
+/// One vhost-user-blk device.
+///
+/// See [`Input`] and [`Output`] for the contract with the driver.
+#[derive(Debug)]
 pub struct Backend<M> {
+    config: DeviceConfig,
+    /// Virtio features offered, with bit 30.
+    offered: u64,
+    decoder: Decoder<FrontendRequests, Handle>,
+    link: Link,
+    session: Session,
+    /// The operator wants the end.
+    shutdown: bool,
     memory: Option<M>,
+    table: MemoryTable,
+    inflight: Option<InflightMemory<M>>,
+    vrings: Vec<Vring>,
+    requests: Requests,
+    pending: Pending,
+    /// The guest's choice in the configuration space.
+    writeback: bool,
+    /// Buffers of the chain being looked at.
+    chain: Chain,
+    out: VecDeque<Output>,
 }
 
 impl<M: GuestMemory> Backend<M> {
-    /// Make a back-end for one device.
-    pub fn new(_config: DeviceConfig) -> Result<Self, ConfigError> {
-        Ok(Self { memory: None })
+    /// A back-end for one device, with no front-end yet.
+    pub fn new(config: DeviceConfig) -> Result<Self, ConfigError> {
+        config.validate()?;
+        let offered = config.features() | virtio::PROTOCOL_FEATURES;
+        let vrings = (0..config.num_queues).map(|_| Vring::new(config.queue_size_max)).collect();
+        Ok(Self {
+            config,
+            offered,
+            decoder: Decoder::new(Dialect::default()),
+            link: Link::Idle,
+            session: Session::default(),
+            shutdown: false,
+            memory: None,
+            table: MemoryTable::default(),
+            inflight: None,
+            vrings,
+            requests: Requests::default(),
+            pending: Pending::None,
+            writeback: true,
+            chain: Chain::default(),
+            out: VecDeque::new(),
+        })
     }
-    /// How many bytes the driver should read from the socket next, at most, so
-    /// that descriptors keep the message they came with. 0: read nothing now, the
-    /// back-end waits for the driver or the disk.
+
+    /// True if the next front-end may connect.
+    pub fn is_idle(&self) -> bool {
+        self.link == Link::Idle
+    }
+
+    /// How many bytes to read from the socket next, at most, so that
+    /// descriptors stay with their message. 0: read nothing now, a message
+    /// waits for the driver or for the disk.
     pub fn wanted(&self) -> usize {
-        12
+        if self.link != Link::Connected || self.shutdown || !self.pending.is_none() {
+            return 0;
+        }
+        self.decoder.wanted()
     }
-    /// Tell a fact.
-    pub fn handle_input(&mut self, _now: Instant, _input: Input<'_, M>) -> Result<(), ApiMisuse> {
-        let _ = &self.memory;
+
+    /// Tell a fact. `now` must not go backwards.
+    ///
+    /// An error says that the driver broke the contract; nothing has changed
+    /// then, except that handles given with the input are to be released.
+    pub fn handle_input(&mut self, now: Instant, input: Input<'_, M>) -> Result<(), ApiMisuse> {
+        match input {
+            Input::Connected => self.connected()?,
+            Input::Received { bytes, handles } => self.received(bytes, handles)?,
+            Input::PeerClosed => {
+                self.check_connected("peer closed")?;
+                self.disconnect();
+            }
+            Input::Mapped(result) => self.mapped(now, result)?,
+            Input::InflightAllocated(result) => self.inflight_allocated(result)?,
+            Input::InflightMapped(result) => self.inflight_mapped(result)?,
+            Input::Kick { vring } => {
+                let count = self.config.num_queues;
+                if vring >= count {
+                    return Err(ApiMisuse::Vring { got: vring, count });
+                }
+                self.fetch(now, vring);
+            }
+            Input::DiskDone(done) => self.disk_done(done),
+            Input::Timeout => self.timeout(now),
+            Input::Command(Command::Shutdown) => self.shutdown = true,
+        }
+        self.settle(now);
         Ok(())
     }
+
     /// The next wish, `None` when there is none left.
     pub fn poll_output(&mut self) -> Option<Output> {
-        None
+        self.out.pop_front()
     }
-    /// When to call with [`Input::Timeout`], and why.
+
+    /// When to call with [`Input::Timeout`], and why. A time that has passed
+    /// means at once.
     pub fn poll_timeout(&self) -> Option<Timeout> {
-        None
+        let runs = self.vrings.iter().filter(|v| self.may_fetch() && v.fetches());
+        runs.filter_map(|v| {
+            let run = v.run.as_ref()?;
+            if run.more {
+                return Some((Instant::ZERO, TimerKind::MoreChains));
+            }
+            v.polled.then_some((run.poll_at, TimerKind::PollVring))
+        })
+        .min_by_key(|(at, _)| *at)
     }
+
     /// A request named by [`Output::Disk`] and not done yet.
-    pub fn request(&self, _id: ReqId) -> Option<DiskRequest<'_>> {
-        None
+    pub fn request(&self, id: ReqId) -> Option<DiskRequest<'_>> {
+        self.requests.get(id)
+    }
+
+    /// Requests at the disk.
+    pub fn requests_in_flight(&self) -> usize {
+        self.requests.len()
+    }
+
+    fn check_connected(&self, what: &'static str) -> Result<(), ApiMisuse> {
+        match self.link {
+            Link::Connected => Ok(()),
+            _ => Err(ApiMisuse::NotConnected(what)),
+        }
+    }
+
+    fn connected(&mut self) -> Result<(), ApiMisuse> {
+        if self.link != Link::Idle {
+            return Err(ApiMisuse::NotIdle);
+        }
+        self.link = Link::Connected;
+        self.decoder = Decoder::new(Dialect::default());
+        self.session = Session::default();
+        Ok(())
+    }
+
+    fn received(&mut self, bytes: &[u8], handles: Vec<Handle>) -> Result<(), ApiMisuse> {
+        if let Err(misuse) = self.check_connected("received bytes") {
+            self.release(handles);
+            return Err(misuse);
+        }
+        let wanted = self.wanted() as u64;
+        self.decoder.push(bytes, handles).map_err(|refused| {
+            self.release(refused.handles);
+            ApiMisuse::NotWanted { got: bytes.len() as u64, wanted }
+        })
+    }
+
+    /// Everything that follows from what has changed: waits that are over,
+    /// messages that could not be looked at before.
+    fn settle(&mut self, now: Instant) {
+        loop {
+            self.finish_waits();
+            if self.link != Link::Connected || self.shutdown || !self.pending.is_none() {
+                return;
+            }
+            match self.decoder.next() {
+                Some(Ok(envelope)) => self.message(now, envelope),
+                Some(Err(refused)) => self.undecodable(refused),
+                None => return,
+            }
+        }
+    }
+
+    fn timeout(&mut self, now: Instant) {
+        for vring in 0..self.config.num_queues {
+            let v = &self.vrings[usize::from(vring)];
+            let due = v.run.as_ref().is_some_and(|r| r.more || v.polled && r.poll_at <= now);
+            if due {
+                self.fetch(now, vring);
+            }
+        }
+    }
+
+    fn release(&mut self, handles: impl IntoIterator<Item = Handle>) {
+        self.out.extend(handles.into_iter().map(Output::Release));
+    }
+
+    fn event(&mut self, event: Event) {
+        self.out.push_back(Output::Event(event));
     }
 }

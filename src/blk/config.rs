@@ -1,11 +1,38 @@
-//! What the device is: size, limits, abilities. Fixed while it runs.
+//! What the device is: size, limits, abilities, and how the guest sees them.
+// spec: virtio 1.2, "Block Device", struct virtio_blk_config
 
-/// The device as its operator configured it.
+use virtio_bindings::virtio_blk as v;
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+
+/// Unit of `capacity` and of every sector number, in bytes.
+pub const SECTOR_SIZE: u64 = 512;
+
+/// Data segments a request may have.
+pub const SEG_MAX: u32 = 126;
+
+/// Bytes of the configuration space, through the write zeroes fields.
+pub const CONFIG_SIZE: usize = 60;
+
+/// Offset of the write cache byte, the only one a guest may write.
+pub const WRITEBACK_OFFSET: u32 = 32;
+
+/// Largest discard, in sectors: 1 GiB.
+const MAX_DISCARD_SECTORS: u32 = 1 << 21;
+
+/// Largest write zeroes, in sectors: 64 MiB, since a disk that cannot do it
+/// quickly has to write them.
+const MAX_WRITE_ZEROES_SECTORS: u32 = 1 << 17;
+
+/// Segments of one discard or write zeroes request.
+const MAX_RANGES: u32 = 1;
+
+/// The device as its operator configured it. Fixed while it runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceConfig {
     /// Size in bytes, a multiple of `logical_block_size`.
     pub capacity: u64,
-    /// Smallest addressable unit: a power of two, 512 to 4096 bytes...
+    /// Smallest unit of a request, in bytes: a power of two, 512 to 65536.
     pub logical_block_size: u32,
     /// Number of vrings, 1 to 256.
     pub num_queues: u16,
@@ -19,4 +46,191 @@ pub struct DeviceConfig {
     pub discard: bool,
     /// The disk can write zeroes.
     pub write_zeroes: bool,
+}
+
+/// The configuration makes no sense.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// Not a block size.
+    #[error("logical block size {0}, expected a power of two from 512 to 65536")]
+    LogicalBlockSize(u32),
+    /// Half a block at the end.
+    #[error("capacity {capacity} is not a multiple of the logical block size {block}")]
+    Capacity {
+        /// Bytes.
+        capacity: u64,
+        /// Bytes.
+        block: u32,
+    },
+    /// Vring indexes are 8 bits wide on the wire.
+    #[error("number of queues {0}, expected 1 to 256")]
+    NumQueues(u16),
+    /// Not a ring size.
+    #[error("queue size {0}, expected a power of two from 2 to 32768")]
+    QueueSize(u16),
+}
+
+impl DeviceConfig {
+    /// A writable disk of `capacity` bytes with one queue and every ability.
+    pub fn with_capacity(capacity: u64) -> Self {
+        Self {
+            capacity,
+            logical_block_size: 512,
+            num_queues: 1,
+            queue_size_max: 1024,
+            read_only: false,
+            serial: [0; 20],
+            discard: true,
+            write_zeroes: true,
+        }
+    }
+
+    /// Check every range stated at the fields.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let block = self.logical_block_size;
+        if !block.is_power_of_two() || !(512..=65536).contains(&block) {
+            return Err(ConfigError::LogicalBlockSize(block));
+        }
+        if !self.capacity.is_multiple_of(u64::from(block)) {
+            return Err(ConfigError::Capacity { capacity: self.capacity, block });
+        }
+        if !(1..=256).contains(&self.num_queues) {
+            return Err(ConfigError::NumQueues(self.num_queues));
+        }
+        let size = self.queue_size_max;
+        if !size.is_power_of_two() || !(2..=32768).contains(&size) {
+            return Err(ConfigError::QueueSize(size));
+        }
+        Ok(())
+    }
+
+    /// Virtio feature bits of the device and its rings, without those of
+    /// vhost-user itself.
+    pub fn features(&self) -> u64 {
+        let mut bits = vec![
+            VIRTIO_F_VERSION_1,
+            VIRTIO_RING_F_EVENT_IDX,
+            VIRTIO_RING_F_INDIRECT_DESC,
+            v::VIRTIO_BLK_F_SEG_MAX,
+            v::VIRTIO_BLK_F_BLK_SIZE,
+            v::VIRTIO_BLK_F_TOPOLOGY,
+            v::VIRTIO_BLK_F_FLUSH,
+            v::VIRTIO_BLK_F_CONFIG_WCE,
+        ];
+        if self.num_queues > 1 {
+            bits.push(v::VIRTIO_BLK_F_MQ);
+        }
+        if self.read_only {
+            bits.push(v::VIRTIO_BLK_F_RO);
+        }
+        if self.can_discard() {
+            bits.push(v::VIRTIO_BLK_F_DISCARD);
+        }
+        if self.can_write_zeroes() {
+            bits.push(v::VIRTIO_BLK_F_WRITE_ZEROES);
+        }
+        bits.iter().fold(0, |all, bit| all | 1 << bit)
+    }
+
+    /// DISCARD is offered.
+    pub fn can_discard(&self) -> bool {
+        self.discard && !self.read_only
+    }
+
+    /// WRITE_ZEROES is offered.
+    pub fn can_write_zeroes(&self) -> bool {
+        self.write_zeroes && !self.read_only
+    }
+
+    /// Most sectors of one discard.
+    pub fn max_discard_sectors(&self) -> u32 {
+        if self.can_discard() { MAX_DISCARD_SECTORS } else { 0 }
+    }
+
+    /// Most sectors of one write zeroes.
+    pub fn max_write_zeroes_sectors(&self) -> u32 {
+        if self.can_write_zeroes() { MAX_WRITE_ZEROES_SECTORS } else { 0 }
+    }
+
+    /// The configuration space as the guest reads it, little endian.
+    pub fn space(&self, writeback: bool) -> [u8; CONFIG_SIZE] {
+        let mut space = [0; CONFIG_SIZE];
+        let mut put = |at: usize, bytes: &[u8]| space[at..at + bytes.len()].copy_from_slice(bytes);
+        let block_sectors = self.logical_block_size / SECTOR_SIZE as u32;
+        put(0, &(self.capacity / SECTOR_SIZE).to_le_bytes());
+        put(12, &SEG_MAX.to_le_bytes());
+        put(20, &self.logical_block_size.to_le_bytes());
+        // Topology: physical blocks of 4096 bytes or one logical block, none
+        // misaligned, no preferred sizes beyond one block.
+        let physical_exp = (4096 / self.logical_block_size).max(1).ilog2();
+        put(24, &[physical_exp as u8, 0]);
+        put(26, &1u16.to_le_bytes());
+        put(32, &[u8::from(writeback)]);
+        put(34, &self.num_queues.to_le_bytes());
+        if self.can_discard() {
+            put(36, &MAX_DISCARD_SECTORS.to_le_bytes());
+            put(40, &MAX_RANGES.to_le_bytes());
+            put(44, &block_sectors.to_le_bytes());
+        }
+        if self.can_write_zeroes() {
+            put(48, &MAX_WRITE_ZEROES_SECTORS.to_le_bytes());
+            put(52, &MAX_RANGES.to_le_bytes());
+            put(56, &[1]);
+        }
+        space
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blk_config_space_has_its_fields_where_the_guest_looks() {
+        let mut c = DeviceConfig::with_capacity(1 << 20);
+        c.num_queues = 4;
+        let s = c.space(true);
+        assert_eq!(s[0..8], 2048u64.to_le_bytes());
+        assert_eq!(s[12..16], 126u32.to_le_bytes());
+        assert_eq!(s[20..24], 512u32.to_le_bytes());
+        assert_eq!(s[24], 3);
+        assert_eq!(s[32], 1);
+        assert_eq!(s[34..36], 4u16.to_le_bytes());
+        assert_eq!(s[36..48], [0, 0, 0x20, 0, 1, 0, 0, 0, 1, 0, 0, 0]);
+        assert_eq!(s[48..57], [0, 0, 2, 0, 1, 0, 0, 0, 1]);
+        assert_eq!(c.space(false)[32], 0);
+    }
+
+    #[test]
+    fn blk_read_only_device_offers_nothing_that_writes() {
+        let mut c = DeviceConfig::with_capacity(1 << 20);
+        let writable = c.features();
+        c.read_only = true;
+        let gone = writable & !c.features();
+        assert_eq!(gone, 1 << v::VIRTIO_BLK_F_DISCARD | 1 << v::VIRTIO_BLK_F_WRITE_ZEROES);
+        assert_eq!(c.features() & !writable, 1 << v::VIRTIO_BLK_F_RO);
+        assert_eq!(c.space(true)[36..], [0; 24]);
+    }
+
+    #[test]
+    fn blk_config_that_makes_no_sense_is_refused() {
+        let bad = |change: fn(&mut DeviceConfig)| {
+            let mut c = DeviceConfig::with_capacity(1 << 20);
+            change(&mut c);
+            c.validate().unwrap_err().to_string()
+        };
+        assert_eq!(
+            bad(|c| c.logical_block_size = 513),
+            "logical block size 513, expected a power of two from 512 to 65536"
+        );
+        assert_eq!(
+            bad(|c| c.capacity = 513),
+            "capacity 513 is not a multiple of the logical block size 512"
+        );
+        assert_eq!(bad(|c| c.num_queues = 0), "number of queues 0, expected 1 to 256");
+        assert_eq!(
+            bad(|c| c.queue_size_max = 3),
+            "queue size 3, expected a power of two from 2 to 32768"
+        );
+    }
 }

@@ -1,5 +1,6 @@
 //! The boundary between the core and whatever runs the disk.
 
+use crate::memory::Segment;
 use core::fmt;
 
 /// Identity of a request that the disk works on.
@@ -18,16 +19,6 @@ impl fmt::Display for ReqId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "req {}.{}", self.slot, self.epoch)
     }
-}
-
-/// A piece of guest memory, by guest-physical address. It lies inside the
-/// memory that was current when the request was fetched; it may cross regions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Segment {
-    /// Guest-physical address of the first byte.
-    pub addr: u64,
-    /// Bytes, never 0.
-    pub len: u32,
 }
 
 /// What the disk is asked to do. Offsets and lengths are bytes, multiples of
@@ -81,7 +72,8 @@ pub struct DiskRequest<'a> {
     pub head: u16,
     /// What to do.
     pub op: DiskOp,
-    /// Guest memory to move data from or to, in order; empty unless the
+    /// Guest memory to move data from or to, in order, none of 0 bytes, all
+    /// inside the memory that was current at the fetch; empty unless the
     /// operation is `Read` or `Write`, whose length is their sum.
     pub segments: &'a [Segment],
 }

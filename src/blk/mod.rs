@@ -2,6 +2,9 @@
 
 mod config;
 mod disk;
+mod request;
 
-pub use config::DeviceConfig;
-pub use disk::{Completion, DiskError, DiskOp, DiskRequest, ReqId, Segment};
+pub use crate::memory::Segment;
+pub use config::{CONFIG_SIZE, ConfigError, DeviceConfig, SECTOR_SIZE, SEG_MAX, WRITEBACK_OFFSET};
+pub use disk::{Completion, DiskError, DiskOp, DiskRequest, ReqId};
+pub use request::{Action, Parsed, Status, parse};

@@ -25,12 +25,7 @@ impl Desc {
     pub(super) fn of(buffer: &Buffer, next: Option<u16>) -> Self {
         let write = if buffer.writable { F_WRITE } else { 0 };
         let chained = if next.is_some() { F_NEXT } else { 0 };
-        Self {
-            addr: buffer.addr,
-            len: buffer.len,
-            flags: write | chained,
-            next: next.unwrap_or(0),
-        }
+        Self { addr: buffer.addr, len: buffer.len, flags: write | chained, next: next.unwrap_or(0) }
     }
 }
 
@@ -92,9 +87,7 @@ pub(super) fn table_writable<M: GuestMemory + ?Sized>(
 }
 
 fn table_entry(table: u64, index: u64) -> Result<u64, DriverError> {
-    table
-        .checked_add(index * DESC_SIZE)
-        .ok_or_else(|| no_memory(table, DESC_SIZE as usize))
+    table.checked_add(index * DESC_SIZE).ok_or_else(|| no_memory(table, DESC_SIZE as usize))
 }
 
 pub(super) fn zero<M: GuestMemory + ?Sized>(
@@ -117,8 +110,7 @@ pub(super) fn write<M: GuestMemory + ?Sized>(
     addr: u64,
     bytes: &[u8],
 ) -> Result<(), DriverError> {
-    mem.write_slice(bytes, GuestAddress(addr))
-        .map_err(|_| no_memory(addr, bytes.len()))
+    mem.write_slice(bytes, GuestAddress(addr)).map_err(|_| no_memory(addr, bytes.len()))
 }
 
 pub(super) fn read<M: GuestMemory + ?Sized>(
@@ -126,8 +118,7 @@ pub(super) fn read<M: GuestMemory + ?Sized>(
     addr: u64,
     bytes: &mut [u8],
 ) -> Result<(), DriverError> {
-    mem.read_slice(bytes, GuestAddress(addr))
-        .map_err(|_| no_memory(addr, bytes.len()))
+    mem.read_slice(bytes, GuestAddress(addr)).map_err(|_| no_memory(addr, bytes.len()))
 }
 
 pub(super) fn load_u16<M: GuestMemory + ?Sized>(
@@ -135,9 +126,7 @@ pub(super) fn load_u16<M: GuestMemory + ?Sized>(
     addr: u64,
     order: Ordering,
 ) -> Result<u16, DriverError> {
-    let raw: u16 = mem
-        .load(GuestAddress(addr), order)
-        .map_err(|_| no_memory(addr, 2))?;
+    let raw: u16 = mem.load(GuestAddress(addr), order).map_err(|_| no_memory(addr, 2))?;
     Ok(u16::from_le(raw))
 }
 
@@ -147,13 +136,9 @@ pub(super) fn store_u16<M: GuestMemory + ?Sized>(
     value: u16,
     order: Ordering,
 ) -> Result<(), DriverError> {
-    mem.store(value.to_le(), GuestAddress(addr), order)
-        .map_err(|_| no_memory(addr, 2))
+    mem.store(value.to_le(), GuestAddress(addr), order).map_err(|_| no_memory(addr, 2))
 }
 
 fn no_memory(addr: u64, len: usize) -> DriverError {
-    DriverError::NoMemory {
-        addr,
-        len: u32::try_from(len).unwrap_or(u32::MAX),
-    }
+    DriverError::NoMemory { addr, len: u32::try_from(len).unwrap_or(u32::MAX) }
 }

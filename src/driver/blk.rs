@@ -156,11 +156,7 @@ impl BlkDriver {
     /// completions the caller takes from [`BlkDriver::ring_mut`].
     pub fn over(ring: SplitDriver) -> Self {
         let entries = usize::from(ring.layout().size);
-        Self {
-            ring,
-            pending: vec![None; entries],
-            scratch: Vec::new(),
-        }
+        Self { ring, pending: vec![None; entries], scratch: Vec::new() }
     }
 
     /// Write header, segments and an unwritten status into guest memory and put
@@ -180,29 +176,18 @@ impl BlkDriver {
         if let Some(expected) = wire.data_len
             && expected != data_len
         {
-            return Err(DriverMisuse::DataLength {
-                expected,
-                got: data_len,
-            }
-            .into());
+            return Err(DriverMisuse::DataLength { expected, got: data_len }.into());
         }
         self.scratch.clear();
-        let header = Span {
-            addr: buffers.header,
-            len: HEADER_LEN,
-        };
-        let status = Span {
-            addr: buffers.status,
-            len: 1,
-        };
+        let header = Span { addr: buffers.header, len: HEADER_LEN };
+        let status = Span { addr: buffers.status, len: 1 };
         let scratch = &mut self.scratch;
         framing.cut(header, buffers.data, wire.writable, status, scratch);
         let indirect = match framing.indirect_after {
             None => None,
-            Some(direct) => Some(Indirect {
-                table: buffers.table.ok_or(DriverMisuse::NoTable)?,
-                direct,
-            }),
+            Some(direct) => {
+                Some(Indirect { table: buffers.table.ok_or(DriverMisuse::NoTable)?, direct })
+            }
         };
         let mut raw = [0; HEADER_LEN as usize];
         raw[0..4].copy_from_slice(&wire.kind.to_le_bytes());
@@ -240,16 +225,12 @@ impl BlkDriver {
             return Ok(None);
         };
         let head = used.head;
-        let pending = self.pending[usize::from(head)]
-            .take()
-            .ok_or(DriverMisuse::UnknownRequest { head })?;
+        let pending =
+            self.pending[usize::from(head)].take().ok_or(DriverMisuse::UnknownRequest { head })?;
         let mut byte = [0];
         read(mem, pending.status, &mut byte)?;
         let Some(status) = BlkStatus::from_code(byte[0]) else {
-            let fault = DeviceFault::BadStatus {
-                head,
-                status: byte[0],
-            };
+            let fault = DeviceFault::BadStatus { head, status: byte[0] };
             return Err(self.ring.break_ring(fault));
         };
         // The status byte is always written, the data only by a success.
@@ -258,26 +239,15 @@ impl BlkDriver {
             BlkStatus::IoErr | BlkStatus::Unsupp => 1,
         };
         if u64::from(used.len) < expected {
-            let fault = DeviceFault::LenTooShort {
-                head,
-                len: used.len,
-                expected,
-            };
+            let fault = DeviceFault::LenTooShort { head, len: used.len, expected };
             return Err(self.ring.break_ring(fault));
         }
-        Ok(Some(BlkDone {
-            token: pending.token,
-            head,
-            status,
-            len: used.len,
-        }))
+        Ok(Some(BlkDone { token: pending.token, head, status, len: used.len }))
     }
 
     /// Tokens of the requests that are not reaped yet, by rising head.
     pub fn pending(&self) -> impl Iterator<Item = (u16, u64)> + '_ {
-        (0u16..)
-            .zip(&self.pending)
-            .filter_map(|(head, p)| p.map(|p| (head, p.token)))
+        (0u16..).zip(&self.pending).filter_map(|(head, p)| p.map(|p| (head, p.token)))
     }
 
     /// Forget everything; see [`SplitDriver::reset`].
@@ -323,30 +293,13 @@ impl Wire {
             ..plain(kind, 0)
         };
         match *op {
-            BlkOp::In { sector } => Self {
-                writable: true,
-                fills_data: true,
-                ..plain(0, sector)
-            },
+            BlkOp::In { sector } => Self { writable: true, fills_data: true, ..plain(0, sector) },
             BlkOp::Out { sector } => plain(1, sector),
-            BlkOp::Flush => Self {
-                data_len: Some(0),
-                ..plain(4, 0)
-            },
-            BlkOp::GetId => Self {
-                writable: true,
-                ..plain(8, 0)
-            },
+            BlkOp::Flush => Self { data_len: Some(0), ..plain(4, 0) },
+            BlkOp::GetId => Self { writable: true, ..plain(8, 0) },
             BlkOp::Discard(list) => ranges(11, list),
             BlkOp::WriteZeroes(list) => ranges(13, list),
-            BlkOp::Other {
-                kind,
-                sector,
-                writable,
-            } => Self {
-                writable,
-                ..plain(kind, sector)
-            },
+            BlkOp::Other { kind, sector, writable } => Self { writable, ..plain(kind, sector) },
         }
     }
 }

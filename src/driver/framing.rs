@@ -31,38 +31,21 @@ pub struct Framing {
 
 impl Framing {
     /// Header, data and status each in descriptors of their own.
-    pub const CLASSIC: Self = Self {
-        join: false,
-        header_piece: 0,
-        data_piece: 0,
-        indirect_after: None,
-    };
+    pub const CLASSIC: Self =
+        Self { join: false, header_piece: 0, data_piece: 0, indirect_after: None };
 
     /// The same, in an indirect table: what Linux does.
-    pub const INDIRECT: Self = Self {
-        indirect_after: Some(0),
-        ..Self::CLASSIC
-    };
+    pub const INDIRECT: Self = Self { indirect_after: Some(0), ..Self::CLASSIC };
 
     /// Neighbours in memory share a descriptor.
-    pub const JOINED: Self = Self {
-        join: true,
-        ..Self::CLASSIC
-    };
+    pub const JOINED: Self = Self { join: true, ..Self::CLASSIC };
 
     /// The header over several descriptors: 7, 7 and 2 bytes.
-    pub const SPLIT_HEADER: Self = Self {
-        header_piece: 7,
-        ..Self::CLASSIC
-    };
+    pub const SPLIT_HEADER: Self = Self { header_piece: 7, ..Self::CLASSIC };
 
     /// Every byte of the header alone, data in odd pieces that cross sectors.
-    pub const SHREDDED: Self = Self {
-        join: false,
-        header_piece: 1,
-        data_piece: 333,
-        indirect_after: None,
-    };
+    pub const SHREDDED: Self =
+        Self { join: false, header_piece: 1, data_piece: 333, indirect_after: None };
 
     /// Append the descriptors of one request to `out`.
     pub(super) fn cut(
@@ -105,11 +88,7 @@ impl Framing {
         let Span { mut addr, mut len } = span;
         while len > 0 {
             let piece = len.min(limit_of(limit));
-            out.push(Buffer {
-                addr,
-                len: piece,
-                writable,
-            });
+            out.push(Buffer { addr, len: piece, writable });
             addr = addr.wrapping_add(u64::from(piece));
             len -= piece;
         }
@@ -128,20 +107,14 @@ mod tests {
 
     fn cut(framing: Framing, data: &[Span], writable: bool, status: u64) -> Vec<(u64, u32, bool)> {
         let mut out = Vec::new();
-        let status = Span {
-            addr: status,
-            len: 1,
-        };
+        let status = Span { addr: status, len: 1 };
         framing.cut(HEADER, data, writable, status, &mut out);
         out.iter().map(|b| (b.addr, b.len, b.writable)).collect()
     }
 
     #[test]
     fn framing_classic_keeps_header_data_and_status_apart() {
-        let data = [Span {
-            addr: 116,
-            len: 512,
-        }];
+        let data = [Span { addr: 116, len: 512 }];
         assert_eq!(
             cut(Framing::CLASSIC, &data, true, 628),
             [(100, 16, false), (116, 512, true), (628, 1, true)]
@@ -150,44 +123,22 @@ mod tests {
 
     #[test]
     fn framing_joined_shares_descriptors_on_the_same_side_only() {
-        let data = [Span {
-            addr: 116,
-            len: 512,
-        }];
-        assert_eq!(
-            cut(Framing::JOINED, &data, false, 628),
-            [(100, 528, false), (628, 1, true)]
-        );
-        assert_eq!(
-            cut(Framing::JOINED, &data, true, 628),
-            [(100, 16, false), (116, 513, true)]
-        );
+        let data = [Span { addr: 116, len: 512 }];
+        assert_eq!(cut(Framing::JOINED, &data, false, 628), [(100, 528, false), (628, 1, true)]);
+        assert_eq!(cut(Framing::JOINED, &data, true, 628), [(100, 16, false), (116, 513, true)]);
         // Neighbours in the wrong order are no neighbours.
         assert_eq!(cut(Framing::JOINED, &data, true, 115).len(), 3);
     }
 
     #[test]
     fn framing_pieces_cover_every_byte_once_in_order() {
-        let data = [
-            Span {
-                addr: 116,
-                len: 512,
-            },
-            Span {
-                addr: 4096,
-                len: 512,
-            },
-        ];
+        let data = [Span { addr: 116, len: 512 }, Span { addr: 4096, len: 512 }];
         for join in [false, true] {
             for header_piece in [0, 1, 7, 16] {
                 for data_piece in [0, 1, 333, 512] {
                     for writable in [false, true] {
-                        let framing = Framing {
-                            join,
-                            header_piece,
-                            data_piece,
-                            indirect_after: None,
-                        };
+                        let framing =
+                            Framing { join, header_piece, data_piece, indirect_after: None };
                         let bytes = |side| {
                             cut(framing, &data, writable, 4608)
                                 .into_iter()

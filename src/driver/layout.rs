@@ -52,22 +52,14 @@ impl RingLayout {
     /// All three parts one after the other from `base`, which is rounded up to
     /// 16 bytes; they end before `base` + [`RingLayout::footprint`].
     pub fn contiguous(size: u16, base: u64) -> Result<Self, LayoutError> {
-        let overflow = LayoutError::Overflow {
-            part: "ring",
-            addr: base,
-        };
+        let overflow = LayoutError::Overflow { part: "ring", addr: base };
         let desc = base.checked_next_multiple_of(16).ok_or(overflow)?;
         let avail = desc.checked_add(Self::desc_bytes(size)).ok_or(overflow)?;
         let used = avail
             .checked_add(Self::avail_bytes(size))
             .and_then(|end| end.checked_next_multiple_of(4))
             .ok_or(overflow)?;
-        let layout = Self {
-            size,
-            desc,
-            avail,
-            used,
-        };
+        let layout = Self { size, desc, avail, used };
         layout.check()?;
         Ok(layout)
     }
@@ -98,18 +90,8 @@ impl RingLayout {
             return Err(LayoutError::Size(self.size));
         }
         let parts = [
-            (
-                "descriptor table",
-                self.desc,
-                16,
-                Self::desc_bytes(self.size),
-            ),
-            (
-                "available ring",
-                self.avail,
-                2,
-                Self::avail_bytes(self.size),
-            ),
+            ("descriptor table", self.desc, 16, Self::desc_bytes(self.size)),
+            ("available ring", self.avail, 2, Self::avail_bytes(self.size)),
             ("used ring", self.used, 4, Self::used_bytes(self.size)),
         ];
         for (part, addr, align, bytes) in parts {
@@ -172,12 +154,9 @@ impl RingLayout {
     ///
     /// A front-end whose back-end has died sends it as the vring's base.
     pub fn load_used_idx<M: GuestMemory + ?Sized>(&self, mem: &M) -> Option<u16> {
-        mem.load::<u16>(
-            GuestAddress(self.used_idx()),
-            core::sync::atomic::Ordering::Acquire,
-        )
-        .ok()
-        .map(u16::from_le)
+        mem.load::<u16>(GuestAddress(self.used_idx()), core::sync::atomic::Ordering::Acquire)
+            .ok()
+            .map(u16::from_le)
     }
 
     const fn slot(&self, index: u16) -> u64 {
@@ -209,23 +188,11 @@ mod tests {
     fn layout_check_names_what_is_wrong() {
         let good = RingLayout::contiguous(8, 0).unwrap();
         for size in [0, 3, 100, 32769] {
-            assert_eq!(
-                RingLayout { size, ..good }.check(),
-                Err(LayoutError::Size(size))
-            );
+            assert_eq!(RingLayout { size, ..good }.check(), Err(LayoutError::Size(size)));
         }
-        let odd = RingLayout {
-            used: good.used + 2,
-            ..good
-        };
-        assert!(matches!(
-            odd.check(),
-            Err(LayoutError::Misaligned { align: 4, .. })
-        ));
-        let far = RingLayout {
-            avail: u64::MAX - 5,
-            ..good
-        };
+        let odd = RingLayout { used: good.used + 2, ..good };
+        assert!(matches!(odd.check(), Err(LayoutError::Misaligned { align: 4, .. })));
+        let far = RingLayout { avail: u64::MAX - 5, ..good };
         assert!(matches!(far.check(), Err(LayoutError::Overflow { .. })));
         assert!(RingLayout::contiguous(8, u64::MAX - 20).is_err());
     }

@@ -232,10 +232,13 @@ pub enum FrontendReplyBody<H> {
     U64(u64),
     /// GET_VRING_BASE and its successor.
     VringState(VringState),
-    /// GET_CONFIG; empty data says that it failed.
+    /// GET_CONFIG; empty data says that it failed, and the other fields are 0 then.
+    /// At most 256 bytes.
     Config(ConfigPayload),
     /// GET_INFLIGHT_FD.
     Inflight(InflightDescription, H),
+    /// GET_INFLIGHT_FD: the back-end has no region to give (its size is 0).
+    NoInflight,
     /// SET_MEM_TABLE while postcopy listens.
     MemTable(Vec<MemRegion>),
     /// ADD_MEM_REG while postcopy listens.
@@ -244,10 +247,12 @@ pub enum FrontendReplyBody<H> {
     Handle(H),
     /// GET_SHARED_OBJECT: a descriptor if the object is known.
     SharedObject(Option<H>),
-    /// SET_DEVICE_STATE_FD: status, and perhaps the back-end's own channel.
-    DeviceState(u64, Option<H>),
+    /// SET_DEVICE_STATE_FD: error (0 none), and perhaps the back-end's own channel.
+    DeviceState(u8, Option<H>),
     /// GET_SHMEM_CONFIG.
     ShmemConfig(ShmemConfig),
+    /// CREATE_CRYPTO_SESSION, kept as it came: crypto devices are outside midflight.
+    CryptoSession(bytes::Bytes),
     /// No payload at all (a SET_LOG_BASE answer may look like this).
     Empty,
 }

@@ -49,10 +49,7 @@ impl SplitDriver {
         taken: &mut [bool],
     ) -> Result<(), DriverError> {
         let bad = DriverError::from(DriverMisuse::BadOutstanding { head });
-        let mut chain = Chain {
-            published: true,
-            ..Chain::default()
-        };
+        let mut chain = Chain { published: true, ..Chain::default() };
         let mut at = head;
         loop {
             let slot = taken.get_mut(usize::from(at)).ok_or(bad)?;
@@ -60,12 +57,7 @@ impl SplitDriver {
                 return Err(bad);
             }
             chain.descs += 1;
-            let Desc {
-                addr,
-                len,
-                flags,
-                next,
-            } = read_desc(mem, self.layout.desc_entry(at))?;
+            let Desc { addr, len, flags, next } = read_desc(mem, self.layout.desc_entry(at))?;
             if flags & F_INDIRECT != 0 {
                 chain.writable += table_writable(mem, addr, len)?;
             } else if flags & F_WRITE != 0 {

@@ -100,12 +100,7 @@ impl SplitDriver {
     /// Forget every chain, zero the ring in memory and start over at index 0,
     /// as after a device reset. Calls are enabled.
     pub fn reset<M: GuestMemory + ?Sized>(&mut self, mem: &M) -> Result<(), DriverError> {
-        let RingLayout {
-            size,
-            desc,
-            avail,
-            used,
-        } = self.layout;
+        let RingLayout { size, desc, avail, used } = self.layout;
         zero(mem, desc, RingLayout::desc_bytes(size))?;
         zero(mem, avail, RingLayout::avail_bytes(size))?;
         zero(mem, used, RingLayout::used_bytes(size))?;
@@ -150,12 +145,7 @@ impl SplitDriver {
         }
         if let Some((addr, rest)) = table {
             let len = (rest.len() as u64 * DESC_SIZE) as u32;
-            let entry = Desc {
-                addr,
-                len,
-                flags: F_INDIRECT,
-                next: 0,
-            };
+            let entry = Desc { addr, len, flags: F_INDIRECT, next: 0 };
             write_desc(mem, self.layout.desc_entry(at), entry)?;
             at = self.links[usize::from(at)];
         }
@@ -166,11 +156,7 @@ impl SplitDriver {
 
         self.free_head = at;
         self.free_count -= descs as u16;
-        self.chains[usize::from(head)] = Chain {
-            descs: descs as u16,
-            published: false,
-            writable,
-        };
+        self.chains[usize::from(head)] = Chain { descs: descs as u16, published: false, writable };
         self.staged.push(head);
         Ok(head)
     }
@@ -353,12 +339,7 @@ fn check_buffers(buffers: &[Buffer]) -> Result<u64, DriverMisuse> {
     if buffers.is_empty() {
         return Err(DriverMisuse::EmptyBuffer);
     }
-    for &Buffer {
-        addr,
-        len,
-        writable: w,
-    } in buffers
-    {
+    for &Buffer { addr, len, writable: w } in buffers {
         if len == 0 {
             return Err(DriverMisuse::EmptyBuffer);
         }

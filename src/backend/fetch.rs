@@ -1,0 +1,184 @@
+//! From a kick to disk requests.
+
+use super::requests::Requests;
+use super::vring::Run;
+use super::{Backend, CHAINS_PER_CALL, Event, FrontendFault, Output, POLL_INTERVAL};
+use crate::blk::{self, Action, DeviceConfig};
+use crate::inflight::InflightFault;
+use crate::time::Instant;
+use crate::vring::chain::Chain;
+use crate::vring::{GuestFault, Used};
+use std::collections::VecDeque;
+use vm_memory::{Bytes, GuestAddress, GuestMemory};
+
+/// Why a vring cannot go on.
+pub(super) enum Broken {
+    Guest(GuestFault),
+    Frontend(FrontendFault),
+}
+
+impl From<GuestFault> for Broken {
+    fn from(f: GuestFault) -> Self {
+        Self::Guest(f)
+    }
+}
+
+impl From<InflightFault> for Broken {
+    fn from(f: InflightFault) -> Self {
+        Self::Frontend(f.into())
+    }
+}
+
+impl From<crate::inflight::RegionGone> for Broken {
+    fn from(f: crate::inflight::RegionGone) -> Self {
+        InflightFault::from(f).into()
+    }
+}
+
+/// All that is needed to turn a head into a request.
+struct Fetcher<'a, M> {
+    vring: u16,
+    mem: &'a M,
+    region_mem: Option<&'a M>,
+    config: &'a DeviceConfig,
+    durable: bool,
+    run: &'a mut Run,
+    requests: &'a mut Requests,
+    chain: &'a mut Chain,
+    out: &'a mut VecDeque<Output>,
+}
+
+impl<M: GuestMemory> Backend<M> {
+    /// True if no stop, memory change or shutdown keeps all vrings from
+    /// fetching.
+    pub(super) fn may_fetch(&self) -> bool {
+        !self.shutdown && !self.pending.holds_fetching()
+    }
+
+    /// Look for available chains, and start what they ask for.
+    pub(super) fn fetch(&mut self, now: Instant, vring: u16) {
+        let v = &self.vrings[usize::from(vring)];
+        if !self.may_fetch() || !v.fetches() {
+            return;
+        }
+        let result = match self.fetcher(vring) {
+            Some(mut fetcher) => fetcher.fetch(),
+            None => return,
+        };
+        if let Some(run) = &mut self.vrings[usize::from(vring)].run {
+            run.more = matches!(result, Ok(true));
+            run.poll_at = now + POLL_INTERVAL;
+        }
+        self.publish(vring);
+        if let Err(broken) = result {
+            self.broken(vring, broken);
+        }
+    }
+
+    /// Start again what a predecessor had in flight, in the order given.
+    pub(super) fn resubmit(&mut self, vring: u16, heads: &[u16]) {
+        let Some(mut fetcher) = self.fetcher(vring) else { return };
+        let result = heads.iter().try_for_each(|&head| fetcher.resubmit(head));
+        self.publish(vring);
+        if let Err(broken) = result {
+            self.broken(vring, broken);
+        }
+    }
+
+    fn fetcher(&mut self, vring: u16) -> Option<Fetcher<'_, M>> {
+        let durable = self.session.writes_are_durable(self.writeback);
+        Some(Fetcher {
+            vring,
+            mem: self.memory.as_ref()?,
+            region_mem: self.inflight.as_ref().map(|i| &i.memory),
+            config: &self.config,
+            durable,
+            run: self.vrings[usize::from(vring)].run.as_mut()?,
+            requests: &mut self.requests,
+            chain: &mut self.chain,
+            out: &mut self.out,
+        })
+    }
+
+    /// A vring cannot go on: it is silent from here, what it has in flight is
+    /// completed.
+    pub(super) fn broken(&mut self, vring: u16, broken: Broken) {
+        match broken {
+            Broken::Guest(fault) => {
+                let v = &mut self.vrings[usize::from(vring)];
+                if let Some(run) = &mut v.run {
+                    run.broken = true;
+                }
+                if let Some(handle) = v.err {
+                    self.out.push_back(Output::Err { vring, handle });
+                }
+                self.event(Event::VringBroken { vring, fault });
+            }
+            Broken::Frontend(fault) => self.close(fault),
+        }
+    }
+}
+
+impl<M: GuestMemory> Fetcher<'_, M> {
+    /// True if chains may be left that this call was not allowed to take.
+    fn fetch(&mut self) -> Result<bool, Broken> {
+        let mut left = CHAINS_PER_CALL;
+        self.run.ring.disable_kicks(self.mem)?;
+        loop {
+            while let Some(head) = self.run.ring.pop(self.mem)? {
+                self.take(head)?;
+                left -= 1;
+                if left == 0 {
+                    return Ok(true);
+                }
+            }
+            // The guest may have added a chain after the last look and before
+            // it could see that a kick is wanted again.
+            if !self.run.ring.enable_kicks(self.mem)? {
+                return Ok(false);
+            }
+        }
+    }
+
+    fn take(&mut self, head: u16) -> Result<(), Broken> {
+        if self.run.taken[usize::from(head)] {
+            return Err(GuestFault::HeadInFlight { head }.into());
+        }
+        // F2, F3, F4, before anything else is done for this request and before
+        // the next one is fetched.
+        if let (Some(region), Some(mem)) = (&mut self.run.region, self.region_mem) {
+            region.submit(mem, head)?;
+        }
+        self.start(head)
+    }
+
+    fn resubmit(&mut self, head: u16) -> Result<(), Broken> {
+        self.start(head)
+    }
+
+    fn start(&mut self, head: u16) -> Result<(), Broken> {
+        self.run.taken[usize::from(head)] = true;
+        let (mem, ring) = (self.mem, &self.run.ring);
+        self.chain.walk(mem, ring.desc_table(), ring.size(), head)?;
+        let parsed = blk::parse(mem, self.config, self.durable, head, self.chain)?;
+        match parsed.action {
+            Action::Disk(op) => {
+                let data = match op {
+                    blk::DiskOp::Read { .. } => &self.chain.writable[..],
+                    blk::DiskOp::Write { .. } => &self.chain.readable[..],
+                    _ => &[],
+                };
+                let id = self.requests.insert(self.vring, head, op, data, parsed.status_addr);
+                self.run.at_disk += 1;
+                self.out.push_back(Output::Disk(id));
+            }
+            Action::Answer { status, written } => {
+                let at = parsed.status_addr;
+                mem.write_obj(status as u8, GuestAddress(at))
+                    .map_err(|_| GuestFault::Status { head, addr: at })?;
+                self.run.batch.push(Used { head, len: written + 1 });
+            }
+        }
+        Ok(())
+    }
+}

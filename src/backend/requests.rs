@@ -1,0 +1,112 @@
+//! The requests the disk works on.
+
+use crate::blk::{DiskOp, DiskRequest, ReqId, Segment};
+use slab::Slab;
+
+/// A request in flight at the disk.
+#[derive(Debug)]
+pub(super) struct Request {
+    epoch: u64,
+    pub vring: u16,
+    pub head: u16,
+    op: DiskOp,
+    segments: Vec<Segment>,
+    /// Where its status byte goes.
+    pub status_addr: u64,
+    /// Data bytes it writes to guest memory if it succeeds.
+    pub written: u32,
+    /// Its vring is gone: nothing may be written to guest memory for it.
+    orphan: bool,
+}
+
+/// Table of requests in flight. Slots and segment lists are reused, so that
+/// nothing is allocated once the table has been full.
+#[derive(Debug, Default)]
+pub(super) struct Requests {
+    slots: Slab<Request>,
+    spare: Vec<Vec<Segment>>,
+    /// Epoch for the next request; never reset, so that an id is never reused.
+    epoch: u64,
+}
+
+/// What a finished request leaves to do.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Finished {
+    pub vring: u16,
+    pub head: u16,
+    pub status_addr: u64,
+    pub written: u32,
+    pub orphan: bool,
+}
+
+impl Requests {
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    pub fn insert(
+        &mut self,
+        vring: u16,
+        head: u16,
+        op: DiskOp,
+        data: &[Segment],
+        status_addr: u64,
+    ) -> ReqId {
+        let mut segments = self.spare.pop().unwrap_or_default();
+        segments.extend_from_slice(data);
+        let written = match op {
+            DiskOp::Read { .. } => data.iter().map(|s| s.len).sum(),
+            _ => 0,
+        };
+        let epoch = self.epoch;
+        self.epoch += 1;
+        let request =
+            Request { epoch, vring, head, op, segments, status_addr, written, orphan: false };
+        ReqId { slot: self.slots.insert(request) as u32, epoch }
+    }
+
+    pub fn get(&self, id: ReqId) -> Option<DiskRequest<'_>> {
+        let r = self.slots.get(id.slot as usize).filter(|r| r.epoch == id.epoch)?;
+        let Request { vring, head, op, ref segments, .. } = *r;
+        Some(DiskRequest { id, vring, head, op, segments })
+    }
+
+    /// Take a request out; `None` if this id is not, or no longer, in flight.
+    pub fn finish(&mut self, id: ReqId) -> Option<Finished> {
+        let slot = id.slot as usize;
+        self.slots.get(slot).filter(|r| r.epoch == id.epoch)?;
+        let mut r = self.slots.remove(slot);
+        r.segments.clear();
+        self.spare.push(r.segments);
+        let Request { vring, head, status_addr, written, orphan, .. } = r;
+        Some(Finished { vring, head, status_addr, written, orphan })
+    }
+
+    /// Every request in flight loses its vring.
+    pub fn orphan_all(&mut self) {
+        for (_, r) in &mut self.slots {
+            r.orphan = true;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_a_late_completion_is_not_taken_for_the_new_request_in_its_slot() {
+        let mut t = Requests::default();
+        let old = t.insert(0, 1, DiskOp::Flush, &[], 0);
+        assert!(t.finish(old).is_some());
+        let new = t.insert(0, 2, DiskOp::Flush, &[], 0);
+        assert_eq!(old.slot, new.slot);
+        assert!(t.get(old).is_none());
+        assert!(t.finish(old).is_none());
+        assert_eq!(t.finish(new).unwrap().head, 2);
+    }
+}

@@ -1,0 +1,457 @@
+//! What the front-end says, message by message.
+
+use super::vring::check_alignment;
+use super::{Backend, Event, FrontendFault, Output};
+use crate::Handle;
+use crate::blk::WRITEBACK_OFFSET;
+use crate::memory::MAX_REGIONS;
+use crate::time::Instant;
+use crate::wire::features::{protocol, virtio};
+use crate::wire::{
+    ConfigPayload, Dialect, Envelope, FrontendReply, FrontendReplyBody, FrontendRequest, Refused,
+    VringAddr, VringFile, VringState, encode_reply, request_name,
+};
+use bytes::Bytes;
+use vm_memory::GuestMemory;
+
+/// Protocol features offered. QEMU accepts every bit it is offered, so nothing
+/// is here that does not work.
+pub const OFFERED_PROTOCOL_FEATURES: u64 = protocol::MQ
+    | protocol::REPLY_ACK
+    | protocol::CONFIG
+    | protocol::INFLIGHT_SHMFD
+    | protocol::RESET_DEVICE
+    | protocol::CONFIGURE_MEM_SLOTS;
+
+/// What was agreed with the front-end that is connected.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Session {
+    /// Virtio features in force.
+    pub features: u64,
+    /// Protocol features in force.
+    pub protocol: u64,
+}
+
+impl Session {
+    /// True if a write has to be on the medium before it completes.
+    // spec: virtio 1.2, "Block Device", "Device Operation": writeback
+    pub fn writes_are_durable(&self, writeback: bool) -> bool {
+        let has = |bit| self.features & bit != 0;
+        !has(virtio::BLK_FLUSH) || has(virtio::BLK_CONFIG_WCE) && !writeback
+    }
+}
+
+/// Where an answer goes, and whether one is expected at all.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Reply {
+    code: u32,
+    message: &'static str,
+    need_reply: bool,
+    /// The message has an answer of its own, asked for or not.
+    own: bool,
+}
+
+impl Reply {
+    pub fn message(&self) -> &'static str {
+        self.message
+    }
+}
+
+/// What comes of a message that was understood.
+enum Outcome {
+    /// Done; acknowledge if that was asked for.
+    Done,
+    /// Done, with this answer.
+    Answer(FrontendReplyBody<Handle>),
+    /// The answer comes later, by [`Pending`](super::setup::Pending).
+    Later,
+}
+
+use Outcome::{Answer, Done, Later};
+
+/// What follows from a message that is refused.
+// spec: vhost-user, "Communication" and VHOST_USER_PROTOCOL_F_REPLY_ACK
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Consequence {
+    /// A status that is not 0.
+    NegativeAck,
+    /// GET_CONFIG has a form for failure.
+    EmptyConfig,
+    /// The front-end could not be told, so it must not go on.
+    Close,
+}
+
+impl<M: GuestMemory> Backend<M> {
+    pub(super) fn message(&mut self, now: Instant, envelope: Envelope<FrontendRequest<Handle>>) {
+        let Envelope { message, need_reply } = envelope;
+        let reply = Reply {
+            code: message.code(&Dialect::default()).expect("a decoded message has a code"),
+            message: message.name(),
+            need_reply,
+            own: message.has_reply(),
+        };
+        let handles = message.handles();
+        match self.dispatch(now, message, reply) {
+            Ok(Done) => self.answer_ok(reply),
+            Ok(Answer(body)) => self.answer(reply, body),
+            Ok(Later) => {}
+            Err(fault) => {
+                self.release(handles);
+                self.refuse(reply, fault);
+            }
+        }
+    }
+
+    /// Bytes that are not a message the decoder knows.
+    pub(super) fn undecodable(&mut self, refused: Refused<Handle>) {
+        self.release(refused.handles);
+        let fault = FrontendFault::Wire(refused.error);
+        match refused.code {
+            Some(code) if !refused.fatal => {
+                let message = request_name(code, &Dialect::default()).unwrap_or("message");
+                let need_reply = refused.need_reply;
+                self.refuse(Reply { code, message, need_reply, own: false }, fault);
+            }
+            _ => self.close(fault),
+        }
+    }
+
+    /// A fault leaves everything as it was, and the message's handles to be
+    /// released.
+    fn dispatch(
+        &mut self,
+        now: Instant,
+        message: FrontendRequest<Handle>,
+        reply: Reply,
+    ) -> Result<Outcome, FrontendFault> {
+        use FrontendRequest as R;
+        match message {
+            R::GetFeatures => return Ok(Answer(FrontendReplyBody::U64(self.offered))),
+            R::SetFeatures(features) => self.set_features(now, features)?,
+            R::GetProtocolFeatures => {
+                return Ok(Answer(FrontendReplyBody::U64(OFFERED_PROTOCOL_FEATURES)));
+            }
+            R::SetProtocolFeatures(features) => self.set_protocol_features(features)?,
+            // One front-end at a time owns the device by being connected.
+            R::SetOwner => {}
+            // Deprecated; the document lets a back-end ignore it.
+            R::ResetOwner => {}
+            R::GetQueueNum => {
+                self.need(protocol::MQ, "MQ", reply)?;
+                return Ok(Answer(FrontendReplyBody::U64(u64::from(self.config.num_queues))));
+            }
+            R::GetConfig(asked) => {
+                self.need(protocol::CONFIG, "CONFIG", reply)?;
+                return Ok(Answer(FrontendReplyBody::Config(self.get_config(asked)?)));
+            }
+            R::SetConfig(config) => {
+                self.need(protocol::CONFIG, "CONFIG", reply)?;
+                self.set_config(&config)?;
+            }
+            R::SetMemTable(regions) => {
+                self.set_mem_table(regions, reply)?;
+                return Ok(Later);
+            }
+            R::GetMaxMemSlots => {
+                self.need(protocol::CONFIGURE_MEM_SLOTS, "CONFIGURE_MEM_SLOTS", reply)?;
+                return Ok(Answer(FrontendReplyBody::U64(u64::from(MAX_REGIONS))));
+            }
+            R::AddMemReg(region, handle) => {
+                self.need(protocol::CONFIGURE_MEM_SLOTS, "CONFIGURE_MEM_SLOTS", reply)?;
+                self.add_mem_reg(region, handle, reply)?;
+                return Ok(Later);
+            }
+            R::RemMemReg(region, extra) => {
+                self.need(protocol::CONFIGURE_MEM_SLOTS, "CONFIGURE_MEM_SLOTS", reply)?;
+                self.rem_mem_reg(region, extra, reply)?;
+                return Ok(Later);
+            }
+            R::GetInflightFd(asked) => {
+                self.need(protocol::INFLIGHT_SHMFD, "INFLIGHT_SHMFD", reply)?;
+                self.get_inflight_fd(asked, reply)?;
+                return Ok(Later);
+            }
+            R::SetInflightFd(description, handle) => {
+                self.need(protocol::INFLIGHT_SHMFD, "INFLIGHT_SHMFD", reply)?;
+                self.set_inflight_fd(description, handle, reply)?;
+                return Ok(Later);
+            }
+            R::SetVringNum(state) => self.set_vring_num(state, reply)?,
+            R::SetVringAddr(addr) => self.set_vring_addr(addr, reply)?,
+            R::SetVringBase(state) => self.set_vring_base(state, reply)?,
+            R::GetVringBase(state) => {
+                let vring = self.vring_index(state.index, reply)?;
+                self.get_vring_base(vring, reply);
+                return Ok(Later);
+            }
+            R::SetVringKick(file) => self.set_vring_kick(now, file, reply)?,
+            R::SetVringCall(file) => self.set_vring_call(file, reply)?,
+            R::SetVringErr(file) => self.set_vring_err(file, reply)?,
+            R::SetVringEnable(state) => self.set_vring_enable(now, state, reply)?,
+            R::ResetDevice => {
+                self.need(protocol::RESET_DEVICE, "RESET_DEVICE", reply)?;
+                self.reset_device(reply);
+                return Ok(Later);
+            }
+            R::SetLogBase(_)
+            | R::SetLogFd(_)
+            | R::SendRarp(_)
+            | R::NetSetMtu(_)
+            | R::SetBackendReqFd(_)
+            | R::IotlbMsg(_)
+            | R::SetVringEndian(_)
+            | R::CreateCryptoSession(_)
+            | R::CloseCryptoSession(_)
+            | R::PostcopyAdvise
+            | R::PostcopyListen
+            | R::PostcopyEnd
+            | R::GpuSetSocket(_)
+            | R::VringKick(_)
+            | R::SetStatus(_)
+            | R::GetStatus
+            | R::GetSharedObject(_)
+            | R::SetDeviceStateFd(..)
+            | R::CheckDeviceState
+            | R::GetShmemConfig
+            | R::GetVringBaseSkipDrain(_) => {
+                return Err(FrontendFault::NotOffered { message: reply.message });
+            }
+        }
+        Ok(Done)
+    }
+
+    fn need(&self, bit: u64, feature: &'static str, reply: Reply) -> Result<(), FrontendFault> {
+        if self.session.protocol & bit == 0 {
+            return Err(FrontendFault::NotNegotiated { message: reply.message, feature });
+        }
+        Ok(())
+    }
+
+    fn vring_index(&self, index: u32, reply: Reply) -> Result<u16, FrontendFault> {
+        let count = self.config.num_queues;
+        match u16::try_from(index) {
+            Ok(vring) if vring < count => Ok(vring),
+            _ => Err(FrontendFault::VringIndex { message: reply.message, got: index, count }),
+        }
+    }
+
+    fn stopped(&self, index: u32, reply: Reply) -> Result<u16, FrontendFault> {
+        let vring = self.vring_index(index, reply)?;
+        if self.vrings[usize::from(vring)].run.is_some() {
+            return Err(FrontendFault::VringRunning { message: reply.message, vring });
+        }
+        Ok(vring)
+    }
+
+    fn set_features(&mut self, now: Instant, to: u64) -> Result<(), FrontendFault> {
+        let (from, offered) = (self.session.features, self.offered);
+        if to & !offered != 0 {
+            return Err(FrontendFault::Features { message: "SET_FEATURES", got: to, offered });
+        }
+        // A ring that runs was laid out by the features it started with.
+        if let Some(vring) = self.vrings.iter().position(|v| v.run.is_some()) {
+            let rings = !virtio::PROTOCOL_FEATURES;
+            if (from ^ to) & rings != 0 {
+                let vring = vring as u16;
+                return Err(FrontendFault::FeaturesWhileRunning { vring, from, to });
+            }
+        }
+        self.session.features = to;
+        self.event(Event::Negotiated { features: to, protocol: self.session.protocol });
+        // spec: vhost-user, "Ring states": without bit 30 rings start enabled.
+        // With it nothing changes: the message is sent again at run time.
+        if to & virtio::PROTOCOL_FEATURES == 0 {
+            for vring in 0..self.config.num_queues {
+                self.vrings[usize::from(vring)].enabled = true;
+                self.start_vring(now, vring)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn set_protocol_features(&mut self, got: u64) -> Result<(), FrontendFault> {
+        let offered = OFFERED_PROTOCOL_FEATURES;
+        if got & !offered != 0 {
+            return Err(FrontendFault::Features { message: "SET_PROTOCOL_FEATURES", got, offered });
+        }
+        self.session.protocol = got;
+        Ok(())
+    }
+
+    fn get_config(&self, asked: ConfigPayload) -> Result<ConfigPayload, FrontendFault> {
+        // Peers ask for more or for less than there is, and at any offset; what
+        // lies beyond the last field reads as 0.
+        let mut space = self.config.space(self.writeback).to_vec();
+        space.resize(256, 0);
+        let end = (asked.offset as usize).saturating_add(asked.data.len());
+        match space.get(asked.offset as usize..end) {
+            Some(data) if !data.is_empty() => {
+                Ok(ConfigPayload { data: Bytes::copy_from_slice(data), ..asked })
+            }
+            _ => Err(FrontendFault::Config {
+                message: "GET_CONFIG",
+                offset: asked.offset,
+                len: asked.data.len() as u32,
+                expected: "1 to 256 bytes inside the first 256",
+            }),
+        }
+    }
+
+    /// The write cache byte is the only field a guest may write.
+    fn set_config(&mut self, config: &ConfigPayload) -> Result<(), FrontendFault> {
+        match (config.offset, &config.data[..]) {
+            (WRITEBACK_OFFSET, &[value @ (0 | 1)]) => {
+                self.writeback = value == 1;
+                Ok(())
+            }
+            (offset, data) => Err(FrontendFault::Config {
+                message: "SET_CONFIG",
+                offset,
+                len: data.len() as u32,
+                expected: "the write cache byte at offset 32, 0 or 1",
+            }),
+        }
+    }
+
+    fn set_vring_num(&mut self, state: VringState, reply: Reply) -> Result<(), FrontendFault> {
+        let vring = self.stopped(state.index, reply)?;
+        let max = self.config.queue_size_max;
+        match u16::try_from(state.num) {
+            Ok(size) if size.is_power_of_two() && size <= max => {
+                self.vrings[usize::from(vring)].size = size;
+                Ok(())
+            }
+            _ => Err(FrontendFault::VringSize { vring, got: state.num, max }),
+        }
+    }
+
+    fn set_vring_addr(&mut self, addr: VringAddr, reply: Reply) -> Result<(), FrontendFault> {
+        let vring = self.vring_index(addr.index, reply)?;
+        check_alignment(vring, &addr)?;
+        let v = &mut self.vrings[usize::from(vring)];
+        // While a ring runs only the log flag may differ.
+        if let (Some(_), Some(old)) = (&v.run, &v.addr)
+            && (old.desc, old.used, old.avail) != (addr.desc, addr.used, addr.avail)
+        {
+            return Err(FrontendFault::VringRunning { message: reply.message, vring });
+        }
+        v.addr = Some(addr);
+        Ok(())
+    }
+
+    fn set_vring_base(&mut self, state: VringState, reply: Reply) -> Result<(), FrontendFault> {
+        let vring = self.stopped(state.index, reply)?;
+        // spec: vhost-user, "Vring descriptor indices for split virtqueues"
+        let base = u16::try_from(state.num)
+            .map_err(|_| FrontendFault::VringBase { vring, got: state.num })?;
+        self.vrings[usize::from(vring)].base = base;
+        Ok(())
+    }
+
+    fn set_vring_kick(
+        &mut self,
+        now: Instant,
+        file: VringFile<Handle>,
+        reply: Reply,
+    ) -> Result<(), FrontendFault> {
+        let vring = self.vring_index(u32::from(file.index), reply)?;
+        let v = &mut self.vrings[usize::from(vring)];
+        let was_started = core::mem::replace(&mut v.started, true);
+        if let Err(fault) = self.start_vring(now, vring) {
+            self.vrings[usize::from(vring)].started = was_started;
+            return Err(fault);
+        }
+        let v = &mut self.vrings[usize::from(vring)];
+        let old = core::mem::replace(&mut v.kick, file.handle);
+        v.polled = file.handle.is_none();
+        if old.is_some() || file.handle.is_some() {
+            self.out.push_back(Output::WatchKick { vring, handle: file.handle });
+        }
+        self.release(old);
+        Ok(())
+    }
+
+    fn set_vring_call(
+        &mut self,
+        file: VringFile<Handle>,
+        reply: Reply,
+    ) -> Result<(), FrontendFault> {
+        let vring = self.vring_index(u32::from(file.index), reply)?;
+        let v = &mut self.vrings[usize::from(vring)];
+        let old = core::mem::replace(&mut v.call, file.handle);
+        // What was published just before the swap may have called the old one,
+        // which nobody listens to any more.
+        if let (Some(handle), Some(_)) = (v.call, &v.run) {
+            self.out.push_back(Output::Call { vring, handle });
+        }
+        self.release(old);
+        Ok(())
+    }
+
+    fn set_vring_err(
+        &mut self,
+        file: VringFile<Handle>,
+        reply: Reply,
+    ) -> Result<(), FrontendFault> {
+        let vring = self.vring_index(u32::from(file.index), reply)?;
+        let v = &mut self.vrings[usize::from(vring)];
+        let old = core::mem::replace(&mut v.err, file.handle);
+        self.release(old);
+        Ok(())
+    }
+
+    fn set_vring_enable(
+        &mut self,
+        now: Instant,
+        state: VringState,
+        reply: Reply,
+    ) -> Result<(), FrontendFault> {
+        let vring = self.vring_index(state.index, reply)?;
+        let v = &mut self.vrings[usize::from(vring)];
+        let was_enabled = core::mem::replace(&mut v.enabled, state.num == 1);
+        if let Err(fault) = self.start_vring(now, vring) {
+            self.vrings[usize::from(vring)].enabled = was_enabled;
+            return Err(fault);
+        }
+        Ok(())
+    }
+
+    pub(super) fn answer(&mut self, reply: Reply, body: FrontendReplyBody<Handle>) {
+        let (bytes, handles) = encode_reply(&FrontendReply { code: reply.code, body });
+        self.out.push_back(Output::Send { bytes, handles });
+    }
+
+    /// Acknowledge, if that was asked for and agreed on.
+    pub(super) fn answer_ok(&mut self, reply: Reply) {
+        if reply.need_reply && self.session.protocol & protocol::REPLY_ACK != 0 {
+            self.answer(reply, FrontendReplyBody::U64(0));
+        }
+    }
+
+    /// The message had no effect; make sure that the front-end knows.
+    pub(super) fn refuse(&mut self, reply: Reply, fault: FrontendFault) {
+        match self.consequence(reply) {
+            Consequence::NegativeAck => {
+                self.event(Event::Refused(fault));
+                self.answer(reply, FrontendReplyBody::U64(1));
+            }
+            Consequence::EmptyConfig => {
+                self.event(Event::Refused(fault));
+                let data = Bytes::new();
+                let config = ConfigPayload { offset: 0, flags: 0, data };
+                self.answer(reply, FrontendReplyBody::Config(config));
+            }
+            Consequence::Close => self.close(fault),
+        }
+    }
+
+    fn consequence(&self, reply: Reply) -> Consequence {
+        let acks = self.session.protocol & protocol::REPLY_ACK != 0;
+        match reply.message {
+            "GET_CONFIG" => Consequence::EmptyConfig,
+            _ if reply.own => Consequence::Close,
+            _ if reply.need_reply && acks => Consequence::NegativeAck,
+            _ => Consequence::Close,
+        }
+    }
+}

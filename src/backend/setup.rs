@@ -1,0 +1,269 @@
+//! What vrings need to run: guest memory and an inflight region. Both are the
+//! driver's to map, so the message that asks for them waits for an answer, and
+//! every message behind it waits too.
+
+use super::session::Reply;
+use super::{ApiMisuse, Backend, FrontendFault, MapFailed, MapRegion, Output};
+use crate::Handle;
+use crate::inflight::{InflightFault, RegionShape, region_size};
+use crate::memory::MemoryTable;
+use crate::time::Instant;
+use crate::wire::{FrontendReplyBody, InflightDescription, MemRegion};
+use vm_memory::GuestMemory;
+
+/// A message that waits for the driver or for the disk.
+#[derive(Debug)]
+pub(super) enum Pending {
+    /// None does.
+    None,
+    /// Memory is about to go; what is in flight has to finish first.
+    Quiesce(MemoryChange),
+    /// The driver maps a new table.
+    Map(MemoryChange),
+    /// The driver allocates an inflight region.
+    AllocInflight(InflightDescription, Reply),
+    /// The driver maps an inflight region.
+    MapInflight(RegionShape, Handle, Reply),
+    /// GET_VRING_BASE: the vring has requests in flight.
+    Drain(u16, Reply),
+    /// RESET_DEVICE: requests in flight.
+    Reset(Reply),
+}
+
+impl Pending {
+    pub fn is_none(&self) -> bool {
+        matches!(self, Self::None)
+    }
+
+    /// True if no vring may fetch until this is over.
+    pub fn holds_fetching(&self) -> bool {
+        matches!(self, Self::Quiesce(_) | Self::Map(_) | Self::Reset(_))
+    }
+
+    pub fn take(&mut self) -> Self {
+        core::mem::replace(self, Self::None)
+    }
+}
+
+/// A new memory table on its way in.
+#[derive(Debug)]
+pub(super) struct MemoryChange {
+    table: MemoryTable,
+    /// Handles that are no longer needed when it is in force.
+    gone: Vec<Handle>,
+    /// Handles that are not needed if it is refused.
+    new: Vec<Handle>,
+    reply: Reply,
+}
+
+impl MemoryChange {
+    /// The handles that came with it.
+    pub fn into_new(self) -> Vec<Handle> {
+        self.new
+    }
+}
+
+/// The inflight region of this connection.
+#[derive(Debug)]
+pub(super) struct InflightMemory<M> {
+    pub memory: M,
+    pub shape: RegionShape,
+}
+
+impl<M: GuestMemory> Backend<M> {
+    pub(super) fn set_mem_table(
+        &mut self,
+        regions: Vec<(MemRegion, Handle)>,
+        reply: Reply,
+    ) -> Result<(), FrontendFault> {
+        let new: Vec<Handle> = regions.iter().map(|(_, handle)| *handle).collect();
+        let regions = regions.into_iter().map(|(region, handle)| MapRegion { region, handle });
+        let table = MemoryTable::from_regions(regions)?;
+        let gone = self.table.regions().iter().map(|r| r.handle).collect();
+        self.change_memory("SET_MEM_TABLE", MemoryChange { table, gone, new, reply })
+    }
+
+    pub(super) fn add_mem_reg(
+        &mut self,
+        region: MemRegion,
+        handle: Handle,
+        reply: Reply,
+    ) -> Result<(), FrontendFault> {
+        let mut table = self.table.clone();
+        table.add(MapRegion { region, handle })?;
+        let change = MemoryChange { table, gone: Vec::new(), new: vec![handle], reply };
+        self.change_memory("ADD_MEM_REG", change)
+    }
+
+    pub(super) fn rem_mem_reg(
+        &mut self,
+        region: MemRegion,
+        extra: Option<Handle>,
+        reply: Reply,
+    ) -> Result<(), FrontendFault> {
+        let mut table = self.table.clone();
+        let removed = table.remove(&region)?;
+        let change = MemoryChange { table, gone: vec![removed.handle], new: Vec::new(), reply };
+        self.change_memory("REM_MEM_REG", change)?;
+        self.release(extra);
+        Ok(())
+    }
+
+    /// Rings that run must keep their place; requests in flight must keep
+    /// their buffers.
+    fn change_memory(
+        &mut self,
+        message: &'static str,
+        change: MemoryChange,
+    ) -> Result<(), FrontendFault> {
+        for (vring, v) in (0..).zip(&self.vrings) {
+            if v.run.is_some() && v.place(vring, &change.table) != v.place(vring, &self.table) {
+                return Err(FrontendFault::MemoryInUse { message, vring });
+            }
+        }
+        if change.gone.is_empty() || self.requests.is_empty() {
+            self.map(change);
+        } else {
+            self.pending = Pending::Quiesce(change);
+        }
+        Ok(())
+    }
+
+    pub(super) fn map(&mut self, change: MemoryChange) {
+        let regions = change.table.regions().to_vec();
+        self.out.push_back(Output::Map { regions });
+        self.pending = Pending::Map(change);
+    }
+
+    pub(super) fn mapped(
+        &mut self,
+        now: Instant,
+        result: Result<M, MapFailed>,
+    ) -> Result<(), ApiMisuse> {
+        let change = match self.pending.take() {
+            Pending::Map(change) => change,
+            other => {
+                self.pending = other;
+                return Err(ApiMisuse::NotAskedFor("a memory mapping"));
+            }
+        };
+        match result {
+            Ok(memory) => {
+                self.memory = Some(memory);
+                self.table = change.table;
+                self.release(change.gone);
+                self.answer_ok(change.reply);
+            }
+            Err(MapFailed(why)) => {
+                self.release(change.new);
+                let message = change.reply.message();
+                self.refuse(change.reply, FrontendFault::Map { message, why });
+            }
+        }
+        for vring in 0..self.config.num_queues {
+            self.fetch(now, vring);
+        }
+        Ok(())
+    }
+
+    // spec: vhost-user, VHOST_USER_GET_INFLIGHT_FD
+    pub(super) fn get_inflight_fd(
+        &mut self,
+        asked: InflightDescription,
+        reply: Reply,
+    ) -> Result<(), FrontendFault> {
+        self.check_queues(asked.num_queues)?;
+        let size = region_size(asked.num_queues, asked.queue_size);
+        let description = InflightDescription { mmap_size: size, mmap_offset: 0, ..asked };
+        RegionShape::new(&description)?;
+        self.out.push_back(Output::AllocInflight { size });
+        self.pending = Pending::AllocInflight(description, reply);
+        Ok(())
+    }
+
+    pub(super) fn inflight_allocated(
+        &mut self,
+        result: Result<Handle, MapFailed>,
+    ) -> Result<(), ApiMisuse> {
+        let (description, reply) = match self.pending.take() {
+            Pending::AllocInflight(description, reply) => (description, reply),
+            other => {
+                self.pending = other;
+                self.release(result.ok());
+                return Err(ApiMisuse::NotAskedFor("an inflight region"));
+            }
+        };
+        match result {
+            Ok(handle) => {
+                self.answer(reply, FrontendReplyBody::Inflight(description, handle));
+                self.release([handle]);
+            }
+            Err(MapFailed(why)) => {
+                let message = reply.message();
+                self.refuse(reply, FrontendFault::Map { message, why });
+            }
+        }
+        Ok(())
+    }
+
+    // spec: vhost-user, VHOST_USER_SET_INFLIGHT_FD
+    pub(super) fn set_inflight_fd(
+        &mut self,
+        d: InflightDescription,
+        handle: Handle,
+        reply: Reply,
+    ) -> Result<(), FrontendFault> {
+        self.check_queues(d.num_queues)?;
+        let shape = RegionShape::new(&d)?;
+        if let Some(vring) = self.vrings.iter().position(|v| v.run.is_some()) {
+            let (message, vring) = (reply.message(), vring as u16);
+            return Err(FrontendFault::VringRunning { message, vring });
+        }
+        self.out.push_back(Output::MapInflight {
+            handle,
+            offset: d.mmap_offset,
+            size: d.mmap_size,
+        });
+        self.pending = Pending::MapInflight(shape, handle, reply);
+        Ok(())
+    }
+
+    pub(super) fn inflight_mapped(
+        &mut self,
+        result: Result<M, MapFailed>,
+    ) -> Result<(), ApiMisuse> {
+        let (shape, handle, reply) = match self.pending.take() {
+            Pending::MapInflight(shape, handle, reply) => (shape, handle, reply),
+            other => {
+                self.pending = other;
+                return Err(ApiMisuse::NotAskedFor("a mapping of an inflight region"));
+            }
+        };
+        // The mapping outlives the descriptor.
+        self.release([handle]);
+        let message = reply.message();
+        let checked = match result {
+            Err(MapFailed(why)) => Err(FrontendFault::Map { message, why }),
+            Ok(memory) => match shape.check_headers(&memory) {
+                Ok(()) => Ok(InflightMemory { memory, shape }),
+                Err(fault) => Err(fault.into()),
+            },
+        };
+        match checked {
+            Ok(inflight) => {
+                self.inflight = Some(inflight);
+                self.answer_ok(reply);
+            }
+            Err(fault) => self.refuse(reply, fault),
+        }
+        Ok(())
+    }
+
+    fn check_queues(&self, got: u16) -> Result<(), InflightFault> {
+        let expected = self.config.num_queues;
+        if got > expected {
+            return Err(InflightFault::TooManyQueues { expected, got });
+        }
+        Ok(())
+    }
+}

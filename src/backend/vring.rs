@@ -1,0 +1,109 @@
+//! One vring as the front-end set it up, and what of it runs.
+//!
+//! | event | stopped | started, disabled | running |
+//! |---|---|---|---|
+//! | SET_VRING_KICK | started, or running if enabled | same | same, new descriptor |
+//! | SET_VRING_ENABLE 1 | remembered | running | same |
+//! | SET_VRING_ENABLE 0 | remembered | same | fetches no more, completes what it has |
+//! | GET_VRING_BASE | same | stopped | stopped once nothing is in flight |
+//! | RESET_DEVICE | stopped, disabled | stopped, disabled | stopped, disabled, nothing completed |
+// spec: vhost-user, "Ring states"
+
+use super::FrontendFault;
+use crate::Handle;
+use crate::inflight::SplitRegion;
+use crate::memory::MemoryTable;
+use crate::time::Instant;
+use crate::vring::{RingAddresses, SplitRing, Used};
+use crate::wire::VringAddr;
+
+/// A vring's settings, and its ring while it is started and was enabled.
+#[derive(Debug)]
+pub(super) struct Vring {
+    pub size: u16,
+    pub addr: Option<VringAddr>,
+    /// Next available index to start from.
+    pub base: u16,
+    pub started: bool,
+    pub enabled: bool,
+    pub kick: Option<Handle>,
+    /// Started without a kick descriptor: look for work by the clock.
+    pub polled: bool,
+    pub call: Option<Handle>,
+    pub err: Option<Handle>,
+    pub run: Option<Run>,
+}
+
+/// What exists only from start to stop.
+#[derive(Debug)]
+pub(super) struct Run {
+    pub ring: SplitRing,
+    pub region: Option<SplitRegion>,
+    /// By head: fetched and not published.
+    pub taken: Vec<bool>,
+    /// Requests the disk works on. A chain that broke the ring is taken but
+    /// not here: nothing will ever complete it.
+    pub at_disk: u16,
+    /// Completed and not published: the batch in the making.
+    pub batch: Vec<Used>,
+    /// GET_VRING_BASE came: fetch no more.
+    pub draining: bool,
+    /// The guest broke the ring: fetch no more.
+    pub broken: bool,
+    /// There may be more to fetch than one call was allowed to.
+    pub more: bool,
+    /// When to look again, if polled.
+    pub poll_at: Instant,
+}
+
+impl Vring {
+    pub fn new(size: u16) -> Self {
+        Self {
+            size,
+            addr: None,
+            base: 0,
+            started: false,
+            enabled: false,
+            kick: None,
+            polled: false,
+            call: None,
+            err: None,
+            run: None,
+        }
+    }
+
+    /// True if new chains may be fetched.
+    pub fn fetches(&self) -> bool {
+        self.enabled && self.run.as_ref().is_some_and(|r| !r.draining && !r.broken)
+    }
+
+    /// Where the ring lies by a memory table.
+    pub fn place(&self, vring: u16, table: &MemoryTable) -> Result<RingAddresses, FrontendFault> {
+        let addr = self.addr.ok_or(FrontendFault::VringUnset { vring })?;
+        let [desc_len, avail_len, used_len] = RingAddresses::sizes(self.size);
+        let find = |part, got, len| {
+            table.user_to_guest(got, len).ok_or(FrontendFault::VringPlace { vring, part, got, len })
+        };
+        Ok(RingAddresses {
+            desc: find("descriptor table", addr.desc, desc_len)?,
+            avail: find("available ring", addr.avail, avail_len)?,
+            used: find("used ring", addr.used, used_len)?,
+        })
+    }
+}
+
+/// Alignment of the parts of a split ring.
+// spec: virtio 1.2, "Split Virtqueues"
+pub(super) fn check_alignment(vring: u16, addr: &VringAddr) -> Result<(), FrontendFault> {
+    let parts = [
+        ("descriptor table", addr.desc, 16),
+        ("available ring", addr.avail, 2),
+        ("used ring", addr.used, 4),
+    ];
+    for (part, got, align) in parts {
+        if !got.is_multiple_of(align) {
+            return Err(FrontendFault::VringAlign { vring, part, got, align });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,16 @@
+//! The inflight region: what lets a successor finish a dead back-end's work.
+//!
+//! Every load and store of the region happens in this folder and nowhere else,
+//! and this folder does not know who is asking. [`split`] has one function for
+//! each step of the spec's algorithm; `recover` reads a region that somebody
+//! else left behind. DESIGN.md, "Inflight region, store by store", has the
+//! argument why a kill between any two stores is safe, by the same step names.
+// spec: vhost-user, "Inflight I/O tracking"
+
+mod layout;
+mod recover;
+mod split;
+
+pub use layout::{RegionShape, region_size};
+pub use recover::{InflightFault, Recovery};
+pub use split::{RegionGone, SplitRegion};

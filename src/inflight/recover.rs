@@ -1,0 +1,303 @@
+//! Reading a region that somebody else left behind. Its bytes are untrusted.
+// spec: vhost-user, "Inflight I/O tracking": "When reconnecting"
+
+use super::layout::{self, RegionShape};
+use super::split::{RegionGone, SplitRegion};
+use crate::bugs::{self, Bug};
+use core::sync::atomic::Ordering;
+use vm_memory::{AtomicAccess, Bytes, GuestAddress, GuestMemory};
+
+/// What a successor has to do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recovery {
+    /// Heads to resubmit, in the order they were fetched.
+    pub resubmit: Vec<u16>,
+    /// Nobody had used the region before.
+    pub fresh: bool,
+}
+
+/// Why a region cannot be taken. The front-end brought it, so it is to blame.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InflightFault {
+    /// No vring has a part.
+    #[error("inflight region is for 0 queues, expected at least 1")]
+    NoQueues,
+    /// More vrings than the device has.
+    #[error("inflight region is for {got} queues, expected at most {expected}")]
+    TooManyQueues {
+        /// Vrings of the device.
+        expected: u16,
+        /// Vrings of the region.
+        got: u16,
+    },
+    /// No ring has that size.
+    #[error("inflight region is for queue size {got}, expected 1 to 32768")]
+    QueueSize {
+        /// Entries by the message.
+        got: u16,
+    },
+    /// Counters could not be stored in one piece.
+    #[error("inflight region starts at file offset {got:#x}, expected a multiple of 8")]
+    Offset {
+        /// Offset in the file.
+        got: u64,
+    },
+    /// The parts do not fit.
+    #[error("inflight region has {got} bytes, expected at least {expected}")]
+    TooSmall {
+        /// Bytes that are needed.
+        expected: u64,
+        /// Bytes there are.
+        got: u64,
+    },
+    /// A vring beyond those the region is for.
+    #[error("vring {vring} has no part in the inflight region, which is for {queues} queues")]
+    NoPart {
+        /// Vring index.
+        vring: u16,
+        /// Vrings of the region.
+        queues: u16,
+    },
+    /// The ring has more entries than its part of the region.
+    #[error("vring {vring} has size {size}, its inflight region has {entries} entries")]
+    RingLarger {
+        /// Vring index.
+        vring: u16,
+        /// Ring size.
+        size: u16,
+        /// Entries of the part.
+        entries: u16,
+    },
+    /// A version from the future, or garbage.
+    #[error("inflight region of vring {vring} has version {got}, expected 0 or 1")]
+    Version {
+        /// Vring index.
+        vring: u16,
+        /// Version found.
+        got: u16,
+    },
+    /// Made for another ring size.
+    #[error("inflight region of vring {vring} has desc_num {got}, expected {expected}")]
+    DescNum {
+        /// Vring index.
+        vring: u16,
+        /// Entries by the message.
+        expected: u16,
+        /// Entries by the region.
+        got: u16,
+    },
+    /// The batch would be longer than the ring.
+    #[error(
+        "inflight region of vring {vring} has used_idx {region}, the ring {ring}: {batch} apart, expected at most {size}"
+    )]
+    UsedIdx {
+        /// Vring index.
+        vring: u16,
+        /// Used index by the region.
+        region: u16,
+        /// Used index by the ring.
+        ring: u16,
+        /// Their distance.
+        batch: u16,
+        /// Ring size.
+        size: u16,
+    },
+    /// The batch list leaves the table.
+    #[error("inflight region of vring {vring} links head {got}, expected less than {size}")]
+    Link {
+        /// Vring index.
+        vring: u16,
+        /// Head found.
+        got: u16,
+        /// Ring size.
+        size: u16,
+    },
+    /// An entry that no chain can have is in flight.
+    #[error("inflight region of vring {vring} has head {got} in flight, expected less than {size}")]
+    Head {
+        /// Vring index.
+        vring: u16,
+        /// Head found.
+        got: u16,
+        /// Ring size.
+        size: u16,
+    },
+    /// An entry is neither in flight nor not.
+    #[error("inflight region of vring {vring} has inflight {got} at head {head}, expected 0 or 1")]
+    Flag {
+        /// Vring index.
+        vring: u16,
+        /// Head.
+        head: u16,
+        /// Value found.
+        got: u8,
+    },
+    /// The memory cannot be read or written.
+    #[error("inflight region is not accessible at offset {0:#x}")]
+    Gone(u64),
+}
+
+impl From<RegionGone> for InflightFault {
+    fn from(e: RegionGone) -> Self {
+        Self::Gone(e.offset)
+    }
+}
+
+impl RegionShape {
+    /// Check the header of every part, before any ring is known.
+    pub fn check_headers<M: GuestMemory>(&self, mem: &M) -> Result<(), InflightFault> {
+        (0..self.num_queues).try_for_each(|vring| self.header(mem, vring).map(drop))
+    }
+
+    /// Version of a part; the number of entries is checked if it has one.
+    fn header<M: GuestMemory>(&self, mem: &M, vring: u16) -> Result<u16, InflightFault> {
+        let base = self.base(vring);
+        let version: u16 = load(mem, base + layout::VERSION)?;
+        match version {
+            0 => {}
+            layout::VERSION_1 => {
+                let got: u16 = load(mem, base + layout::DESC_NUM)?;
+                if got != self.queue_size {
+                    return Err(InflightFault::DescNum { vring, expected: self.queue_size, got });
+                }
+            }
+            got => return Err(InflightFault::Version { vring, got }),
+        }
+        Ok(version)
+    }
+}
+
+pub(super) fn attach<M: GuestMemory>(
+    mem: &M,
+    shape: &RegionShape,
+    vring: u16,
+    ring_size: u16,
+    used_idx: u16,
+) -> Result<(SplitRegion, Recovery), InflightFault> {
+    if vring >= shape.num_queues {
+        return Err(InflightFault::NoPart { vring, queues: shape.num_queues });
+    }
+    if ring_size > shape.queue_size {
+        return Err(InflightFault::RingLarger {
+            vring,
+            size: ring_size,
+            entries: shape.queue_size,
+        });
+    }
+    match shape.header(mem, vring)? {
+        0 => initialise(mem, shape, vring, used_idx),
+        _ => recover(mem, shape, vring, ring_size, used_idx),
+    }
+}
+
+/// A region that nobody has used. Its ring may have been: after a migration
+/// without this region the used index is not 0, and a region that says 0 would
+/// make the next recovery walk a batch that never was.
+fn initialise<M: GuestMemory>(
+    mem: &M,
+    shape: &RegionShape,
+    vring: u16,
+    used_idx: u16,
+) -> Result<(SplitRegion, Recovery), InflightFault> {
+    let used_idx = if bugs::on(Bug::FreshRegionAtFaceValue) { 0 } else { used_idx };
+    let region = SplitRegion::new(shape.base(vring), shape.queue_size, 0, 0);
+    region.store(mem, layout::FEATURES, 0u64)?;
+    region.store(mem, layout::DESC_NUM, shape.queue_size)?;
+    region.store(mem, layout::LAST_BATCH_HEAD, 0u16)?;
+    region.store(mem, layout::USED_IDX, used_idx)?;
+    for head in 0..shape.queue_size {
+        region.store(mem, layout::inflight(head), 0u8)?;
+    }
+    // Last: a kill before this leaves a region that is still fresh.
+    region.store(mem, layout::VERSION, layout::VERSION_1)?;
+    Ok((region, Recovery { resubmit: Vec::new(), fresh: true }))
+}
+
+fn recover<M: GuestMemory>(
+    mem: &M,
+    shape: &RegionShape,
+    vring: u16,
+    ring_size: u16,
+    used_idx: u16,
+) -> Result<(SplitRegion, Recovery), InflightFault> {
+    let base = shape.base(vring);
+    let region_used: u16 = load(mem, base + layout::USED_IDX)?;
+    let last_batch_head: u16 = load(mem, base + layout::LAST_BATCH_HEAD)?;
+
+    // All loads and checks come before the first store: a region that is
+    // refused stays as it was, for a back-end that can make sense of it.
+    let published =
+        published_batch(mem, base, vring, ring_size, last_batch_head, region_used, used_idx)?;
+    let mut in_batch = vec![false; usize::from(shape.queue_size)];
+    for &head in &published {
+        in_batch[usize::from(head)] = true;
+    }
+    let mut live: Vec<(u64, u16)> = Vec::new();
+    for head in 0..shape.queue_size {
+        match load::<M, u8>(mem, base + layout::inflight(head))? {
+            0 => {}
+            1 if head >= ring_size => {
+                return Err(InflightFault::Head { vring, got: head, size: ring_size });
+            }
+            1 if in_batch[usize::from(head)] => {}
+            1 => live.push((load(mem, base + layout::counter(head))?, head)),
+            got => return Err(InflightFault::Flag { vring, head, got }),
+        }
+    }
+    // R3: the order of fetching. The head breaks ties that only a corrupt
+    // region can have, so that the order is the same on every run.
+    if !bugs::on(Bug::ResubmitInRingOrder) {
+        live.sort_unstable();
+    }
+    // R4: counters go on above every live one. A region whose counter is at the
+    // very end has been forged; order is then lost but nothing else.
+    let counter = live.iter().map(|(c, _)| c.saturating_add(1)).max().unwrap_or(0);
+
+    let region = SplitRegion::new(base, shape.queue_size, counter, last_batch_head);
+    // R1, R2: finish the batch that was published but not closed. A kill in
+    // here leaves the difference in place, so the next successor does it again.
+    for head in published {
+        region.store(mem, layout::inflight(head), 0u8)?;
+    }
+    region.store(mem, layout::USED_IDX, used_idx)?;
+    let resubmit = live.into_iter().map(|(_, head)| head).collect();
+    Ok((region, Recovery { resubmit, fresh: false }))
+}
+
+/// The heads whose publication the region does not know of yet: as many links
+/// from `last_batch_head` as the used index is ahead. Links beyond are of
+/// older batches and are not followed.
+fn published_batch<M: GuestMemory>(
+    mem: &M,
+    base: u64,
+    vring: u16,
+    size: u16,
+    last_batch_head: u16,
+    region_used: u16,
+    ring_used: u16,
+) -> Result<Vec<u16>, InflightFault> {
+    let batch = ring_used.wrapping_sub(region_used);
+    if batch > size {
+        return Err(InflightFault::UsedIdx {
+            vring,
+            region: region_used,
+            ring: ring_used,
+            batch,
+            size,
+        });
+    }
+    let mut heads = Vec::with_capacity(usize::from(batch));
+    let mut head = last_batch_head;
+    for _ in 0..batch {
+        if head >= size {
+            return Err(InflightFault::Link { vring, got: head, size });
+        }
+        heads.push(head);
+        head = load(mem, base + layout::next(head))?;
+    }
+    Ok(heads)
+}
+
+fn load<M: GuestMemory, T: AtomicAccess>(mem: &M, offset: u64) -> Result<T, InflightFault> {
+    mem.load(GuestAddress(offset), Ordering::Acquire).map_err(|_| InflightFault::Gone(offset))
+}

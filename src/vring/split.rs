@@ -1,0 +1,175 @@
+//! The split ring, on virtio-queue.
+//!
+//! virtio-queue reads the available ring and keeps notifications; publishing is
+//! ours, because a batch is published by one store of the used index, which
+//! the inflight region's argument rests on.
+// spec: virtio 1.2, "Split Virtqueues"
+
+use super::GuestFault;
+use core::sync::atomic::{Ordering, fence};
+use virtio_queue::{Error, Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemory};
+
+/// `VIRTQ_AVAIL_F_NO_INTERRUPT`.
+const NO_INTERRUPT: u16 = 1;
+
+/// Guest-physical addresses of the three parts of a split ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RingAddresses {
+    /// Descriptor table: aligned to 16.
+    pub desc: u64,
+    /// Available ring: aligned to 2.
+    pub avail: u64,
+    /// Used ring: aligned to 4.
+    pub used: u64,
+}
+
+impl RingAddresses {
+    /// Bytes of descriptor table, available ring and used ring.
+    pub fn sizes(size: u16) -> [u64; 3] {
+        let n = u64::from(size);
+        [16 * n, 6 + 2 * n, 6 + 8 * n]
+    }
+}
+
+/// An element for the used ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Used {
+    /// Head of the chain.
+    pub head: u16,
+    /// Bytes written to its writable part.
+    pub len: u32,
+}
+
+/// The device side of one split ring, while it runs.
+#[derive(Debug)]
+pub struct SplitRing {
+    queue: Queue,
+    /// Used index at the last decision to call or not.
+    called_at: u16,
+}
+
+impl SplitRing {
+    /// Take up a ring. `size` is a power of two up to 32768.
+    ///
+    /// The used index is read from guest memory, since whoever ran the ring
+    /// before left it there; fetching starts at 0 until told otherwise.
+    pub fn new<M: GuestMemory>(
+        mem: &M,
+        size: u16,
+        at: RingAddresses,
+        event_idx: bool,
+    ) -> Result<Self, GuestFault> {
+        let part = |part| move |_: Error| GuestFault::Ring { part };
+        let mut queue = Queue::new(size).map_err(part("ring"))?;
+        queue
+            .try_set_desc_table_address(GuestAddress(at.desc))
+            .map_err(part("descriptor table"))?;
+        queue.try_set_avail_ring_address(GuestAddress(at.avail)).map_err(part("available ring"))?;
+        queue.try_set_used_ring_address(GuestAddress(at.used)).map_err(part("used ring"))?;
+        queue.set_event_idx(event_idx);
+        queue.set_ready(true);
+        if !queue.is_valid(mem) {
+            return Err(GuestFault::Ring { part: "ring" });
+        }
+        let used = queue.used_idx(mem, Ordering::Acquire).map_err(part("used ring"))?;
+        queue.set_next_used(used.0);
+        Ok(Self { queue, called_at: used.0 })
+    }
+
+    /// Entries.
+    pub fn size(&self) -> u16 {
+        self.queue.size()
+    }
+
+    /// Index of the next available entry to fetch.
+    pub fn next_avail(&self) -> u16 {
+        self.queue.next_avail()
+    }
+
+    /// Start fetching here.
+    pub fn set_next_avail(&mut self, index: u16) {
+        self.queue.set_next_avail(index);
+    }
+
+    /// The used index, as last published.
+    pub fn used_idx(&self) -> u16 {
+        self.queue.next_used()
+    }
+
+    /// Guest-physical address of the descriptor table.
+    pub fn desc_table(&self) -> u64 {
+        self.queue.desc_table()
+    }
+
+    /// F1: the next available head, `None` if there is none.
+    pub fn pop<M: GuestMemory>(&mut self, mem: &M) -> Result<Option<u16>, GuestFault> {
+        let (next, size) = (self.queue.next_avail(), self.queue.size());
+        let gone = GuestFault::Ring { part: "available ring" };
+        let avail = self.queue.avail_idx(mem, Ordering::Acquire).map_err(|_| gone)?.0;
+        let ahead = avail.wrapping_sub(next);
+        if ahead == 0 {
+            return Ok(None);
+        }
+        let mut heads = self.queue.iter(mem).map_err(|e| match e {
+            Error::InvalidAvailRingIndex => GuestFault::AvailJump { avail, next, ahead, size },
+            _ => gone,
+        })?;
+        let head = heads.next().ok_or(gone)?.head_index();
+        if head >= size {
+            return Err(GuestFault::Head { head, size });
+        }
+        Ok(Some(head))
+    }
+
+    /// C4: publish a batch by one store of the used index.
+    pub fn publish<M: GuestMemory>(&mut self, mem: &M, batch: &[Used]) -> Result<(), GuestFault> {
+        let gone = GuestFault::Ring { part: "used ring" };
+        let (ring, size) = (self.queue.used_ring(), self.queue.size());
+        let mut index = self.queue.next_used();
+        for used in batch {
+            let at = ring + 4 + 8 * u64::from(index % size);
+            // struct virtq_used_elem { le32 id; le32 len; }
+            let element = u64::from(used.head) | u64::from(used.len) << 32;
+            mem.write_obj(element.to_le(), GuestAddress(at)).map_err(|_| gone)?;
+            index = index.wrapping_add(1);
+        }
+        mem.store(index.to_le(), GuestAddress(ring + 2), Ordering::Release).map_err(|_| gone)?;
+        self.queue.set_next_used(index);
+        Ok(())
+    }
+
+    /// Whether the guest wants to be called for what was published since this
+    /// was last asked.
+    // spec: virtio 1.2, "Used Buffer Notification Suppression"
+    pub fn needs_call<M: GuestMemory>(&mut self, mem: &M) -> Result<bool, GuestFault> {
+        let gone = GuestFault::Ring { part: "available ring" };
+        let (old, new) = (self.called_at, self.queue.next_used());
+        self.called_at = new;
+        // The used index must be visible before the guest's wish is read, or
+        // both sides may sleep.
+        fence(Ordering::SeqCst);
+        let ring = self.queue.avail_ring();
+        let read = |offset: u64| {
+            mem.load::<u16>(GuestAddress(ring + offset), Ordering::Relaxed)
+                .map(u16::from_le)
+                .map_err(|_| gone)
+        };
+        if self.queue.event_idx_enabled() {
+            let event = read(4 + 2 * u64::from(self.queue.size()))?;
+            return Ok(new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old));
+        }
+        Ok(new != old && read(0)? & NO_INTERRUPT == 0)
+    }
+
+    /// Ask the guest for a kick when it makes more available. True if there is
+    /// more already, in which case that kick may never come.
+    pub fn enable_kicks<M: GuestMemory>(&mut self, mem: &M) -> Result<bool, GuestFault> {
+        self.queue.enable_notification(mem).map_err(|_| GuestFault::Ring { part: "used ring" })
+    }
+
+    /// Tell the guest that kicks are not needed for now.
+    pub fn disable_kicks<M: GuestMemory>(&mut self, mem: &M) -> Result<(), GuestFault> {
+        self.queue.disable_notification(mem).map_err(|_| GuestFault::Ring { part: "used ring" })
+    }
+}
