@@ -15,6 +15,7 @@ mod dialect;
 mod encode;
 mod error;
 pub mod features;
+mod handles;
 mod header;
 mod message;
 mod payload;

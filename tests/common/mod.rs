@@ -1,0 +1,344 @@
+//! A driver for the back-end without sockets, clocks or disks: messages go in
+//! as bytes, wishes are granted from plain memory. Used by tests and benches.
+
+#![allow(dead_code)] // Each test uses its part.
+
+use midflight::backend::{Backend, CloseReason, Event, Input, MapFailed, Output};
+use midflight::blk::{Completion, DeviceConfig, DiskError, DiskOp, ReqId};
+use midflight::driver::{BlkDriver, BlkOp, BlkRequest, Framing, RequestBuffers, RingFeatures, RingLayout, Span};
+use midflight::time::Instant;
+use midflight::wire::features::{protocol, virtio};
+use midflight::wire::{
+    Decoder, Dialect, Envelope, FrontendReplies, FrontendReply, FrontendReplyBody, FrontendRequest,
+    InflightDescription, MemRegion, VringAddr, VringFile, VringState, encode_request,
+};
+use midflight::Handle;
+use std::collections::BTreeSet;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+pub type Memory = GuestMemoryMmap<()>;
+
+/// Guest memory: this many bytes at guest-physical address 0.
+pub const GUEST_BYTES: u64 = 4 << 20;
+/// Where the front-end would have it in its own address space.
+pub const USER_BASE: u64 = 0x7f00_0000_0000;
+/// Ring size unless a test says otherwise.
+pub const RING: u16 = 64;
+
+/// Virtio features a modern guest accepts, with bit 30.
+pub const FEATURES: u64 = virtio::VERSION_1
+    | virtio::EVENT_IDX
+    | virtio::INDIRECT_DESC
+    | virtio::BLK_FLUSH
+    | virtio::BLK_CONFIG_WCE
+    | virtio::BLK_DISCARD
+    | virtio::BLK_WRITE_ZEROES
+    | virtio::BLK_SEG_MAX
+    | virtio::PROTOCOL_FEATURES;
+
+/// Back-end, its memory and disk, and everything it wished for.
+pub struct Rig {
+    pub backend: Backend<Memory>,
+    pub guest: Memory,
+    pub region: Option<Memory>,
+    pub region_description: Option<InflightDescription>,
+    pub disk: Vec<u8>,
+    pub now: Instant,
+    /// Handed to the back-end and not released.
+    pub live: BTreeSet<Handle>,
+    next_handle: u32,
+    /// Refuse the next mapping, saying why.
+    pub refuse_map: Option<String>,
+    decoder: Decoder<FrontendReplies, Handle>,
+    pub replies: Vec<FrontendReply<Handle>>,
+    pub at_disk: Vec<ReqId>,
+    pub calls: Vec<u16>,
+    pub errs: Vec<u16>,
+    pub events: Vec<Event>,
+    pub closed: Option<CloseReason>,
+}
+
+pub fn memory(bytes: u64) -> Memory {
+    Memory::from_ranges(&[(GuestAddress(0), bytes as usize)]).unwrap()
+}
+
+impl Rig {
+    pub fn new(config: DeviceConfig) -> Self {
+        let disk = vec![0; config.capacity as usize];
+        let mut rig = Self {
+            backend: Backend::new(config).unwrap(),
+            guest: memory(GUEST_BYTES),
+            region: None,
+            region_description: None,
+            disk,
+            now: Instant::ZERO,
+            live: BTreeSet::new(),
+            next_handle: 0,
+            refuse_map: None,
+            decoder: Decoder::new(Dialect::default()),
+            replies: Vec::new(),
+            at_disk: Vec::new(),
+            calls: Vec::new(),
+            errs: Vec::new(),
+            events: Vec::new(),
+            closed: None,
+        };
+        rig.input(Input::Connected);
+        rig
+    }
+
+    /// A rig whose vring 0 runs, with an inflight region, and its driver.
+    pub fn running(config: DeviceConfig) -> (Self, BlkDriver) {
+        let mut rig = Self::new(config);
+        rig.negotiate(FEATURES);
+        rig.get_inflight(1, RING);
+        rig.add_memory();
+        let driver = BlkDriver::start(&rig.guest, ring_layout(0), ring_features()).unwrap();
+        rig.set_inflight();
+        rig.start_vring(0, 0);
+        (rig, driver)
+    }
+
+    pub fn handle(&mut self) -> Handle {
+        self.next_handle += 1;
+        let handle = Handle(self.next_handle);
+        self.live.insert(handle);
+        handle
+    }
+
+    pub fn input(&mut self, input: Input<'_, Memory>) {
+        self.backend.handle_input(self.now, input).unwrap();
+        self.drain();
+    }
+
+    fn drain(&mut self) {
+        while let Some(output) = self.backend.poll_output() {
+            match output {
+                Output::Send { bytes, handles } => {
+                    assert!(handles.iter().all(|h| self.live.contains(h)), "sent a dead handle");
+                    self.decoder.push(&bytes, handles).unwrap();
+                    while let Some(reply) = self.decoder.next() {
+                        self.replies.push(reply.unwrap().message);
+                    }
+                }
+                Output::Map { .. } => {
+                    let result = match self.refuse_map.take() {
+                        Some(why) => Err(MapFailed(why)),
+                        None => Ok(self.guest.clone()),
+                    };
+                    self.backend.handle_input(self.now, Input::Mapped(result)).unwrap();
+                }
+                Output::AllocInflight { size } => {
+                    self.region = Some(memory(size.next_multiple_of(4096)));
+                    let handle = self.handle();
+                    let input = Input::InflightAllocated(Ok(handle));
+                    self.backend.handle_input(self.now, input).unwrap();
+                }
+                Output::MapInflight { handle, .. } => {
+                    assert!(self.live.contains(&handle));
+                    let result = match self.refuse_map.take() {
+                        Some(why) => Err(MapFailed(why)),
+                        None => Ok(self.region.clone().expect("a region to map")),
+                    };
+                    self.backend.handle_input(self.now, Input::InflightMapped(result)).unwrap();
+                }
+                Output::Unmap => {}
+                Output::WatchKick { handle, .. } => {
+                    assert!(handle.is_none_or(|h| self.live.contains(&h)));
+                }
+                Output::Call { vring, handle } => {
+                    assert!(self.live.contains(&handle), "called a dead handle");
+                    self.calls.push(vring);
+                }
+                Output::Err { vring, .. } => self.errs.push(vring),
+                Output::Disk(id) => self.at_disk.push(id),
+                Output::Release(handle) => {
+                    assert!(self.live.remove(&handle), "{handle} released twice");
+                }
+                Output::Close(reason) => self.closed = Some(reason),
+                Output::Event(event) => self.events.push(event),
+            }
+        }
+    }
+
+    /// Send a message; the last reply, if it brought one.
+    pub fn send(
+        &mut self,
+        message: FrontendRequest<Handle>,
+        need_reply: bool,
+    ) -> Option<FrontendReplyBody<Handle>> {
+        let before = self.replies.len();
+        let envelope = Envelope { message, need_reply };
+        let (bytes, handles) = encode_request(&envelope, &Dialect::default()).unwrap();
+        self.input(Input::Received { bytes: &bytes, handles });
+        self.replies.get(before).map(|r| r.body.clone())
+    }
+
+    /// Send and expect a positive acknowledgement.
+    pub fn ok(&mut self, message: FrontendRequest<Handle>) {
+        let name = message.name();
+        let reply = self.send(message, true);
+        assert_eq!(reply, Some(FrontendReplyBody::U64(0)), "{name}: {:?} {:?}", self.closed, self.events.last());
+    }
+
+    /// Send with NEED_REPLY and expect a refusal; its text.
+    pub fn refused(&mut self, message: FrontendRequest<Handle>) -> String {
+        let name = message.name();
+        let live = self.live.len() - message.handles().len();
+        let reply = self.send(message, true);
+        assert_eq!(reply, Some(FrontendReplyBody::U64(1)), "{name} was not refused");
+        assert_eq!(self.live.len(), live, "{name} leaked a handle");
+        match self.events.last() {
+            Some(Event::Refused(fault)) => fault.to_string(),
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+
+    pub fn negotiate(&mut self, features: u64) {
+        let bits = midflight::backend::OFFERED_PROTOCOL_FEATURES;
+        assert!(bits & protocol::REPLY_ACK != 0);
+        self.send(FrontendRequest::SetProtocolFeatures(bits), false);
+        self.send(FrontendRequest::SetOwner, false);
+        self.ok(FrontendRequest::SetFeatures(features));
+    }
+
+    pub fn add_memory(&mut self) {
+        let handle = self.handle();
+        self.ok(FrontendRequest::AddMemReg(guest_region(), handle));
+    }
+
+    pub fn get_inflight(&mut self, num_queues: u16, queue_size: u16) {
+        let asked = InflightDescription { mmap_size: 0, mmap_offset: 0, num_queues, queue_size };
+        match self.send(FrontendRequest::GetInflightFd(asked), false) {
+            Some(FrontendReplyBody::Inflight(description, _)) => {
+                self.region_description = Some(description);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub fn set_inflight(&mut self) {
+        let handle = self.handle();
+        let description = self.region_description.expect("GET_INFLIGHT_FD came first");
+        self.ok(FrontendRequest::SetInflightFd(description, handle));
+    }
+
+    pub fn start_vring(&mut self, vring: u16, base: u16) {
+        let index = u32::from(vring);
+        self.ok(FrontendRequest::SetVringNum(VringState { index, num: u32::from(RING) }));
+        self.ok(FrontendRequest::SetVringBase(VringState { index, num: u32::from(base) }));
+        self.ok(FrontendRequest::SetVringAddr(vring_addr(vring)));
+        for message in [FrontendRequest::SetVringCall, FrontendRequest::SetVringErr, FrontendRequest::SetVringKick] {
+            let handle = self.handle();
+            self.ok(message(VringFile { index: vring as u8, handle: Some(handle) }));
+        }
+        self.ok(FrontendRequest::SetVringEnable(VringState { index, num: 1 }));
+    }
+
+    pub fn get_base(&mut self, vring: u16) -> Option<u16> {
+        let state = VringState { index: u32::from(vring), num: 0 };
+        match self.send(FrontendRequest::GetVringBase(state), false) {
+            Some(FrontendReplyBody::VringState(state)) => Some(state.num as u16),
+            None => None,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub fn kick(&mut self, vring: u16) {
+        self.input(Input::Kick { vring });
+    }
+
+    /// Carry out a request on the disk, without reporting it.
+    pub fn execute(&mut self, id: ReqId) -> Completion {
+        let request = self.backend.request(id).expect("a request in flight");
+        let mut at = 0;
+        match request.op {
+            DiskOp::Read { offset } => {
+                at = offset as usize;
+                for s in request.segments {
+                    let end = at + s.len as usize;
+                    self.guest.write_slice(&self.disk[at..end], GuestAddress(s.addr)).unwrap();
+                    at = end;
+                }
+            }
+            DiskOp::Write { offset, .. } => {
+                at = offset as usize;
+                for s in request.segments {
+                    let end = at + s.len as usize;
+                    self.guest.read_slice(&mut self.disk[at..end], GuestAddress(s.addr)).unwrap();
+                    at = end;
+                }
+            }
+            DiskOp::Flush => {}
+            DiskOp::Discard { offset, len, .. } | DiskOp::WriteZeroes { offset, len, .. } => {
+                self.disk[offset as usize..(offset + len) as usize].fill(0);
+            }
+        }
+        assert!(at <= self.disk.len());
+        Completion { id, result: Ok(()) }
+    }
+
+    /// Carry out and report everything at the disk, as one batch.
+    pub fn finish_all(&mut self) {
+        let ids = std::mem::take(&mut self.at_disk);
+        let done: Vec<Completion> = ids.into_iter().map(|id| self.execute(id)).collect();
+        self.input(Input::DiskDone(&done));
+    }
+
+    /// Report everything at the disk as failed.
+    pub fn fail_all(&mut self, error: DiskError) {
+        let ids = std::mem::take(&mut self.at_disk);
+        let done: Vec<Completion> =
+            ids.into_iter().map(|id| Completion { id, result: Err(error) }).collect();
+        self.input(Input::DiskDone(&done));
+    }
+}
+
+pub fn guest_region() -> MemRegion {
+    MemRegion { guest_addr: 0, size: GUEST_BYTES, user_addr: USER_BASE, mmap_offset: 0 }
+}
+
+pub fn ring_features() -> RingFeatures {
+    RingFeatures { event_idx: true, indirect: true }
+}
+
+pub fn ring_layout(vring: u16) -> RingLayout {
+    RingLayout::contiguous(RING, 0x1000 + 0x4000 * u64::from(vring)).unwrap()
+}
+
+pub fn vring_addr(vring: u16) -> VringAddr {
+    let layout = ring_layout(vring);
+    VringAddr {
+        index: u32::from(vring),
+        flags: 0,
+        desc: USER_BASE + layout.desc,
+        used: USER_BASE + layout.used,
+        avail: USER_BASE + layout.avail,
+        log: 0,
+    }
+}
+
+/// Where request number `slot` of a test has its buffers.
+pub fn slot_base(slot: u64) -> u64 {
+    0x10_0000 + slot * 0x4000
+}
+
+/// Put a request into the ring; data right behind the header, status behind it.
+pub fn submit(
+    rig: &Rig,
+    driver: &mut BlkDriver,
+    slot: u64,
+    op: BlkOp<'_>,
+    len: u32,
+    framing: &Framing,
+) -> u16 {
+    let base = slot_base(slot);
+    let data = [Span { addr: base + 16, len }];
+    let buffers = RequestBuffers {
+        header: base,
+        data: if len == 0 { &[] } else { &data },
+        status: base + 16 + u64::from(len),
+        table: Some(base + 0x2000),
+    };
+    driver.submit(&rig.guest, &BlkRequest { op, token: slot }, &buffers, framing).unwrap()
+}
