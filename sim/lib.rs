@@ -2,6 +2,14 @@
 
 pub mod choices;
 pub mod disk;
+pub mod guest;
 pub mod hash;
+pub mod host;
 pub mod memory;
+pub mod oracle;
+pub mod pattern;
+pub mod profile;
+pub mod run;
 pub mod scheduler;
+pub mod trace;
+pub mod world;

@@ -147,19 +147,24 @@ impl Oracle {
         self.ledger.disk_failed(vring, head);
     }
 
-    /// The inflight region must be recoverable now. `alive`: between two steps
-    /// of a live back-end, where the last batch is closed.
+    /// Everything is done: the disk holds nothing but what the guest may find.
+    pub fn at_rest(&self, image: &Image) -> Result<(), Violation> {
+        self.sectors.check_image(image)
+    }
+
+    /// The inflight region must be recoverable now. `runs`: vrings that a live
+    /// back-end runs, where no batch is open between its steps.
     pub fn check_region(
         &self,
         mem: &Mem,
         region: RegionView<'_>,
-        alive: bool,
+        runs: impl Fn(u16) -> bool,
     ) -> Result<(), Violation> {
         if !self.judges.region {
             return Ok(());
         }
         for vring in 0..self.ledger.vrings() {
-            region::check(&self.ledger, mem, region, vring, alive)?;
+            region::check(&self.ledger, mem, region, vring, runs(vring))?;
         }
         Ok(())
     }

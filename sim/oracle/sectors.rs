@@ -4,7 +4,7 @@
 //! it may hold; a read that ran alone settles it.
 
 use super::{Ask, Violation};
-use crate::disk::SECTOR;
+use crate::disk::{Image, SECTOR};
 use crate::memory::Mem;
 use crate::pattern;
 use crate::trace::Verb;
@@ -141,6 +141,26 @@ impl Sectors {
             }
             if !changing {
                 self.sectors[at as usize].settle(tag);
+            }
+        }
+        Ok(())
+    }
+
+    /// Compare what lies on the disk.
+    pub fn check_image(&self, image: &Image) -> Result<(), Violation> {
+        for (at, sector) in (0u64..).zip(&self.sectors) {
+            let found = pattern::decode(image.sector(at), at);
+            let (allowed, _) = sector.tags();
+            if !found.is_some_and(|tag| allowed.contains(&tag)) {
+                let allowed: Vec<String> = allowed.into_iter().map(writer).collect();
+                return Err(Violation::new(
+                    "sectors",
+                    format!(
+                        "sector {at} of the disk holds {}, expected one of {}",
+                        found.map_or("what nobody wrote".into(), writer),
+                        allowed.join(", ")
+                    ),
+                ));
             }
         }
         Ok(())

@@ -27,6 +27,8 @@ pub struct BackProcess {
     reaping: bool,
     reading: bool,
     timer: Option<u64>,
+    /// Vrings it has taken up.
+    runs: Vec<bool>,
 }
 
 /// An answer the process owes its core.
@@ -66,7 +68,14 @@ impl BackProcess {
             reaping: false,
             reading: false,
             timer: None,
+            runs: vec![false; vrings],
         })
+    }
+
+    /// Whether it has taken up this vring, so that no batch is open between
+    /// its steps.
+    pub fn runs(&self, vring: u16) -> bool {
+        self.runs[usize::from(vring)]
     }
 }
 
@@ -111,7 +120,7 @@ impl World<'_> {
             return Ok(false);
         }
         if stores > 0 {
-            self.check_region(true)?;
+            self.check_region()?;
         }
         self.arm_timer();
         self.arm_reading();
@@ -160,7 +169,7 @@ impl World<'_> {
             Lane::Host,
             What::Killed { life, kept, stores, outputs_kept, outputs, moved },
         );
-        self.check_region(false)?;
+        self.check_region()?;
         if let Some(conn) = back.conn {
             self.hang_up_front(conn);
         }
@@ -276,13 +285,18 @@ impl World<'_> {
 
     fn back_event(&mut self, event: backend::Event) -> Result<(), Violation> {
         use backend::Event as E;
+        let Some(back) = &mut self.back else { return Ok(()) };
         let what = match event {
             E::VringRunning { vring, next_avail, used, resubmitted, .. } => {
+                back.runs[usize::from(vring)] = true;
                 self.stats.resubmitted += u64::from(resubmitted);
                 self.stats.recoveries += u64::from(resubmitted > 0);
                 What::VringRunning { vring, next_avail, used, resubmitted }
             }
-            E::VringStopped { vring, base } => What::VringStopped { vring, base },
+            E::VringStopped { vring, base } => {
+                back.runs[usize::from(vring)] = false;
+                What::VringStopped { vring, base }
+            }
             E::Negotiated { features, protocol } => {
                 What::BackSays { code: 1, a: features, b: protocol }
             }

@@ -1,0 +1,373 @@
+//! One host: a guest, a front-end, a back-end, a disk, and what connects them.
+
+mod back;
+mod events;
+mod front;
+mod link;
+mod objects;
+
+use crate::choices::{Component, Stream};
+use crate::disk::Disk;
+use crate::guest::Guest;
+use crate::guest::memory::{GuestMemory, ring_view};
+use crate::memory::{Arena, Mem, RegionId};
+use crate::oracle::{Judges, Oracle, RegionView, Violation};
+use crate::profile::Profile;
+use crate::scheduler::Scheduler;
+use crate::trace::{Lane, Trace, Wake, What};
+use back::{Answer, BackProcess};
+use front::Front;
+use link::{Piece, Wire};
+use midflight::backend::{Input, MapFailed, MapRegion, Output};
+use midflight::blk::DeviceConfig;
+use objects::{Counter, Object, ObjectId, Objects};
+use vm_memory::GuestMemoryRegion;
+
+/// Something that will happen.
+enum Event {
+    GuestTurn(u16),
+    GuestCall(u16),
+    Pause,
+    Resume,
+    FrontConnect,
+    FrontRead(u32),
+    FrontHangup(u32),
+    ToBack(u32, Piece),
+    ToFront(u32, Piece),
+    BackStart,
+    BackRead(u32),
+    BackKick(u16),
+    BackTimer(u32, u64),
+    BackReap(u32),
+    BackAnswer(u32, Answer),
+    DiskApply(u64),
+    DiskDone(u64),
+    /// Kill this life of the back-end between two steps.
+    Kill(u32),
+}
+
+/// Where the next kill falls.
+struct Kill {
+    stream: Stream,
+    left: u64,
+    /// Stores of this life that still happen.
+    stores_left: Option<u64>,
+    /// Instead of drawing: the first kill falls after exactly so many stores.
+    exact: Option<u64>,
+}
+
+/// Counted over a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Scheduler events.
+    pub events: u64,
+    /// Requests the guest completed.
+    pub requests: u64,
+    /// Requests the disk was asked.
+    pub disk_requests: u64,
+    /// Stores of the back-end to shared memory.
+    pub stores: u64,
+    /// Kills of the back-end.
+    pub kills: u64,
+    /// Vrings that were taken over with requests in flight.
+    pub recoveries: u64,
+    /// Requests that were resubmitted.
+    pub resubmitted: u64,
+    /// Pauses that ended.
+    pub pauses: u64,
+}
+
+/// What a run is asked for beside its seed.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Keep the events.
+    pub trace: bool,
+    /// Which oracles work.
+    pub judges: Judges,
+    /// Kill once, after exactly so many stores, and never else.
+    pub kill_at: Option<u64>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { trace: false, judges: Judges::default(), kill_at: None }
+    }
+}
+
+/// See the module.
+pub struct World<'a> {
+    profile: Profile,
+    arena: &'a mut Arena,
+    guest_memory: GuestMemory,
+    guest: Guest,
+    device: DeviceConfig,
+    oracle: Oracle,
+    disk: Disk,
+    trace: Trace,
+    scheduler: Scheduler<Event>,
+    objects: Objects,
+    kicks: Vec<Counter>,
+    calls: Vec<Counter>,
+    front: Option<Front>,
+    back: Option<BackProcess>,
+    next_life: u32,
+    next_conn: u32,
+    inflight: Option<RegionId>,
+    kill: Kill,
+    pauses_left: u64,
+    host: Stream,
+    link: Stream,
+    to_back: Wire,
+    to_front: Wire,
+    outputs: Vec<Output>,
+    stats: Stats,
+    settling_since: Option<u64>,
+}
+
+/// A finished run.
+#[derive(Debug)]
+pub struct Outcome {
+    /// What was drawn.
+    pub profile: Profile,
+    /// The first promise that was broken, if one was.
+    pub verdict: Result<(), Violation>,
+    /// Hash over everything that happened.
+    pub hash: u64,
+    /// Counters.
+    pub stats: Stats,
+    /// Virtual nanoseconds.
+    pub at: u64,
+    /// The trace, if it was kept.
+    pub trace: Trace,
+}
+
+impl<'a> World<'a> {
+    /// A world by profile, nothing has happened.
+    pub fn new(
+        arena: &'a mut Arena,
+        seed: u64,
+        profile: Profile,
+        options: &Options,
+    ) -> Result<Self, Violation> {
+        arena.reset();
+        let guest_memory = GuestMemory::new(arena);
+        let stream = |component| Stream::new(seed, component);
+        let guest = Guest::new(guest_memory.mem.clone(), stream(Component::Guest), &profile)?;
+        let device = DeviceConfig {
+            num_queues: profile.queues,
+            queue_size_max: 64,
+            ..DeviceConfig::with_capacity(profile.sectors * 512)
+        };
+        let rings = (0..profile.queues)
+            .map(|v| ring_view(&guest.layout(v), profile.first_index))
+            .collect();
+        let oracle = Oracle::new(options.judges, rings, profile.sectors, !profile.flush);
+        let disk =
+            Disk::new(stream(Component::Disk), profile.sectors, profile.pace, profile.disk_errors);
+        let vrings = usize::from(profile.queues);
+        let kill = Kill {
+            stream: stream(Component::Kill),
+            left: profile.kills,
+            stores_left: None,
+            exact: options.kill_at,
+        };
+        let mut world = Self {
+            arena,
+            guest_memory,
+            guest,
+            device,
+            oracle,
+            disk,
+            trace: Trace::new(options.trace),
+            scheduler: Scheduler::new(),
+            objects: Objects::default(),
+            kicks: vec![Counter::default(); vrings],
+            calls: vec![Counter::default(); vrings],
+            front: None,
+            back: None,
+            next_life: 1,
+            next_conn: 1,
+            inflight: None,
+            kill,
+            pauses_left: profile.pauses,
+            host: stream(Component::Host),
+            link: stream(Component::Link),
+            to_back: Wire::default(),
+            to_front: Wire::default(),
+            outputs: Vec::new(),
+            stats: Stats::default(),
+            settling_since: None,
+            profile,
+        };
+        world.front = Some(world.new_front());
+        Ok(world)
+    }
+
+    fn now(&self) -> u64 {
+        self.scheduler.now()
+    }
+
+    fn schedule(&mut self, after: u64, event: Event) {
+        self.scheduler.after(after, event);
+    }
+
+    /// Latency of something the kernel does.
+    fn host_delay(&mut self, _what: &'static str) -> u64 {
+        *self.host.pick("host.delay", &[200, 500, 1_000, 2_000, 5_000, 20_000])
+    }
+
+    /// How long a process leaves finished requests lying: a batch gathers.
+    fn reap_delay(&mut self) -> u64 {
+        *self.host.pick("host.reap", &[0, 1_000, 10_000, 100_000])
+    }
+
+    fn send_to_back(&mut self, conn: u32, bytes: &[u8], objects: Vec<ObjectId>) {
+        for piece in link::cut(&mut self.link, self.profile.split, bytes, objects) {
+            let latency = 1_000 + self.link.below("link.latency", 20_000);
+            let at = self.to_back.arrival(self.now(), latency);
+            self.scheduler.at(at, Event::ToBack(conn, piece));
+        }
+    }
+
+    fn send_to_front(&mut self, conn: u32, bytes: &[u8], objects: Vec<ObjectId>) {
+        for piece in link::cut(&mut self.link, self.profile.split, bytes, objects) {
+            let latency = 1_000 + self.link.below("link.latency", 20_000);
+            let at = self.to_front.arrival(self.now(), latency);
+            self.scheduler.at(at, Event::ToFront(conn, piece));
+        }
+    }
+
+    /// The back-end's end is closed; the front-end reads what was sent first.
+    fn hang_up_front(&mut self, conn: u32) {
+        let latency = 1_000 + self.link.below("link.latency", 20_000);
+        let at = self.to_front.arrival(self.now(), latency);
+        self.scheduler.at(at, Event::FrontHangup(conn));
+    }
+
+    fn signal_call(&mut self, vring: u16) {
+        let counter = &mut self.calls[usize::from(vring)];
+        counter.count += 1;
+        if !counter.waking {
+            counter.waking = true;
+            let delay = self.host_delay("call");
+            self.schedule(delay, Event::GuestCall(vring));
+        }
+    }
+
+    /// Plan the death of the back-end that has just started.
+    fn plan_kill(&mut self) {
+        self.kill.stores_left = None;
+        if let Some(exact) = self.kill.exact.take() {
+            self.kill.stores_left = Some(exact);
+            return;
+        }
+        if self.kill.left == 0 {
+            return;
+        }
+        self.kill.left -= 1;
+        if self.kill.stream.chance("kill.idle", self.profile.kill_idle) {
+            let delay = 1_000 * self.kill.stream.range("kill.after", 1, 4_000);
+            let life = self.next_life;
+            self.schedule(delay, Event::Kill(life));
+        } else {
+            let stores = self.kill.stream.below("kill.stores", self.profile.kill_stores);
+            self.kill.stores_left = Some(stores);
+        }
+    }
+
+    /// A view of guest memory as the back-end wants it mapped.
+    fn map_guest(&self, regions: &[MapRegion]) -> Result<Mem, MapFailed> {
+        let failed = |why: &str| MapFailed(why.into());
+        let back = self.back.as_ref().ok_or_else(|| failed("no process"))?;
+        let mut view = Vec::new();
+        for map in regions {
+            let object = back.handles.get(map.handle).ok_or_else(|| failed("handle is closed"))?;
+            let Object::Memory(region) = self.objects.get(object) else {
+                return Err(failed("not memory"));
+            };
+            if map.region.mmap_offset != 0 || map.region.size != self.arena.len(region) {
+                return Err(failed("not the whole of the memory"));
+            }
+            view.push((map.region.guest_addr, region));
+        }
+        view.sort_unstable();
+        let mem = self.arena.view(&view);
+        debug_assert!(
+            vm_memory::GuestMemoryBackend::iter(&mem).all(|r| r.len() > 0),
+            "regions are not empty"
+        );
+        Ok(mem)
+    }
+
+    fn check_region(&self) -> Result<(), Violation> {
+        let Some(region) = self.inflight else { return Ok(()) };
+        self.arena.with_image(region, |bytes| {
+            let view = RegionView { bytes, queues: self.profile.queues };
+            let runs = |vring| self.back.as_ref().is_some_and(|b| b.runs(vring));
+            self.oracle.check_region(&self.guest_memory.mem, view, runs)
+        })
+    }
+
+    /// The back-end takes a connection, if it is there.
+    fn accept(&mut self) -> Result<Option<u32>, Violation> {
+        let Some(back) = self.back.as_mut().filter(|b| b.conn.is_none()) else { return Ok(None) };
+        let conn = self.next_conn;
+        self.next_conn += 1;
+        back.conn = Some(conn);
+        Ok(self.back_step(Wake::Connected, Input::Connected)?.then_some(conn))
+    }
+
+    fn front_may_connect(&mut self) {}
+
+    fn front_is_running(&mut self) {
+        if self.guest.is_paused() {
+            self.guest.pause(false);
+            self.stats.pauses += 1;
+            self.trace.say(Lane::Guest, What::Paused { on: false });
+            for vring in self.guest.take_missed() {
+                self.schedule(0, Event::GuestTurn(vring));
+            }
+        }
+        if self.pauses_left > 0 {
+            self.pauses_left -= 1;
+            let delay = 1_000 * self.host.range("pause.after", 10, 3_000);
+            self.schedule(delay, Event::Pause);
+        }
+    }
+
+    fn front_is_stopped(&mut self) {
+        let delay = 1_000 * self.host.range("pause.for", 1, 500);
+        self.schedule(delay, Event::Resume);
+    }
+
+    /// No more trouble will be made.
+    fn is_settling(&self) -> bool {
+        self.kill.left == 0
+            && self.kill.stores_left.is_none()
+            && self.kill.exact.is_none()
+            && self.pauses_left == 0
+    }
+
+    /// Run to the end.
+    pub fn run(mut self) -> Outcome {
+        let verdict = self.run_events().and_then(|()| self.final_checks());
+        self.stats.events = self.scheduler.done();
+        self.stats.requests = self.oracle.ledger().completed_count();
+        Outcome {
+            profile: self.profile,
+            verdict,
+            hash: self.trace.hash(),
+            stats: self.stats,
+            at: self.scheduler.now(),
+            trace: self.trace,
+        }
+    }
+
+    fn final_checks(&mut self) -> Result<(), Violation> {
+        if let Some((region, at)) = self.arena.unseen_store() {
+            let message = format!("byte {at} of region {region} was stored past the log");
+            return Err(Violation::new("memory", message));
+        }
+        self.oracle.at_rest(self.disk.image())
+    }
+}
