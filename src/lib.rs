@@ -4,6 +4,7 @@ pub mod backend;
 pub mod blk;
 pub mod bugs;
 pub mod driver;
+pub mod frontend;
 mod handle;
 pub mod inflight;
 pub mod memory;

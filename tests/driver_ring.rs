@@ -9,6 +9,8 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 type Mem = GuestMemoryMmap<()>;
+/// Address, length and direction of a descriptor.
+type Piece = (u64, u32, bool);
 
 const RING: u64 = 0x1000;
 const TABLES: u64 = 0x10_0000;
@@ -103,7 +105,7 @@ proptest! {
         let mut driver_asleep = true;
 
         // Chains by what the driver said, in order of staging.
-        let mut expected: Vec<(u16, Vec<(u64, u32, bool)>)> = Vec::new();
+        let mut expected: Vec<(u16, Vec<Piece>)> = Vec::new();
         let mut staged = 0usize;
         let mut held: Vec<(u16, u32)> = Vec::new();
         let mut returned: Vec<(u16, u32)> = Vec::new();

@@ -1,7 +1,7 @@
 //! The back-end's requests and their answers: how they are read.
 
 use super::codes::{self, backend::*};
-use super::decode::{Rules, one_handle, optional_handle};
+use super::decode::{Direction, Sealed, one_handle, optional_handle};
 use super::payload::{NOFD, read_u64, read_uuid};
 use super::request::{admit_size, iotlb};
 use super::{
@@ -45,7 +45,9 @@ impl<H> BackendRequest<H> {
     }
 }
 
-impl<H> Rules<H> for BackendRequests {
+impl Sealed for BackendRequests {}
+
+impl<H> Direction<H> for BackendRequests {
     type Message = BackendRequest<H>;
     const REPLIES: bool = false;
 
@@ -86,7 +88,9 @@ impl<H> Rules<H> for BackendRequests {
     }
 }
 
-impl<H> Rules<H> for BackendReplies {
+impl Sealed for BackendReplies {}
+
+impl<H> Direction<H> for BackendReplies {
     type Message = BackendReply<H>;
     const REPLIES: bool = true;
 

@@ -20,26 +20,26 @@ pub const MAX_BUFFERED_HANDLES: usize = 8 * MAX_HANDLES;
 
 /// Who sends, and whether these are requests or replies.
 ///
-/// There are four, one for each way over the two sockets of a connection:
-/// [`FrontendRequests`](super::FrontendRequests),
+/// There are four, one for each way over the two sockets of a connection, and
+/// there will be no other: [`FrontendRequests`](super::FrontendRequests),
 /// [`FrontendReplies`](super::FrontendReplies),
 /// [`BackendRequests`](super::BackendRequests) and
 /// [`BackendReplies`](super::BackendReplies).
-pub trait Direction<H>: Rules<H> {}
-
-impl<H, D: Rules<H>> Direction<H> for D {}
-
-/// The rules of a direction. In a private module: the four directions are all
-/// there will be.
-pub trait Rules<H> {
-    /// What comes out.
+pub trait Direction<H>: Sealed {
+    /// What comes out of a decoder.
     type Message;
+
     /// The reply flag must be set, or must not be.
+    #[doc(hidden)]
     const REPLIES: bool;
+
     /// The message's name, if the code exists and `size` fits it.
+    #[doc(hidden)]
     fn admit(code: u32, size: u32, dialect: Dialect) -> Result<&'static str, WireError>;
+
     /// Make a message of a payload whose size was admitted. Takes handles only
     /// if it succeeds; those it leaves then are surplus.
+    #[doc(hidden)]
     fn parse(
         code: u32,
         payload: &[u8],
@@ -47,6 +47,9 @@ pub trait Rules<H> {
         dialect: Dialect,
     ) -> Result<Self::Message, WireError>;
 }
+
+/// Keeps others from adding directions.
+pub trait Sealed {}
 
 /// Makes messages of a byte stream that comes in pieces.
 ///
@@ -286,4 +289,150 @@ pub(super) fn no_handles<H>(message: &'static str, handles: &[H]) -> Result<(), 
 
 pub(super) fn wrong_count(message: &'static str, expected: HandleCount, got: usize) -> WireError {
     WireError::Handles { message, expected, got: got as u32 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{FrontendRequest, FrontendRequests, VringFile, encode_request};
+    use super::*;
+
+    type Requests = Decoder<FrontendRequests, u32>;
+
+    fn decoder() -> Requests {
+        Decoder::new(Dialect::QEMU_11_1)
+    }
+
+    fn bytes(message: FrontendRequest<u32>) -> Vec<u8> {
+        let envelope = Envelope {
+            message,
+            need_reply: false,
+        };
+        let (bytes, _) = encode_request(&envelope, &Dialect::QEMU_11_1).unwrap();
+        bytes.to_vec()
+    }
+
+    fn kick(index: u8, handle: u32) -> FrontendRequest<u32> {
+        FrontendRequest::SetVringKick(VringFile {
+            index,
+            handle: Some(handle),
+        })
+    }
+
+    fn next(decoder: &mut Requests) -> FrontendRequest<u32> {
+        decoder.next().unwrap().unwrap().message
+    }
+
+    #[test]
+    fn decode_gives_handles_to_the_last_message_that_starts_in_their_chunk() {
+        let mut decoder = decoder();
+        let head = [bytes(FrontendRequest::SetOwner), bytes(kick(0, 7))].concat();
+        decoder.push(&head[..20], vec![7]).unwrap();
+        assert_eq!(next(&mut decoder), FrontendRequest::SetOwner);
+        assert!(decoder.next().is_none());
+        decoder.push(&head[20..], vec![]).unwrap();
+        assert_eq!(next(&mut decoder), kick(0, 7));
+    }
+
+    #[test]
+    fn decode_gives_each_chunks_handles_to_its_own_message() {
+        let mut decoder = decoder();
+        decoder.push(&bytes(kick(0, 7)), vec![7]).unwrap();
+        decoder.push(&bytes(kick(1, 8)), vec![8]).unwrap();
+        assert_eq!(next(&mut decoder), kick(0, 7));
+        assert_eq!(next(&mut decoder), kick(1, 8));
+    }
+
+    #[test]
+    fn decode_refuses_a_message_whose_handle_came_after_its_first_byte() {
+        let mut decoder = decoder();
+        let kick = bytes(kick(0, 7));
+        decoder.push(&kick[..1], vec![]).unwrap();
+        decoder.push(&kick[1..], vec![7]).unwrap();
+        let refused = decoder.next().unwrap().unwrap_err();
+        let expected = WireError::LateHandles {
+            message: "SET_VRING_KICK",
+            got: 1,
+        };
+        assert_eq!((refused.error, refused.handles), (expected, vec![7]));
+        assert!(!refused.fatal);
+        decoder
+            .push(&bytes(FrontendRequest::SetOwner), vec![])
+            .unwrap();
+        assert_eq!(next(&mut decoder), FrontendRequest::SetOwner);
+    }
+
+    #[test]
+    fn decode_wants_a_header_then_its_payload_then_to_be_asked() {
+        let mut decoder = decoder();
+        let kick = bytes(kick(0, 7));
+        assert_eq!(decoder.wanted(), 12);
+        decoder.push(&kick[..5], vec![7]).unwrap();
+        assert_eq!(decoder.wanted(), 7);
+        decoder.push(&kick[5..12], vec![]).unwrap();
+        assert_eq!(decoder.wanted(), 8);
+        assert!(decoder.next().is_none());
+        decoder.push(&kick[12..], vec![]).unwrap();
+        assert_eq!(decoder.wanted(), 0);
+        assert!(decoder.next().is_some());
+        assert_eq!(decoder.wanted(), 12);
+    }
+
+    #[test]
+    fn decode_says_a_size_is_wrong_before_the_payload_comes() {
+        let mut decoder = decoder();
+        let mut kick = bytes(kick(0, 7));
+        kick[8] = 9;
+        decoder.push(&kick[..12], vec![7]).unwrap();
+        let refused = decoder.next().unwrap().unwrap_err();
+        assert!(refused.fatal);
+        assert_eq!(refused.handles, [7]);
+    }
+
+    #[test]
+    fn decode_says_nothing_and_takes_nothing_after_a_fatal_error() {
+        let mut decoder = decoder();
+        decoder.push(&bytes(kick(0, 7)), vec![7]).unwrap();
+        decoder.push(&[0; 12], vec![8]).unwrap();
+        decoder.push(&bytes(kick(1, 9)), vec![9]).unwrap();
+        assert!(decoder.next().unwrap().is_ok());
+        let refused = decoder.next().unwrap().unwrap_err();
+        assert_eq!(refused.handles, [8, 9]);
+        assert!(decoder.next().is_none());
+        assert_eq!((decoder.wanted(), decoder.buffered()), (0, 0));
+        let error = decoder.push(&bytes(kick(2, 10)), vec![10]).unwrap_err();
+        assert_eq!((error.reason, error.handles), (PushReason::Ended, vec![10]));
+        assert!(decoder.drain_handles().is_empty());
+    }
+
+    #[test]
+    fn decode_gives_back_what_it_holds_when_the_connection_closes() {
+        let mut decoder = decoder();
+        decoder.push(&bytes(kick(0, 7))[..19], vec![7]).unwrap();
+        assert!(decoder.next().is_none());
+        assert_eq!(decoder.drain_handles(), [7]);
+        assert_eq!(decoder.wanted(), 0);
+    }
+
+    #[test]
+    fn decode_takes_no_more_than_the_bound_and_all_or_nothing() {
+        let mut decoder = decoder();
+        decoder.push(&[1; MAX_BUFFERED - 1], vec![]).unwrap();
+        let error = decoder.push(&[1; 2], vec![7]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "8217 bytes would be buffered, expected at most 8216"
+        );
+        assert_eq!(error.handles, [7]);
+        assert_eq!(decoder.buffered(), MAX_BUFFERED - 1);
+        let error = decoder.push(&[1], vec![7; 65]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "65 descriptors would be held, expected at most 64"
+        );
+        assert_eq!(error.handles.len(), 65);
+        decoder.push(&[1], vec![7; 64]).unwrap();
+        let error = decoder.push(&[], vec![7]).unwrap_err();
+        assert_eq!(error.to_string(), "descriptors came without a byte");
+        assert_eq!(decoder.drain_handles().len(), 64);
+    }
 }

@@ -1,7 +1,7 @@
 //! Answers to front-end requests: how they are read.
 
 use super::codes::{self, CONFIG_HEAD, MAX_CONFIG, frontend::*};
-use super::decode::{Rules, one_handle, optional_handle};
+use super::decode::{Direction, Sealed, one_handle, optional_handle};
 use super::payload::{NOFD, read_table, read_u64};
 use super::request::admit_size;
 use super::{
@@ -39,7 +39,9 @@ fn reply_size(code: u32) -> PayloadSize {
     }
 }
 
-impl<H> Rules<H> for FrontendReplies {
+impl Sealed for FrontendReplies {}
+
+impl<H> Direction<H> for FrontendReplies {
     type Message = FrontendReply<H>;
     const REPLIES: bool = true;
 

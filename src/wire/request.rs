@@ -1,7 +1,7 @@
 //! Front-end requests: what they are called, and how they are read.
 
 use super::codes::{self, frontend::*};
-use super::decode::{Rules, one_handle, optional_handle, wrong_count};
+use super::decode::{Direction, Sealed, one_handle, optional_handle, wrong_count};
 use super::payload::{read_table, read_u64, read_uuid, read_vring_file};
 use super::{
     ConfigPayload, Dialect, FrontendRequest, HandleCount, InflightDescription, Iotlb, LogBase,
@@ -88,7 +88,9 @@ impl<H> FrontendRequest<H> {
     }
 }
 
-impl<H> Rules<H> for FrontendRequests {
+impl Sealed for FrontendRequests {}
+
+impl<H> Direction<H> for FrontendRequests {
     type Message = FrontendRequest<H>;
     const REPLIES: bool = false;
 
@@ -241,4 +243,59 @@ fn transfer_state(message: &'static str, b: &[u8]) -> Result<TransferState, Wire
     let checked = state.check();
     checked.map_err(|fault| fault.received_in(message))?;
     Ok(state)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STATE: VringState = VringState { index: 1, num: 0 };
+
+    #[test]
+    fn request_code_of_skip_drain_depends_on_the_dialect() {
+        let request: FrontendRequest<u32> = FrontendRequest::GetVringBaseSkipDrain(STATE);
+        let codes = Dialect::ALL.map(|dialect| request.code(&dialect));
+        assert_eq!(codes, [None, Some(45), Some(44), Some(11)]);
+        let request: FrontendRequest<u32> = FrontendRequest::GetShmemConfig;
+        let codes = Dialect::ALL.map(|dialect| request.code(&dialect));
+        assert_eq!(codes, [Some(44), Some(44), None, None]);
+    }
+
+    #[test]
+    fn request_log_base_has_a_reply_of_its_own_only_with_a_descriptor() {
+        let log = LogDescription { size: 1, offset: 0 };
+        let shared = FrontendRequest::SetLogBase(LogBase::Shared(log, 3));
+        assert!(shared.has_reply());
+        let address: FrontendRequest<u32> = FrontendRequest::SetLogBase(LogBase::Address(1));
+        assert!(!address.has_reply());
+    }
+
+    #[test]
+    fn request_replies_are_those_of_the_document() {
+        let replying: Vec<_> = codes::frontend::TABLE
+            .iter()
+            .filter(|row| row.reply)
+            .map(|row| row.code)
+            .collect();
+        let expected = [
+            1, 6, 11, 15, 17, 22, 24, 26, 28, 30, 31, 36, 40, 41, 42, 43, 44, 45,
+        ];
+        assert_eq!(replying, expected);
+    }
+
+    #[test]
+    fn request_get_vring_base_with_num_1_suspends_in_one_dialect_only() {
+        let state = VringState { index: 1, num: 1 };
+        for dialect in Dialect::ALL {
+            let plain: FrontendRequest<u32> = get_vring_base(state, dialect);
+            let expected = if dialect == Dialect::NUM_1 {
+                FrontendRequest::GetVringBaseSkipDrain(STATE)
+            } else {
+                FrontendRequest::GetVringBase(state)
+            };
+            assert_eq!(plain, expected);
+            let plain: FrontendRequest<u32> = get_vring_base(STATE, dialect);
+            assert_eq!(plain, FrontendRequest::GetVringBase(STATE));
+        }
+    }
 }

@@ -1,0 +1,180 @@
+//! What the owner asks for.
+
+use super::Frontend;
+use super::config::{Base, Start};
+use super::error::{ApiMisuse, Failure};
+use super::io::{Command, Event, Output};
+use super::phase::{Phase, Trigger};
+use super::steps::{self, ConfigFor, Milestone, Step};
+use crate::Handle;
+use crate::time::Instant;
+use crate::wire::features::{protocol, virtio};
+use crate::wire::{ConfigPayload, Envelope, MemRegion, encode_request};
+
+impl Frontend {
+    pub(super) fn command(&mut self, now: Instant, command: Command) -> Result<(), ApiMisuse> {
+        let what = command.name();
+        match command {
+            Command::Connect => {
+                self.try_go(what, Trigger::Connect)?;
+                self.retry_at = None;
+                self.outputs.push_back(Output::Connect);
+            }
+            Command::Disconnect => {
+                self.expect_phase(what, self.phase != Phase::Idle)?;
+                self.fail(now, Failure::Disconnected);
+            }
+            Command::SetMemory(regions) => self.set_memory(regions)?,
+            Command::Start(start) => self.start(&start)?,
+            Command::Stop => {
+                self.try_go(what, Trigger::Stop)?;
+                let steps = steps::stop(&self.config, &self.device, &self.session);
+                self.steps.extend(steps);
+                self.steps.push_back(Step::Reached(Milestone::Stopped));
+            }
+            Command::Reset => self.reset(what)?,
+            Command::ReadConfig { offset, size } => {
+                self.expect_config(what)?;
+                self.queue_checked(steps::get_config(offset, size, ConfigFor::Owner))?;
+            }
+            Command::WriteConfig {
+                offset,
+                flags,
+                data,
+            } => {
+                self.expect_config(what)?;
+                let payload = ConfigPayload {
+                    offset,
+                    flags,
+                    data,
+                };
+                self.queue_checked(steps::set_config(&self.session, payload))?;
+                if !self.session.has(protocol::REPLY_ACK) {
+                    self.steps
+                        .push_back(Step::Reached(Milestone::ConfigWritten));
+                }
+            }
+            Command::Raw {
+                request,
+                need_reply,
+            } => {
+                self.expect_phase(what, self.phase.is_connected())?;
+                self.queue_checked(steps::raw(request, need_reply))?;
+            }
+        }
+        self.advance(now);
+        Ok(())
+    }
+
+    fn set_memory(&mut self, regions: Vec<(MemRegion, Handle)>) -> Result<(), ApiMisuse> {
+        let settled = !matches!(
+            self.phase,
+            Phase::Starting | Phase::Stopping | Phase::Resetting
+        );
+        self.expect_phase("set memory", settled)?;
+        if self.phase == Phase::Running {
+            self.check_memory(regions.len())?;
+        }
+        self.device.memory = regions;
+        if self.phase == Phase::Running {
+            self.steps
+                .extend(steps::sync_memory(&self.device, &self.session));
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, start: &Start) -> Result<(), ApiMisuse> {
+        self.expect_phase("start", self.phase == Phase::Ready)?;
+        let offered = self.features();
+        let features = start.features.unwrap_or(offered) & !virtio::PROTOCOL_FEATURES;
+        if features & !offered != 0 {
+            return Err(ApiMisuse::FeaturesNotOffered(features & !offered));
+        }
+        self.check_memory(self.device.memory.len())?;
+        let mut next = 0;
+        for vring in &start.vrings {
+            if vring.index < next || vring.index >= self.config.num_queues {
+                return Err(ApiMisuse::BadVring(vring.index));
+            }
+            next = vring.index + 1;
+            if vring.base == Base::Kept && self.device.bases[usize::from(vring.index)].is_none() {
+                return Err(ApiMisuse::BaseUnknown(vring.index));
+            }
+        }
+        self.go(Trigger::Start);
+        let steps = steps::start(&self.config, &self.device, &self.session, start, features);
+        self.steps.extend(steps);
+        // From here on only the back-end and guest memory know.
+        for vring in &start.vrings {
+            self.device.bases[usize::from(vring.index)] = None;
+        }
+        self.device.started = start.vrings.iter().map(|vring| vring.index).collect();
+        Ok(())
+    }
+
+    fn reset(&mut self, what: &'static str) -> Result<(), ApiMisuse> {
+        if !self.phase.is_connected() || self.phase == Phase::Negotiating {
+            // A guest can be reset while its back-end is away: nobody needs to
+            // be told, but the region must not reach the next one.
+            self.forget_requests();
+            return Ok(());
+        }
+        let running = self.phase == Phase::Running;
+        self.try_go(what, Trigger::Reset)?;
+        if running {
+            let stop = steps::stop(&self.config, &self.device, &self.session);
+            self.steps.extend(stop);
+        }
+        self.steps.extend(steps::reset(&self.session));
+        Ok(())
+    }
+
+    /// What a reset of the device leaves behind: nothing in flight, rings at 0.
+    pub(super) fn forget_requests(&mut self) {
+        if let Some((_, handle)) = self.device.inflight.take() {
+            self.outputs.push_back(Output::Release(handle));
+        }
+        self.device.bases.fill(Some(0));
+        self.device.started.clear();
+        self.outputs.push_back(Output::Event(Event::Reset));
+    }
+
+    pub(super) fn check_memory(&self, regions: usize) -> Result<(), ApiMisuse> {
+        let (got, max) = (regions as u64, self.session.max_regions());
+        if got == 0 {
+            return Err(ApiMisuse::NoMemory);
+        }
+        if got > max {
+            return Err(ApiMisuse::TooManyRegions { max, got });
+        }
+        Ok(())
+    }
+
+    fn expect_config(&self, what: &'static str) -> Result<(), ApiMisuse> {
+        let negotiated = self.phase.is_connected() && self.phase != Phase::Negotiating;
+        self.expect_phase(what, negotiated)?;
+        if !self.session.has(protocol::CONFIG) {
+            let feature = "CONFIG";
+            return Err(ApiMisuse::NotNegotiated { what, feature });
+        }
+        Ok(())
+    }
+
+    /// Queue a message of the owner's if it can be put on the wire at all.
+    fn queue_checked(&mut self, step: Step) -> Result<(), ApiMisuse> {
+        if let Step::Ask {
+            request,
+            need_reply,
+            ..
+        } = &step
+        {
+            let envelope = Envelope {
+                message: request.clone(),
+                need_reply: *need_reply,
+            };
+            encode_request(&envelope, &self.config.dialect)?;
+        }
+        self.steps.push_back(step);
+        Ok(())
+    }
+}

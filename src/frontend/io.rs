@@ -1,0 +1,221 @@
+//! The contract between the front-end and its driver: facts in, wishes out.
+
+use super::config::Start;
+use super::error::Failure;
+use super::phase::Phase;
+use crate::Handle;
+use crate::time::Instant;
+use crate::wire::{FrontendReply, FrontendRequest, MemRegion};
+use bytes::Bytes;
+use core::fmt;
+
+/// A fact the driver tells the front-end.
+///
+/// Every `handle_input` is followed by `poll_output` until it returns `None`.
+#[derive(Debug)]
+pub enum Input<'a> {
+    /// Answer to [`Output::Connect`].
+    Connected {
+        /// The back-end's end of a channel that the driver has made for this
+        /// connection, for SET_BACKEND_REQ_FD. The front-end's from now on.
+        /// Without it BACKEND_REQ is not accepted.
+        channel: Option<Handle>,
+    },
+    /// The other answer to [`Output::Connect`]: what went wrong.
+    ConnectFailed(String),
+    /// Bytes from the back-end, with the handles of descriptors that came with
+    /// them. See [`Frontend::wanted`](super::Frontend::wanted).
+    Received {
+        /// Any piece of the byte stream.
+        bytes: &'a [u8],
+        /// Handles the driver has just made; the front-end owns them now.
+        handles: Vec<Handle>,
+    },
+    /// The same on the back-end's channel; see
+    /// [`Frontend::channel_wanted`](super::Frontend::channel_wanted).
+    ChannelReceived {
+        /// Any piece of the byte stream.
+        bytes: &'a [u8],
+        /// Handles the driver has just made; the front-end owns them now.
+        handles: Vec<Handle>,
+    },
+    /// The connection is gone; nothing more can be sent.
+    PeerClosed,
+    /// The time of [`Frontend::poll_timeout`](super::Frontend::poll_timeout) has come.
+    Timeout,
+    /// The owner wants something.
+    Command(Command),
+}
+
+/// What the owner may ask for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Connect and negotiate. [`Event::Ready`] tells when that is done.
+    Connect,
+    /// Close the connection at once. The inflight region is kept.
+    Disconnect,
+    /// Use this guest memory: at once while vrings run, otherwise from the next
+    /// start on. The handles stay the owner's.
+    SetMemory(Vec<(MemRegion, Handle)>),
+    /// Start vrings. [`Event::Running`] tells when they are.
+    Start(Start),
+    /// Stop every vring. [`Event::Stopped`] tells when they are.
+    Stop,
+    /// The guest has reset the device: stop what runs, forget bases and
+    /// inflight region. Legal without a connection too.
+    Reset,
+    /// Read the configuration space.
+    ReadConfig {
+        /// First byte.
+        offset: u32,
+        /// Bytes, at most 256.
+        size: u16,
+    },
+    /// Write the configuration space. A refusal is [`Event::Refused`].
+    WriteConfig {
+        /// First byte.
+        offset: u32,
+        /// 0: written by the guest.
+        flags: u32,
+        /// At most 256 bytes.
+        data: Bytes,
+    },
+    /// Send this message, after those under way. The front-end does not
+    /// understand it, with one exception: after SET_PROTOCOL_FEATURES it knows
+    /// whether to wait for REPLY_ACK answers. An answer is [`Event::RawReply`].
+    Raw {
+        /// Any message; its handles stay the owner's.
+        request: FrontendRequest<Handle>,
+        /// Set NEED_REPLY.
+        need_reply: bool,
+    },
+}
+
+impl Command {
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::Disconnect => "disconnect",
+            Self::SetMemory(_) => "set memory",
+            Self::Start(_) => "start",
+            Self::Stop => "stop",
+            Self::Reset => "reset",
+            Self::ReadConfig { .. } => "read config",
+            Self::WriteConfig { .. } => "write config",
+            Self::Raw { .. } => "raw message",
+        }
+    }
+}
+
+/// A wish the driver carries out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Connect; answer with [`Input::Connected`] or [`Input::ConnectFailed`].
+    Connect,
+    /// Send these bytes, the descriptors with the first of them.
+    Send {
+        /// One whole message.
+        bytes: Bytes,
+        /// Descriptors to attach. They are not the driver's to close.
+        handles: Vec<Handle>,
+    },
+    /// The same on the back-end's channel.
+    ChannelSend {
+        /// One whole message.
+        bytes: Bytes,
+        /// Descriptors to attach.
+        handles: Vec<Handle>,
+    },
+    /// Close this handle, after everything sent before; it is never named again.
+    Release(Handle),
+    /// Close the connection, and the channel with it; or stop connecting. No
+    /// [`Input::PeerClosed`] is expected for it.
+    Close(Failure),
+    /// Something the owner wants to know.
+    Event(Event),
+}
+
+/// Something the owner wants to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Negotiation ended; the vrings are stopped and may be started.
+    Ready {
+        /// Virtio features offered and let through, without bit 30.
+        features: u64,
+        /// Protocol features in force.
+        protocol: u64,
+        /// Memory regions the back-end takes.
+        mem_slots: u64,
+        /// The configuration space as it was read first; a new connection does
+        /// not read it again.
+        config: Bytes,
+        /// This is not the first connection.
+        reconnected: bool,
+        /// A region with requests of an earlier start is kept and will be given
+        /// to the back-end at the next one.
+        inflight_kept: bool,
+    },
+    /// The vrings are started and enabled. Kick every one of them now: requests
+    /// may lie there already.
+    // spec: vhost-user, "Ring states"
+    Running,
+    /// The vrings are stopped and nothing touches guest memory any more.
+    Stopped {
+        /// Vring index and next available index of each.
+        bases: Vec<(u16, u16)>,
+    },
+    /// The device is reset.
+    Reset,
+    /// Answer to [`Command::ReadConfig`].
+    ConfigRead {
+        /// First byte.
+        offset: u32,
+        /// Content.
+        data: Bytes,
+    },
+    /// [`Command::WriteConfig`] was carried out, as far as the back-end tells:
+    /// without REPLY_ACK it was only sent.
+    ConfigWritten,
+    /// The back-end has changed the configuration space, and this is the new one.
+    ConfigChanged(Bytes),
+    /// The back-end said no; the connection lives.
+    Refused {
+        /// Name of the message.
+        message: &'static str,
+        /// Its answer, not 0; 1 where the answer has no status of its own.
+        status: u64,
+    },
+    /// Answer to a [`Command::Raw`]. Handles in it are the owner's.
+    RawReply(FrontendReply<Handle>),
+    /// There is no connection any more.
+    Disconnected {
+        /// Why.
+        failure: Failure,
+        /// Phase in which it happened. After `Starting`, `Running`, `Stopping`
+        /// and `Resetting` the bases of the vrings are not known.
+        phase: Phase,
+        /// Another attempt will be made.
+        retry: bool,
+    },
+}
+
+/// Why the front-end wakes up by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TimerKind {
+    /// The next attempt to connect is due.
+    ReconnectBackoff,
+    /// An answer has not come in time.
+    ReplyOverdue,
+}
+
+impl fmt::Display for TimerKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ReconnectBackoff => "reconnect backoff",
+            Self::ReplyOverdue => "reply overdue",
+        })
+    }
+}
+
+/// A due time and its reason.
+pub type Timeout = (Instant, TimerKind);

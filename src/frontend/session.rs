@@ -1,0 +1,82 @@
+//! What is agreed with one back-end, and what outlives it.
+
+use super::config::VringWiring;
+use crate::Handle;
+use crate::wire::features::{protocol, virtio};
+use crate::wire::{InflightDescription, MemRegion};
+use bytes::Bytes;
+
+/// Memory regions that fit one SET_MEM_TABLE.
+// spec: vhost-user, "VHOST_USER_SET_MEM_TABLE"
+const TABLE_REGIONS: u64 = 8;
+
+/// What is agreed with the back-end at the other end of the connection.
+#[derive(Clone, Debug)]
+pub(super) struct Session {
+    /// Virtio features, bit 30 included.
+    pub(super) offered: u64,
+    /// Protocol features in force.
+    pub(super) protocol: u64,
+    /// Answer to GET_MAX_MEM_SLOTS.
+    pub(super) mem_slots: u64,
+    /// What the back-end has mapped.
+    pub(super) memory: Vec<(MemRegion, Handle)>,
+}
+
+impl Session {
+    pub(super) fn new() -> Self {
+        Self {
+            offered: 0,
+            protocol: 0,
+            mem_slots: TABLE_REGIONS,
+            memory: Vec::new(),
+        }
+    }
+
+    pub(super) fn has(&self, feature: u64) -> bool {
+        self.protocol & feature != 0
+    }
+
+    pub(super) fn has_protocol_features(&self) -> bool {
+        self.offered & virtio::PROTOCOL_FEATURES != 0
+    }
+
+    pub(super) fn max_regions(&self) -> u64 {
+        if self.has(protocol::CONFIGURE_MEM_SLOTS) {
+            self.mem_slots
+        } else {
+            TABLE_REGIONS
+        }
+    }
+}
+
+/// What the device keeps while back-ends come and go.
+#[derive(Clone, Debug)]
+pub(super) struct Device {
+    pub(super) wiring: Vec<VringWiring>,
+    /// What the back-end should have mapped.
+    pub(super) memory: Vec<(MemRegion, Handle)>,
+    /// The region and the handle that this front-end owns.
+    pub(super) inflight: Option<(InflightDescription, Handle)>,
+    /// By vring; `None` when only guest memory knows.
+    pub(super) bases: Vec<Option<u16>>,
+    /// Vrings that were started last, by rising index.
+    pub(super) started: Vec<u16>,
+    pub(super) config: Bytes,
+    /// A negotiation has succeeded before.
+    pub(super) seen: bool,
+}
+
+impl Device {
+    pub(super) fn new(wiring: Vec<VringWiring>) -> Self {
+        Self {
+            bases: vec![Some(0); wiring.len()],
+            wiring,
+            memory: Vec::new(),
+            inflight: None,
+            started: Vec::new(),
+            config: Bytes::new(),
+            seen: false,
+        }
+    }
+}

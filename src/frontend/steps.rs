@@ -1,0 +1,314 @@
+//! The sequences of messages, in the order that QEMU has them in.
+//!
+//! Peers have learnt to live with that order and with no other: some look for
+//! vrings that SET_VRING_CALL has made when an inflight region arrives.
+
+use super::config::{FrontendConfig, Start};
+use super::session::{Device, Session};
+use crate::Handle;
+use crate::wire::features::{protocol, virtio};
+use crate::wire::{
+    ConfigPayload, FrontendRequest, InflightDescription, MemRegion, VringAddr, VringFile,
+    VringState,
+};
+use bytes::Bytes;
+
+type Request = FrontendRequest<Handle>;
+
+// spec: virtio 1.2, "Device Status Field"
+pub(super) const STATUS_FEATURES_OK: u64 = 8;
+const STATUS_ACKNOWLEDGE_DRIVER_OK: u64 = 1 | 2 | 4;
+
+/// Something to do once everything before it is done.
+#[derive(Clone, Debug)]
+pub(super) enum Step {
+    /// Send a message and, if it has an answer, wait for it.
+    Ask {
+        request: Request,
+        need_reply: bool,
+        purpose: Purpose,
+    },
+    /// Nothing is left to do of a sequence.
+    Reached(Milestone),
+}
+
+/// What the answer to a message is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// Nothing but that it came, and a status of 0 if it is one.
+    Order,
+    Features,
+    FeaturesAgain,
+    ProtocolFeatures,
+    QueueNum,
+    MemSlots,
+    Inflight,
+    Base(u16),
+    /// The status to which these bits are to be added.
+    Status(u64),
+    Config(ConfigFor),
+    WriteConfig,
+    Raw,
+}
+
+/// Who wants to read the configuration space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ConfigFor {
+    Negotiation,
+    Owner,
+    /// The back-end's notice of a change; the answer to it follows.
+    Change,
+}
+
+/// The end of a sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Milestone {
+    Negotiated,
+    Started,
+    Stopped,
+    ResetDone,
+    ConfigWritten,
+    /// Tell the back-end on its channel that its notice was taken.
+    ChangeSeen {
+        need_reply: bool,
+    },
+}
+
+pub(super) fn ask(request: Request, purpose: Purpose) -> Step {
+    Step::Ask {
+        request,
+        need_reply: false,
+        purpose,
+    }
+}
+
+pub(super) fn tell(request: Request) -> Step {
+    ask(request, Purpose::Order)
+}
+
+/// A message whose success matters: with NEED_REPLY if there is REPLY_ACK.
+fn insist(session: &Session, request: Request) -> Step {
+    Step::Ask {
+        request,
+        need_reply: session.has(protocol::REPLY_ACK),
+        purpose: Purpose::Order,
+    }
+}
+
+/// A message of the owner's, whose answer is his too.
+pub(super) fn raw(request: Request, need_reply: bool) -> Step {
+    Step::Ask {
+        request,
+        need_reply,
+        purpose: Purpose::Raw,
+    }
+}
+
+pub(super) fn get_config(offset: u32, size: u16, who: ConfigFor) -> Step {
+    let payload = ConfigPayload {
+        offset,
+        flags: 0,
+        data: Bytes::from(vec![0; usize::from(size)]),
+    };
+    ask(Request::GetConfig(payload), Purpose::Config(who))
+}
+
+pub(super) fn set_config(session: &Session, payload: ConfigPayload) -> Step {
+    Step::Ask {
+        request: Request::SetConfig(payload),
+        need_reply: session.has(protocol::REPLY_ACK),
+        purpose: Purpose::WriteConfig,
+    }
+}
+
+/// What follows the protocol features in a negotiation.
+// spec: vhost-user, "Communication"
+pub(super) fn negotiate(
+    config: &FrontendConfig,
+    device: &Device,
+    session: &Session,
+    channel: Option<Handle>,
+) -> Vec<Step> {
+    let mut steps = Vec::new();
+    if session.has(protocol::MQ) {
+        steps.push(ask(Request::GetQueueNum, Purpose::QueueNum));
+    }
+    if session.has(protocol::CONFIGURE_MEM_SLOTS) {
+        steps.push(ask(Request::GetMaxMemSlots, Purpose::MemSlots));
+    }
+    if session.has(protocol::BACKEND_REQ)
+        && let Some(handle) = channel
+    {
+        steps.push(insist(session, Request::SetBackendReqFd(handle)));
+    }
+    steps.push(tell(Request::SetOwner));
+    steps.push(ask(Request::GetFeatures, Purpose::FeaturesAgain));
+    for (index, wiring) in (0u8..=255).zip(&device.wiring) {
+        let call = VringFile {
+            index,
+            handle: wiring.call,
+        };
+        let err = VringFile {
+            index,
+            handle: wiring.err,
+        };
+        steps.push(insist(session, Request::SetVringCall(call)));
+        steps.push(insist(session, Request::SetVringErr(err)));
+    }
+    if config.config_len > 0 && !device.seen {
+        steps.push(get_config(0, config.config_len, ConfigFor::Negotiation));
+    }
+    steps.push(Step::Reached(Milestone::Negotiated));
+    steps
+}
+
+pub(super) fn start(
+    config: &FrontendConfig,
+    device: &Device,
+    session: &Session,
+    start: &Start,
+    features: u64,
+) -> Vec<Step> {
+    let features = features | session.offered & virtio::PROTOCOL_FEATURES;
+    let mut steps = vec![tell(Request::SetFeatures(features))];
+    if session.has(protocol::STATUS) {
+        steps.push(add_status(STATUS_FEATURES_OK));
+    }
+    // The back-end must know whether rings are split or packed by now.
+    if session.has(protocol::INFLIGHT_SHMFD) {
+        steps.push(match device.inflight {
+            Some((description, handle)) => set_inflight(description, handle),
+            None => ask(
+                Request::GetInflightFd(InflightDescription {
+                    mmap_size: 0,
+                    mmap_offset: 0,
+                    num_queues: config.num_queues,
+                    queue_size: config.queue_size,
+                }),
+                Purpose::Inflight,
+            ),
+        });
+    }
+    for (index, wiring) in (0u8..=255).zip(&device.wiring) {
+        let vring = start.vrings.iter().find(|v| v.index == u16::from(index));
+        let handle = vring.map_or(wiring.call, |v| v.call);
+        let file = VringFile { index, handle };
+        steps.push(insist(session, Request::SetVringCall(file)));
+    }
+    steps.push(tell(Request::SetFeatures(features)));
+    if session.has(protocol::STATUS) {
+        steps.push(add_status(STATUS_FEATURES_OK));
+    }
+    steps.extend(sync_memory(device, session));
+    for vring in &start.vrings {
+        let index = u32::from(vring.index);
+        let state = |num: u16| VringState {
+            index,
+            num: u32::from(num),
+        };
+        let base = match vring.base {
+            super::Base::At(base) => base,
+            super::Base::Kept => device.bases[usize::from(vring.index)].unwrap_or(0),
+        };
+        steps.push(tell(Request::SetVringNum(state(vring.size))));
+        steps.push(tell(Request::SetVringBase(state(base))));
+        steps.push(tell(Request::SetVringAddr(VringAddr {
+            index,
+            flags: 0,
+            desc: vring.desc,
+            used: vring.used,
+            avail: vring.avail,
+            log: 0,
+        })));
+        let kick = VringFile {
+            index: vring.index as u8,
+            handle: vring.kick,
+        };
+        steps.push(insist(session, Request::SetVringKick(kick)));
+    }
+    steps.extend(enable(config, session, true));
+    if session.has(protocol::STATUS) {
+        steps.push(add_status(STATUS_ACKNOWLEDGE_DRIVER_OK));
+    }
+    steps.push(Step::Reached(Milestone::Started));
+    steps
+}
+
+/// Stop what runs; the milestone is up to the caller.
+pub(super) fn stop(config: &FrontendConfig, device: &Device, session: &Session) -> Vec<Step> {
+    let mut steps = enable(config, session, false);
+    for &vring in &device.started {
+        let state = VringState {
+            index: u32::from(vring),
+            num: 0,
+        };
+        steps.push(ask(Request::GetVringBase(state), Purpose::Base(vring)));
+    }
+    if session.has(protocol::STATUS) {
+        steps.push(tell(Request::SetStatus(0)));
+    }
+    steps
+}
+
+pub(super) fn reset(session: &Session) -> Vec<Step> {
+    let mut steps = Vec::new();
+    if session.has(protocol::RESET_DEVICE) {
+        steps.push(tell(Request::ResetDevice));
+    }
+    steps.push(Step::Reached(Milestone::ResetDone));
+    steps
+}
+
+/// Make the back-end's memory that of the device: by differences where it has
+/// slots, otherwise by the whole table.
+// spec: vhost-user, "VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS"
+pub(super) fn sync_memory(device: &Device, session: &Session) -> Vec<Step> {
+    let wanted = &device.memory;
+    if !session.has(protocol::CONFIGURE_MEM_SLOTS) {
+        return vec![insist(session, Request::SetMemTable(wanted.clone()))];
+    }
+    let missing_in = |other: &[(MemRegion, Handle)], one: &(MemRegion, Handle)| {
+        !other.iter().any(|region| region == one)
+    };
+    let removed = session
+        .memory
+        .iter()
+        .filter(|region| missing_in(wanted, region))
+        .map(|(region, _)| insist(session, Request::RemMemReg(*region, None)));
+    let added = wanted
+        .iter()
+        .filter(|region| missing_in(&session.memory, region))
+        .map(|(region, handle)| insist(session, Request::AddMemReg(*region, *handle)));
+    removed.chain(added).collect()
+}
+
+pub(super) fn set_inflight(description: InflightDescription, handle: Handle) -> Step {
+    tell(Request::SetInflightFd(description, handle))
+}
+
+pub(super) fn add_status(bits: u64) -> Step {
+    ask(Request::GetStatus, Purpose::Status(bits))
+}
+
+/// Enable or disable every vring. Without bit 30 there is no such message and
+/// vrings are enabled as they are.
+// spec: vhost-user, "Ring states"
+fn enable(config: &FrontendConfig, session: &Session, on: bool) -> Vec<Step> {
+    if !session.has_protocol_features() {
+        return Vec::new();
+    }
+    let mut steps: Vec<Step> = (0..config.num_queues)
+        .map(|vring| {
+            let state = VringState {
+                index: u32::from(vring),
+                num: u32::from(on),
+            };
+            insist(session, Request::SetVringEnable(state))
+        })
+        .collect();
+    if !session.has(protocol::REPLY_ACK) {
+        // Any answer shows that the messages before it were processed.
+        steps.push(tell(Request::GetFeatures));
+    }
+    steps
+}
