@@ -17,13 +17,7 @@ struct Raw {
 }
 
 fn raw(code: u32, payload: Vec<u8>) -> Raw {
-    Raw {
-        code,
-        flags: 0x1,
-        size: None,
-        payload,
-        handles: 0,
-    }
+    Raw { code, flags: 0x1, size: None, payload, handles: 0 }
 }
 
 impl Raw {
@@ -31,10 +25,7 @@ impl Raw {
         Self { flags, ..self }
     }
     fn size(self, size: u32) -> Self {
-        Self {
-            size: Some(size),
-            ..self
-        }
+        Self { size: Some(size), ..self }
     }
     fn handles(self, handles: usize) -> Self {
         Self { handles, ..self }
@@ -128,19 +119,11 @@ impl Way for BackendReplies {
 }
 
 fn size(message: &'static str, expected: PayloadSize, got: u32) -> WireError {
-    WireError::Size {
-        message,
-        expected,
-        got,
-    }
+    WireError::Size { message, expected, got }
 }
 
 fn count(message: &'static str, expected: HandleCount, got: u32) -> WireError {
-    WireError::Handles {
-        message,
-        expected,
-        got,
-    }
+    WireError::Handles { message, expected, got }
 }
 
 fn field(
@@ -149,12 +132,7 @@ fn field(
     expected: &'static str,
     got: u64,
 ) -> WireError {
-    WireError::Field {
-        message,
-        field,
-        expected,
-        got,
-    }
+    WireError::Field { message, field, expected, got }
 }
 
 #[test]
@@ -187,11 +165,7 @@ fn wire_rule_a_broken_header_ends_the_connection() {
     );
     refuses::<FrontendRequests>(
         &raw(26, vec![]).size(4097).flags(0x9),
-        WireError::Oversized {
-            code: 26,
-            max: 4096,
-            got: 4097,
-        },
+        WireError::Oversized { code: 26, max: 4096, got: 4097 },
         "message 26 has a payload of 4097 bytes, expected at most 4096",
     );
 }
@@ -347,12 +321,7 @@ fn wire_rule_a_wrong_number_of_descriptors_costs_only_the_message() {
 fn wire_rule_a_field_out_of_range_costs_only_the_message() {
     refuses::<FrontendRequests>(
         &raw(12, long(0x200)).flags(0x9).handles(1),
-        field(
-            "SET_VRING_KICK",
-            "vring index",
-            "0 to 255 and perhaps bit 8",
-            0x200,
-        ),
+        field("SET_VRING_KICK", "vring index", "0 to 255 and perhaps bit 8", 0x200),
         "SET_VRING_KICK has vring index 0x200, expected 0 to 255 and perhaps bit 8",
     );
     refuses::<FrontendRequests>(
@@ -368,12 +337,7 @@ fn wire_rule_a_field_out_of_range_costs_only_the_message() {
     for announced in [0, 9] {
         refuses::<FrontendRequests>(
             &raw(5, table(announced, 8)).handles(8),
-            field(
-                "SET_MEM_TABLE",
-                "number of regions",
-                "1 to 8",
-                announced.into(),
-            ),
+            field("SET_MEM_TABLE", "number of regions", "1 to 8", announced.into()),
             &format!("SET_MEM_TABLE has number of regions {announced:#x}, expected 1 to 8"),
         );
     }
@@ -395,12 +359,7 @@ fn wire_rule_a_field_out_of_range_costs_only_the_message() {
     );
     refuses::<FrontendReplies>(
         &raw(42, long(0x200)).reply(),
-        field(
-            "SET_DEVICE_STATE_FD",
-            "status",
-            "an error of 0 to 255 and perhaps bit 8",
-            0x200,
-        ),
+        field("SET_DEVICE_STATE_FD", "status", "an error of 0 to 255 and perhaps bit 8", 0x200),
         "SET_DEVICE_STATE_FD has status 0x200, expected an error of 0 to 255 and perhaps bit 8",
     );
 }
@@ -416,12 +375,7 @@ fn takes<D: Direction<u32>>(message: &Raw) -> D::Message {
     }
 }
 
-const NOWHERE: MemRegion = MemRegion {
-    guest_addr: 0,
-    size: 0,
-    user_addr: 0,
-    mmap_offset: 0,
-};
+const NOWHERE: MemRegion = MemRegion { guest_addr: 0, size: 0, user_addr: 0, mmap_offset: 0 };
 
 #[test]
 fn wire_rule_what_peers_are_known_to_do_is_taken() {
@@ -441,11 +395,7 @@ fn wire_rule_what_peers_are_known_to_do_is_taken() {
         FrontendReplyBody::U64(0)
     );
     // Both ways to say that there is no config.
-    let failed = ConfigPayload {
-        offset: 0,
-        flags: 0,
-        data: bytes::Bytes::new(),
-    };
+    let failed = ConfigPayload { offset: 0, flags: 0, data: bytes::Bytes::new() };
     for payload in [vec![], words(&[7, 0, 1])] {
         assert_eq!(
             takes::<FrontendReplies>(&raw(24, payload).reply()).body,
@@ -472,10 +422,7 @@ fn wire_rule_what_peers_are_known_to_do_is_taken() {
 #[test]
 fn wire_rule_a_message_that_peers_would_refuse_is_not_encoded() {
     let encode = |message, dialect| {
-        let envelope: Envelope<FrontendRequest<u32>> = Envelope {
-            message,
-            need_reply: false,
-        };
+        let envelope: Envelope<FrontendRequest<u32>> = Envelope { message, need_reply: false };
         encode_request(&envelope, &dialect).unwrap_err().to_string()
     };
     let qemu = Dialect::QEMU_11_1;
@@ -511,11 +458,7 @@ fn wire_rule_a_message_that_peers_would_refuse_is_not_encoded() {
         encode(R::CreateCryptoSession(zeros(4097).into()), qemu),
         "CREATE_CRYPTO_SESSION has size 0x1001, expected at most 4096"
     );
-    let config = ConfigPayload {
-        offset: 0,
-        flags: 0,
-        data: zeros(257).into(),
-    };
+    let config = ConfigPayload { offset: 0, flags: 0, data: zeros(257).into() };
     assert_eq!(
         encode(R::GetConfig(config), qemu),
         "GET_CONFIG has size 0x101, expected at most 256"
@@ -525,11 +468,7 @@ fn wire_rule_a_message_that_peers_would_refuse_is_not_encoded() {
 #[test]
 fn wire_rule_bytes_are_those_seen_from_qemu() {
     // The answer to CONFIG_CHANGE_MSG.
-    let reply = BackendReply::<u32> {
-        code: 2,
-        status: 0,
-        handle: None,
-    };
+    let reply = BackendReply::<u32> { code: 2, status: 0, handle: None };
     let (bytes, handles) = encode_backend_reply(&reply);
     assert_eq!(bytes, [words(&[2, 5, 8]), zeros(8)].concat());
     assert!(handles.is_empty());

@@ -303,19 +303,13 @@ mod tests {
     }
 
     fn bytes(message: FrontendRequest<u32>) -> Vec<u8> {
-        let envelope = Envelope {
-            message,
-            need_reply: false,
-        };
+        let envelope = Envelope { message, need_reply: false };
         let (bytes, _) = encode_request(&envelope, &Dialect::QEMU_11_1).unwrap();
         bytes.to_vec()
     }
 
     fn kick(index: u8, handle: u32) -> FrontendRequest<u32> {
-        FrontendRequest::SetVringKick(VringFile {
-            index,
-            handle: Some(handle),
-        })
+        FrontendRequest::SetVringKick(VringFile { index, handle: Some(handle) })
     }
 
     fn next(decoder: &mut Requests) -> FrontendRequest<u32> {
@@ -349,15 +343,10 @@ mod tests {
         decoder.push(&kick[..1], vec![]).unwrap();
         decoder.push(&kick[1..], vec![7]).unwrap();
         let refused = decoder.next().unwrap().unwrap_err();
-        let expected = WireError::LateHandles {
-            message: "SET_VRING_KICK",
-            got: 1,
-        };
+        let expected = WireError::LateHandles { message: "SET_VRING_KICK", got: 1 };
         assert_eq!((refused.error, refused.handles), (expected, vec![7]));
         assert!(!refused.fatal);
-        decoder
-            .push(&bytes(FrontendRequest::SetOwner), vec![])
-            .unwrap();
+        decoder.push(&bytes(FrontendRequest::SetOwner), vec![]).unwrap();
         assert_eq!(next(&mut decoder), FrontendRequest::SetOwner);
     }
 
@@ -418,17 +407,11 @@ mod tests {
         let mut decoder = decoder();
         decoder.push(&[1; MAX_BUFFERED - 1], vec![]).unwrap();
         let error = decoder.push(&[1; 2], vec![7]).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "8217 bytes would be buffered, expected at most 8216"
-        );
+        assert_eq!(error.to_string(), "8217 bytes would be buffered, expected at most 8216");
         assert_eq!(error.handles, [7]);
         assert_eq!(decoder.buffered(), MAX_BUFFERED - 1);
         let error = decoder.push(&[1], vec![7; 65]).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "65 descriptors would be held, expected at most 64"
-        );
+        assert_eq!(error.to_string(), "65 descriptors would be held, expected at most 64");
         assert_eq!(error.handles.len(), 65);
         decoder.push(&[1], vec![7; 64]).unwrap();
         let error = decoder.push(&[], vec![7]).unwrap_err();

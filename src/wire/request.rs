@@ -272,14 +272,9 @@ mod tests {
 
     #[test]
     fn request_replies_are_those_of_the_document() {
-        let replying: Vec<_> = codes::frontend::TABLE
-            .iter()
-            .filter(|row| row.reply)
-            .map(|row| row.code)
-            .collect();
-        let expected = [
-            1, 6, 11, 15, 17, 22, 24, 26, 28, 30, 31, 36, 40, 41, 42, 43, 44, 45,
-        ];
+        let replying: Vec<_> =
+            codes::frontend::TABLE.iter().filter(|row| row.reply).map(|row| row.code).collect();
+        let expected = [1, 6, 11, 15, 17, 22, 24, 26, 28, 30, 31, 36, 40, 41, 42, 43, 44, 45];
         assert_eq!(replying, expected);
     }
 

@@ -89,20 +89,7 @@ enum Mutation {
 fn mutation() -> impl Strategy<Value = Mutation> {
     use Mutation as M;
     let i = any::<Index>;
-    let words = select(vec![
-        0u32,
-        1,
-        2,
-        5,
-        9,
-        13,
-        44,
-        45,
-        4096,
-        4097,
-        1 << 31,
-        u32::MAX,
-    ]);
+    let words = select(vec![0u32, 1, 2, 5, 9, 13, 44, 45, 4096, 4097, 1 << 31, u32::MAX]);
     prop_oneof![
         (i(), 0..8u8).prop_map(|(at, bit)| M::FlipBit(at, bit)),
         (i(), words).prop_map(|(at, word)| M::SetWord(at, word)),
@@ -182,20 +169,16 @@ fn byte<'a>(writes: &'a mut [Write], at: &Index) -> Option<&'a mut u8> {
 /// A stretch of a real conversation with things gone wrong, and sizes of reads.
 fn mutated(seed: Vec<Write>) -> impl Strategy<Value = (Vec<Write>, Vec<usize>)> {
     let length = seed.len();
-    (
-        0..length,
-        1..=length,
-        vec(mutation(), 1..6),
-        vec(1..400usize, 1..4),
-    )
-        .prop_map(move |(start, count, mutations, sizes)| {
+    (0..length, 1..=length, vec(mutation(), 1..6), vec(1..400usize, 1..4)).prop_map(
+        move |(start, count, mutations, sizes)| {
             let end = length.min(start + count);
             let mut writes = seed[start..end].to_vec();
             for mutation in mutations {
                 mutation.apply(&mut writes);
             }
             (writes, sizes)
-        })
+        },
+    )
 }
 
 /// Read as a socket would deliver it, both ways, and as a driver would that

@@ -44,19 +44,13 @@ fn every_kind<D: Way>(dialect: Dialect, kinds: Kinds<D::Message>, replies: bool)
 
 fn every_stream<D: Way>(dialect: Dialect, kinds: Kinds<D::Message>, replies: bool) {
     let any_kind = Union::new(kinds);
-    let case = (
-        vec((any_kind, any::<bool>()), 1..6),
-        vec(0..700usize, 0..6),
-        vec(1..200usize, 1..4),
-    );
+    let case =
+        (vec((any_kind, any::<bool>()), 1..6), vec(0..700usize, 0..6), vec(1..200usize, 1..4));
     let mut runner = TestRunner::new(ProptestConfig::with_cases(STREAM_CASES));
     let checked = runner.run(&case, |(messages, cuts, sizes)| {
         let envelopes: Vec<_> = messages
             .into_iter()
-            .map(|(message, need_reply)| Envelope {
-                message,
-                need_reply: need_reply && !replies,
-            })
+            .map(|(message, need_reply)| Envelope { message, need_reply: need_reply && !replies })
             .collect();
         let writes: Vec<Write> = envelopes.iter().map(|e| D::write(e, dialect)).collect();
         let expected: Vec<_> = envelopes.into_iter().map(Ok).collect();

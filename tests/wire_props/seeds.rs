@@ -8,10 +8,7 @@ use midflight::wire::*;
 const VRINGS: u8 = 2;
 
 fn write<D: Way>(message: D::Message, need_reply: bool) -> Write {
-    let envelope = Envelope {
-        message,
-        need_reply,
-    };
+    let envelope = Envelope { message, need_reply };
     D::write(&envelope, Dialect::QEMU_11_1)
 }
 
@@ -37,10 +34,7 @@ impl FrontEnd {
     }
 
     fn file(&mut self, index: u8) -> VringFile<u32> {
-        VringFile {
-            index,
-            handle: Some(self.handle()),
-        }
+        VringFile { index, handle: Some(self.handle()) }
     }
 
     fn connect(&mut self) {
@@ -116,12 +110,8 @@ impl FrontEnd {
     }
 
     fn memory(&mut self, slots: bool) {
-        let low = MemRegion {
-            guest_addr: 0,
-            size: 2 << 30,
-            user_addr: 0x7f00_0000_0000,
-            mmap_offset: 0,
-        };
+        let low =
+            MemRegion { guest_addr: 0, size: 2 << 30, user_addr: 0x7f00_0000_0000, mmap_offset: 0 };
         let high = MemRegion {
             guest_addr: 4 << 30,
             size: 2 << 30,
@@ -141,10 +131,7 @@ impl FrontEnd {
 
     fn migrate(&mut self) {
         use FrontendRequest as R;
-        let log = LogDescription {
-            size: 8192,
-            offset: 0,
-        };
+        let log = LogDescription { size: 8192, offset: 0 };
         let handle = self.handle();
         self.tell(R::SetLogBase(LogBase::Shared(log, handle)));
         self.ask(R::SetFeatures(virtio::PROTOCOL_FEATURES | virtio::LOG_ALL));
@@ -197,11 +184,7 @@ pub fn replies() -> Vec<Write> {
         num_queues: VRINGS.into(),
         queue_size: 128,
     };
-    let config = ConfigPayload {
-        offset: 0,
-        flags: 0,
-        data: Bytes::from_static(&[1; 57]),
-    };
+    let config = ConfigPayload { offset: 0, flags: 0, data: Bytes::from_static(&[1; 57]) };
     let base = VringState { index: 1, num: 9 };
     let bodies = [
         (1, B::U64(virtio::PROTOCOL_FEATURES | virtio::VERSION_1)),
@@ -232,25 +215,9 @@ pub fn replies() -> Vec<Write> {
 /// What a back-end asks.
 pub fn backend_requests() -> Vec<Write> {
     use BackendRequest as R;
-    let map = ShmemMap {
-        shmid: 0,
-        fd_offset: 0,
-        shm_offset: 0x1000,
-        len: 0x1000,
-        flags: 1,
-    };
-    let miss = Iotlb {
-        iova: 0x1000,
-        size: 0,
-        user_addr: 0,
-        perm: 1,
-        kind: 1,
-    };
-    let area = VringArea {
-        index: 0,
-        size: 0x1000,
-        offset: 0,
-    };
+    let map = ShmemMap { shmid: 0, fd_offset: 0, shm_offset: 0x1000, len: 0x1000, flags: 1 };
+    let miss = Iotlb { iova: 0x1000, size: 0, user_addr: 0, perm: 1, kind: 1 };
+    let area = VringArea { index: 0, size: 0x1000, offset: 0 };
     let requests = [
         (R::ConfigChangeMsg, true),
         (R::IotlbMsg(miss), true),
@@ -272,14 +239,7 @@ pub fn backend_replies() -> Vec<Write> {
     [(2, 0, None), (1, 1, None), (4, 0, None), (8, 0, Some(1))]
         .into_iter()
         .map(|(code, status, handle)| {
-            write::<BackendReplies>(
-                BackendReply {
-                    code,
-                    status,
-                    handle,
-                },
-                false,
-            )
+            write::<BackendReplies>(BackendReply { code, status, handle }, false)
         })
         .collect()
 }

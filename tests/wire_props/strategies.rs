@@ -45,34 +45,22 @@ fn file() -> impl Strategy<Value = VringFile<u32>> + Clone {
 
 fn config(len: impl Into<proptest::collection::SizeRange>) -> impl Strategy<Value = ConfigPayload> {
     let fields = (any::<u32>(), any::<u32>(), vec(any::<u8>(), len));
-    fields.prop_map(|(offset, flags, data)| ConfigPayload {
-        offset,
-        flags,
-        data: data.into(),
-    })
+    fields.prop_map(|(offset, flags, data)| ConfigPayload { offset, flags, data: data.into() })
 }
 
 fn inflight() -> impl Strategy<Value = InflightDescription> {
     let fields = any::<(u64, u64, u16, u16)>();
-    fields.prop_map(
-        |(mmap_size, mmap_offset, num_queues, queue_size)| InflightDescription {
-            mmap_size,
-            mmap_offset,
-            num_queues,
-            queue_size,
-        },
-    )
+    fields.prop_map(|(mmap_size, mmap_offset, num_queues, queue_size)| InflightDescription {
+        mmap_size,
+        mmap_offset,
+        num_queues,
+        queue_size,
+    })
 }
 
 fn iotlb() -> impl Strategy<Value = Iotlb> {
     (any::<(u64, u64, u64)>(), 0..=3u8, 1..=4u8).prop_map(
-        |((iova, size, user_addr), perm, kind)| Iotlb {
-            iova,
-            size,
-            user_addr,
-            perm,
-            kind,
-        },
+        |((iova, size, user_addr), perm, kind)| Iotlb { iova, size, user_addr, perm, kind },
     )
 }
 
@@ -86,10 +74,7 @@ fn log_base() -> impl Strategy<Value = LogBase<u32>> {
 }
 
 fn transfer() -> impl Strategy<Value = TransferState> {
-    (0..=1u32).prop_map(|direction| TransferState {
-        direction,
-        phase: 0,
-    })
+    (0..=1u32).prop_map(|direction| TransferState { direction, phase: 0 })
 }
 
 fn shmem_map() -> impl Strategy<Value = ShmemMap> + Clone {
@@ -130,9 +115,7 @@ pub fn requests(dialect: Dialect) -> Kinds<FrontendRequest<u32>> {
         state().prop_map(R::SetVringNum).boxed(),
         addr().prop_map(R::SetVringAddr).boxed(),
         state().prop_map(R::SetVringBase).boxed(),
-        any::<u32>()
-            .prop_map(|index| R::GetVringBase(VringState { index, num: 0 }))
-            .boxed(),
+        any::<u32>().prop_map(|index| R::GetVringBase(VringState { index, num: 0 })).boxed(),
         file().prop_map(R::SetVringKick).boxed(),
         file().prop_map(R::SetVringCall).boxed(),
         file().prop_map(R::SetVringErr).boxed(),
@@ -160,24 +143,17 @@ pub fn requests(dialect: Dialect) -> Kinds<FrontendRequest<u32>> {
         Just(R::ResetDevice).boxed(),
         state().prop_map(R::VringKick).boxed(),
         Just(R::GetMaxMemSlots).boxed(),
-        (region(), h())
-            .prop_map(|(region, handle)| R::AddMemReg(region, handle))
-            .boxed(),
+        (region(), h()).prop_map(|(region, handle)| R::AddMemReg(region, handle)).boxed(),
         (region(), any::<Option<u32>>())
             .prop_map(|(region, handle)| R::RemMemReg(region, handle))
             .boxed(),
         word().prop_map(R::SetStatus).boxed(),
         Just(R::GetStatus).boxed(),
         uniform16(any::<u8>()).prop_map(R::GetSharedObject).boxed(),
-        (transfer(), h())
-            .prop_map(|(state, handle)| R::SetDeviceStateFd(state, handle))
-            .boxed(),
+        (transfer(), h()).prop_map(|(state, handle)| R::SetDeviceStateFd(state, handle)).boxed(),
         Just(R::CheckDeviceState).boxed(),
     ]);
-    let contested = [
-        R::GetShmemConfig,
-        R::GetVringBaseSkipDrain(VringState { index: 0, num: 0 }),
-    ];
+    let contested = [R::GetShmemConfig, R::GetVringBaseSkipDrain(VringState { index: 0, num: 0 })];
     let contested = contested.into_iter();
     let known = contested.filter(|request| request.code(&dialect).is_some());
     all.extend(known.map(|request| {
@@ -197,10 +173,9 @@ pub fn replies(dialect: Dialect) -> Kinds<FrontendReply<u32>> {
         .filter(|&code| request_name(code, &dialect).is_some())
         .flat_map(|code| {
             let name = request_name(code, &dialect).unwrap();
-            bodies(name).into_iter().map(move |body| {
-                body.prop_map(move |body| FrontendReply { code, body })
-                    .boxed()
-            })
+            bodies(name)
+                .into_iter()
+                .map(move |body| body.prop_map(move |body| FrontendReply { code, body }).boxed())
         })
         .collect()
 }
@@ -216,12 +191,7 @@ fn bodies(name: &str) -> Kinds<FrontendReplyBody<u32>> {
         "SET_LOG_BASE" => vec![status(), Just(B::Empty).boxed()],
         "GET_CONFIG" => vec![
             config(1..=256).prop_map(B::Config).boxed(),
-            Just(B::Config(ConfigPayload {
-                offset: 0,
-                flags: 0,
-                data: Bytes::new(),
-            }))
-            .boxed(),
+            Just(B::Config(ConfigPayload { offset: 0, flags: 0, data: Bytes::new() })).boxed(),
         ],
         "CREATE_CRYPTO_SESSION" => vec![blob().prop_map(B::CryptoSession).boxed()],
         "POSTCOPY_ADVISE" => vec![any::<u32>().prop_map(B::Handle).boxed()],
@@ -258,11 +228,7 @@ pub fn backend_requests() -> Kinds<BackendRequest<u32>> {
         // Bit 8 says whether there is no descriptor.
         let nofd = u64::from(handle.is_none()) << 8;
         let index = index & !(1 << 8) | nofd;
-        let area = VringArea {
-            index,
-            size,
-            offset,
-        };
+        let area = VringArea { index, size, offset };
         R::VringHostNotifierMsg(area, handle)
     });
     kinds([
@@ -274,9 +240,7 @@ pub fn backend_requests() -> Kinds<BackendRequest<u32>> {
         uuid().prop_map(R::SharedObjectAdd).boxed(),
         uuid().prop_map(R::SharedObjectRemove).boxed(),
         uuid().prop_map(R::SharedObjectLookup).boxed(),
-        (shmem_map(), any::<u32>())
-            .prop_map(|(map, handle)| R::ShmemMap(map, handle))
-            .boxed(),
+        (shmem_map(), any::<u32>()).prop_map(|(map, handle)| R::ShmemMap(map, handle)).boxed(),
         shmem_map().prop_map(R::ShmemUnmap).boxed(),
     ])
 }

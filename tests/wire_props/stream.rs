@@ -19,10 +19,7 @@ pub trait Way: Direction<u32, Message: Debug + Clone + PartialEq> {
 
     fn write(envelope: &Envelope<Self::Message>, dialect: Dialect) -> Write {
         let (bytes, handles) = Self::encode(envelope, dialect);
-        Write {
-            bytes: bytes.to_vec(),
-            handles,
-        }
+        Write { bytes: bytes.to_vec(), handles }
     }
 }
 
@@ -59,9 +56,7 @@ pub struct Socket {
 
 impl Socket {
     pub fn new(writes: impl IntoIterator<Item = Write>) -> Self {
-        Self {
-            writes: writes.into_iter().filter(|w| !w.bytes.is_empty()).collect(),
-        }
+        Self { writes: writes.into_iter().filter(|w| !w.bytes.is_empty()).collect() }
     }
 
     pub fn read(&mut self, max: usize) -> Write {
