@@ -4,7 +4,6 @@ pub mod choices;
 pub mod disk;
 pub mod guest;
 pub mod hash;
-pub mod host;
 pub mod memory;
 pub mod oracle;
 pub mod pattern;

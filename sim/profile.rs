@@ -11,8 +11,11 @@ use crate::disk::Pace;
 pub struct Profile {
     /// Vrings.
     pub queues: u16,
-    /// Entries of each vring; the inflight region has as many.
+    /// Entries of each vring.
     pub ring_size: u16,
+    /// Entries the inflight region has for each vring; a driver may have chosen
+    /// a smaller ring than the device has.
+    pub region_size: u16,
     /// Both indexes of every vring at the start: an earlier life that left no
     /// inflight region, such as a migration without one.
     pub first_index: u16,
@@ -40,6 +43,10 @@ pub struct Profile {
     pub pace: Pace,
     /// Requests that the disk fails.
     pub disk_errors: Ratio,
+    /// Protocol feature REPLY_ACK.
+    pub reply_ack: bool,
+    /// Protocol feature CONFIGURE_MEM_SLOTS.
+    pub mem_slots: bool,
     /// Messages that arrive in pieces.
     pub split: Ratio,
     /// Kills of the back-end.
@@ -50,6 +57,8 @@ pub struct Profile {
     pub kill_idle: Ratio,
     /// Times the guest is paused and resumed.
     pub pauses: u64,
+    /// Times the connection breaks though nobody dies.
+    pub breaks: u64,
 }
 
 impl Profile {
@@ -59,6 +68,7 @@ impl Profile {
         let on = Ratio::new(1, 2);
         let queues = *s.pick("queues", &[1, 1, 1, 2, 3, 4]);
         let ring_size = *s.pick("ring_size", &[8, 16, 16, 32, 64]);
+        let region_size = ring_size << s.below("region_size", 2);
         let first_index = match s.below("first_index", 4) {
             0 | 1 => 0,
             2 => s.range("first_index.small", 1, 200),
@@ -69,6 +79,7 @@ impl Profile {
         Self {
             queues,
             ring_size,
+            region_size,
             first_index: first_index as u16,
             event_idx: s.chance("event_idx", on),
             indirect: s.chance("indirect", on),
@@ -86,12 +97,19 @@ impl Profile {
             } else {
                 Ratio::NEVER
             },
+            reply_ack: s.chance("reply_ack", Ratio::new(3, 4)),
+            mem_slots: s.chance("mem_slots", on),
             split: if s.chance("split.on", on) { Ratio::new(1, 3) } else { Ratio::NEVER },
             kills,
             kill_stores: *s.pick("kill_stores", &[10, 40, 200]),
             kill_idle: *s.pick("kill_idle", &[Ratio::NEVER, Ratio::new(1, 4), Ratio::new(1, 1)]),
             pauses: if s.chance("pauses.on", Ratio::new(1, 3)) {
                 s.range("pauses", 1, 3)
+            } else {
+                0
+            },
+            breaks: if s.chance("breaks.on", Ratio::new(1, 4)) {
+                s.range("breaks", 1, 2)
             } else {
                 0
             },
@@ -104,9 +122,10 @@ impl core::fmt::Display for Profile {
         let switch = |on: bool| if on { "on" } else { "off" };
         writeln!(
             f,
-            "rings      {} of {} entries, first index {}, event index {}, indirect {}",
+            "rings      {} of {} entries (inflight region for {}), first index {}, event index {}, indirect {}",
             self.queues,
             self.ring_size,
+            self.region_size,
             self.first_index,
             switch(self.event_idx),
             switch(self.indirect)
@@ -124,10 +143,17 @@ impl core::fmt::Display for Profile {
             switch(self.flush),
             self.disk_errors
         )?;
+        writeln!(
+            f,
+            "session    reply ack {}, memory slots {}, messages in pieces {}",
+            switch(self.reply_ack),
+            switch(self.mem_slots),
+            self.split
+        )?;
         write!(
             f,
-            "trouble    {} kills within {} stores each (between steps {}), {} pauses, messages in pieces {}",
-            self.kills, self.kill_stores, self.kill_idle, self.pauses, self.split
+            "trouble    {} kills within {} stores each (between steps {}), {} pauses, {} lost connections",
+            self.kills, self.kill_stores, self.kill_idle, self.pauses, self.breaks
         )
     }
 }

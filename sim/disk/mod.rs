@@ -25,6 +25,8 @@ pub struct Job {
     pub id: ReqId,
     /// Which life of the back-end asked.
     pub life: u32,
+    /// Over which connection; no two lives share one.
+    pub conn: u32,
     /// Vring it came from.
     pub vring: u16,
     /// Head of its chain.
@@ -266,6 +268,7 @@ mod tests {
         Job {
             id: ReqId { slot: 0, epoch: 0 },
             life: 1,
+            conn: 1,
             vring: 0,
             head: 0,
             op,

@@ -184,12 +184,7 @@ impl Guest {
         Ok(())
     }
 
-    fn reap(
-        &mut self,
-        vring: u16,
-        oracle: &Oracle,
-        trace: &mut Trace,
-    ) -> Result<(), Violation> {
+    fn reap(&mut self, vring: u16, oracle: &Oracle, trace: &mut Trace) -> Result<(), Violation> {
         let queue = &mut self.queues[usize::from(vring)];
         while let Some(done) = queue.driver.reap(&self.mem).map_err(blame)? {
             let request = done.token;

@@ -29,11 +29,6 @@ impl Plan {
         let num_sectors = self.sectors as u32;
         [RangeSegment { sector: self.sector, num_sectors, flags: self.flags }]
     }
-
-    /// Whether the device writes the data.
-    pub fn device_writes(&self) -> bool {
-        matches!(self.verb, Verb::Read | Verb::GetId | Verb::Unknown)
-    }
 }
 
 /// Reads and writes are common, the rest is there.

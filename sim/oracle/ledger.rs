@@ -51,8 +51,8 @@ struct Entry {
     ask: Ask,
     used_len: Option<u32>,
     disk_failed: bool,
-    /// Life of the back-end that asked the disk last.
-    issued_in: Option<u32>,
+    /// Life and connection of the back-end that asked the disk last.
+    issued_in: Option<(u32, u32)>,
 }
 
 /// How a request ended.
@@ -95,11 +95,7 @@ impl Ledger {
             used: 0,
             oldest: 0,
         };
-        Self {
-            entries: Vec::new(),
-            queues: rings.into_iter().map(queue).collect(),
-            completed: 0,
-        }
+        Self { entries: Vec::new(), queues: rings.into_iter().map(queue).collect(), completed: 0 }
     }
 
     /// Number of vrings.
@@ -149,7 +145,7 @@ impl Ledger {
 
     /// Life of the back-end that asked the disk for this request last.
     pub fn issued_in(&self, request: u64) -> Option<u32> {
-        self.entries[request as usize].issued_in
+        self.entries[request as usize].issued_in.map(|(life, _)| life)
     }
 
     pub(super) fn offered(&mut self, ask: Ask) {
@@ -172,9 +168,7 @@ impl Ledger {
                 .entries
                 .iter_mut()
                 .rev()
-                .find(|e| {
-                    e.ask.vring == vring && e.ask.head == head && e.ask.published.is_none()
-                })
+                .find(|e| e.ask.vring == vring && e.ask.head == head && e.ask.published.is_none())
                 .ok_or_else(|| {
                     Violation::new("guest", format!("vring {vring}: head {head} is no request"))
                 })?;
@@ -263,10 +257,10 @@ impl Ledger {
         }
     }
 
-    /// The disk may only be asked for what a guest is waiting for, once in the
-    /// life of a back-end.
+    /// The disk may only be asked for what a guest is waiting for, once on a
+    /// connection.
     pub(super) fn check_issue(&mut self, job: &Job) -> Result<Ask, Violation> {
-        let Job { vring, head, life, .. } = *job;
+        let Job { vring, head, life, conn, .. } = *job;
         let Some(request) = self.holder(vring, head) else {
             return Err(broken(format!(
                 "the disk is asked for head {head} of vring {vring}, for which no request is out"
@@ -274,9 +268,9 @@ impl Ledger {
         };
         let entry = &mut self.entries[request as usize];
         let ask = &entry.ask;
-        if entry.issued_in == Some(life) {
+        if entry.issued_in == Some((life, conn)) {
             return Err(broken(format!(
-                "request {request} goes to the disk twice in one life of the back-end"
+                "request {request} goes to the disk twice on one connection"
             )));
         }
         let same = match (job.op, ask.verb) {
@@ -299,7 +293,7 @@ impl Ledger {
                 job.len()
             )));
         }
-        entry.issued_in = Some(life);
+        entry.issued_in = Some((life, conn));
         Ok(entry.ask.clone())
     }
 }

@@ -130,7 +130,13 @@ impl Oracle {
             Verb::Write | Verb::WriteZeroes if self.write_through => {
                 let range = ask.sector..ask.sector + ask.sectors;
                 let now = self.tick + 1;
-                durability::check(&self.sectors, image, now, |s| range.contains(&s), "write-through")
+                durability::check(
+                    &self.sectors,
+                    image,
+                    now,
+                    |s| range.contains(&s),
+                    "write-through",
+                )
             }
             _ => Ok(()),
         }
@@ -139,7 +145,7 @@ impl Oracle {
     /// A back-end has asked the disk.
     pub fn issued(&mut self, job: &Job) -> Result<(), Violation> {
         let ask = self.ledger.check_issue(job)?;
-        self.order.issued(job.life, job.vring, ask.order, ask.request)
+        self.order.issued(job.conn, job.vring, ask.order, ask.request)
     }
 
     /// The disk has reported an error for a request.

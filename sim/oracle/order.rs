@@ -6,12 +6,12 @@ use super::Violation;
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Last {
-    life: u32,
+    conn: u32,
     /// Place in the available ring and number of the request issued last.
     issued: Option<(u64, u64)>,
 }
 
-/// Within one life of a back-end, the requests of a vring reach the disk in
+/// Within one connection of a back-end, the requests of a vring reach the disk in
 /// the order in which the guest made them available: first the ones it took
 /// over, then new ones.
 #[derive(Debug)]
@@ -26,14 +26,14 @@ impl Order {
 
     pub fn issued(
         &mut self,
-        life: u32,
+        conn: u32,
         vring: u16,
         order: u64,
         request: u64,
     ) -> Result<(), Violation> {
         let last = &mut self.last[usize::from(vring)];
-        if last.life != life {
-            *last = Last { life, issued: None };
+        if last.conn != conn {
+            *last = Last { conn, issued: None };
         }
         if let Some((before, other)) = last.issued
             && before > order

@@ -56,7 +56,8 @@ pub(super) fn check(
     vring: u16,
     alive: bool,
 ) -> Result<(), Violation> {
-    let broken = |message: String| Err(Violation::new("region", format!("vring {vring}: {message}")));
+    let broken =
+        |message: String| Err(Violation::new("region", format!("vring {vring}: {message}")));
     let stride = region.bytes.len() / usize::from(region.queues.max(1));
     let part = Part(&region.bytes[stride * usize::from(vring)..][..stride]);
     let ring = ledger.ring(vring);

@@ -73,13 +73,8 @@ impl Sectors {
             Verb::Discard | Verb::WriteZeroes => 0,
             Verb::Flush | Verb::GetId | Verb::Unknown => return,
         };
-        let change = Change {
-            request: ask.request,
-            tag,
-            submitted: tick,
-            completed: None,
-            certain: false,
-        };
+        let change =
+            Change { request: ask.request, tag, submitted: tick, completed: None, certain: false };
         for sector in &mut self.sectors[range] {
             sector.possible.push(sector.history.len());
             sector.history.push(change);
@@ -199,8 +194,7 @@ impl Sector {
     /// A read that met no writer has seen this; later ones see it too.
     fn settle(&mut self, tag: u64) {
         let history = &self.history;
-        self.possible
-            .retain(|i| history[*i].tag == tag || history[*i].completed.is_none());
+        self.possible.retain(|i| history[*i].tag == tag || history[*i].completed.is_none());
     }
 }
 

@@ -108,6 +108,51 @@ impl Wake {
     }
 }
 
+/// What the front-end reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum FrontEvent {
+    /// Negotiated.
+    Ready,
+    /// Every vring is started.
+    Running,
+    /// Every vring is stopped.
+    Stopped,
+    /// The connection is gone.
+    Lost,
+    /// Nobody took the connection.
+    NotThere,
+}
+
+impl FrontEvent {
+    /// As a sentence has it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ready => "ready: negotiated",
+            Self::Running => "vrings run",
+            Self::Stopped => "vrings are stopped",
+            Self::Lost => "connection lost",
+            Self::NotThere => "nobody listens, will try again",
+        }
+    }
+}
+
+/// What the back-end reports beside its vrings; two numbers go with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum BackEvent {
+    /// Features and protocol features in force.
+    Negotiated,
+    /// Vring and base.
+    BaseContradicted,
+    /// Vring and head.
+    DiskFailed,
+    /// Slot and epoch.
+    LateCompletion,
+    /// Vring and number of requests.
+    Draining,
+}
+
 /// One thing that happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)] // Field names are those of the documents; units are bytes and sectors.
@@ -124,8 +169,8 @@ pub enum What {
     Paused { on: bool },
     /// The front-end wants to connect.
     Connecting,
-    /// The front-end reports; the number stands for the event.
-    FrontSays { code: u64, a: u64, b: u64 },
+    /// The front-end reports.
+    Front(FrontEvent),
     /// A message or a piece of one arrived.
     Delivered { to_back: bool, bytes: u64, handles: u64 },
     /// A connection is gone.
@@ -140,8 +185,8 @@ pub enum What {
     VringRunning { vring: u16, next_avail: u16, used: u16, resubmitted: u16 },
     /// The back-end stopped a vring.
     VringStopped { vring: u16, base: u16 },
-    /// The back-end reports something else; the number stands for the event.
-    BackSays { code: u64, a: u64, b: u64 },
+    /// The back-end reports something else.
+    Back { event: BackEvent, a: u64, b: u64 },
     /// The disk was asked.
     Issued { vring: u16, head: u16, verb: Verb, sector: u64, sectors: u64 },
     /// Bytes moved.
@@ -190,7 +235,7 @@ impl What {
             }
             Self::Paused { .. } => (5, [b, 0, 0, 0, 0, 0]),
             Self::Connecting => (6, [0; 6]),
-            Self::FrontSays { code, a, b } => (7, [code, a, b, 0, 0, 0]),
+            Self::Front(event) => (7, [event as u64, 0, 0, 0, 0, 0]),
             Self::Delivered { bytes, handles, .. } => (8, [b, bytes, handles, 0, 0, 0]),
             Self::Hangup { .. } => (9, [b, 0, 0, 0, 0, 0]),
             Self::Started { life } => (10, [life.into(), 0, 0, 0, 0, 0]),
@@ -200,7 +245,7 @@ impl What {
                 (13, [vring.into(), next_avail.into(), used.into(), resubmitted.into(), 0, 0])
             }
             Self::VringStopped { vring, base } => (14, [vring.into(), base.into(), 0, 0, 0, 0]),
-            Self::BackSays { code, a, b } => (15, [code, a, b, 0, 0, 0]),
+            Self::Back { event, a, b } => (15, [event as u64, a, b, 0, 0, 0]),
             Self::Issued { vring, head, verb, sector, sectors } => {
                 (16, [vring.into(), head.into(), verb as u64, sector, sectors, 0])
             }

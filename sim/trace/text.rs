@@ -1,6 +1,6 @@
 //! A trace as text: one line an event, the lane shown by place and by name.
 
-use super::{Lane, TraceEvent, What};
+use super::{BackEvent, Lane, TraceEvent, What};
 use core::fmt::Write;
 use midflight::time::Instant;
 
@@ -14,7 +14,8 @@ pub fn render(events: &[TraceEvent]) -> String {
             lanes.push(' ');
         }
         let at = Instant::from_nanos(event.at).to_string();
-        let _ = writeln!(out, "{at:>13}  {lanes} {:<6} {}", event.lane.name(), sentence(event.what));
+        let _ =
+            writeln!(out, "{at:>13}  {lanes} {:<6} {}", event.lane.name(), sentence(event.what));
     }
     out
 }
@@ -45,12 +46,14 @@ fn sentence(what: What) -> String {
                 2 => "unsupported".into(),
                 other => format!("status {other}"),
             };
-            format!("vring {vring}: request {request} at head {head} used: {status}, {len} bytes written")
+            format!(
+                "vring {vring}: request {request} at head {head} used: {status}, {len} bytes written"
+            )
         }
         What::Paused { on: true } => "paused".into(),
         What::Paused { on: false } => "goes on".into(),
         What::Connecting => "connects".into(),
-        What::FrontSays { code, a, b } => super::super::host::front_sentence(code, a, b),
+        What::Front(event) => event.name().into(),
         What::Delivered { to_back, bytes, handles } => {
             let arrow = if to_back { "front → back" } else { "back → front" };
             let handles = match handles {
@@ -73,7 +76,17 @@ fn sentence(what: What) -> String {
             "vring {vring}: runs from avail {next_avail}, used {used}, {resubmitted} resubmitted"
         ),
         What::VringStopped { vring, base } => format!("vring {vring}: stopped at {base}"),
-        What::BackSays { code, a, b } => super::super::host::back_sentence(code, a, b),
+        What::Back { event, a, b } => match event {
+            BackEvent::Negotiated => {
+                format!("negotiated: features {a:#x}, protocol features {b:#x}")
+            }
+            BackEvent::BaseContradicted => {
+                format!("vring {a}: base {b} contradicts the inflight region, which is believed")
+            }
+            BackEvent::DiskFailed => format!("vring {a} head {b}: the disk failed"),
+            BackEvent::LateCompletion => format!("req {a}.{b} is done too late, dropped"),
+            BackEvent::Draining => format!("vring {a}: waits for {}", plural(b, "request")),
+        },
         What::Issued { vring, head, verb, sector, sectors } => {
             format!("vring {vring} head {head}: {}{}", verb.name(), place(sector, sectors))
         }

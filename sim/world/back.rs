@@ -6,7 +6,7 @@ use super::{Event, World};
 use crate::disk::Job;
 use crate::memory::Mem;
 use crate::oracle::Violation;
-use crate::trace::{Lane, Verb, Wake, What};
+use crate::trace::{BackEvent, Lane, Verb, Wake, What};
 use midflight::backend::{self, Backend, Input, MapFailed, MapRegion, Output};
 use midflight::blk::{Completion, DeviceConfig, DiskOp, ReqId};
 use midflight::time::Instant;
@@ -165,10 +165,8 @@ impl World<'_> {
         let life = back.life;
         let moved = self.disk.process_died(life, &self.guest_memory.mem);
         self.stats.kills += 1;
-        self.trace.say(
-            Lane::Host,
-            What::Killed { life, kept, stores, outputs_kept, outputs, moved },
-        );
+        self.trace
+            .say(Lane::Host, What::Killed { life, kept, stores, outputs_kept, outputs, moved });
         self.check_region()?;
         if let Some(conn) = back.conn {
             self.hang_up_front(conn);
@@ -185,7 +183,6 @@ impl World<'_> {
         self.back = Some(BackProcess::new(self.device.clone(), life)?);
         self.trace.say(Lane::Host, What::Started { life });
         self.plan_kill();
-        self.front_may_connect();
         Ok(())
     }
 
@@ -205,17 +202,17 @@ impl World<'_> {
                 self.send_to_front(conn, &bytes, objects);
             }
             Output::Map { regions } => {
-                let delay = self.host_delay("map");
+                let delay = self.host_delay();
                 self.schedule(delay, Event::BackAnswer(life, Answer::Map(regions)));
             }
             Output::Unmap => {}
             Output::AllocInflight { size } => {
-                let delay = self.host_delay("map");
+                let delay = self.host_delay();
                 self.schedule(delay, Event::BackAnswer(life, Answer::Alloc(size)));
             }
             Output::MapInflight { handle, offset, size } => {
                 let object = back.handles.get(handle);
-                let delay = self.host_delay("map");
+                let delay = self.host_delay();
                 let answer = Answer::MapInflight { object, offset, size };
                 self.schedule(delay, Event::BackAnswer(life, answer));
             }
@@ -264,6 +261,7 @@ impl World<'_> {
         let job = Job {
             id,
             life: back.life,
+            conn: back.conn.unwrap_or(0),
             vring: request.vring,
             head: request.head,
             op: request.op,
@@ -298,17 +296,19 @@ impl World<'_> {
                 What::VringStopped { vring, base }
             }
             E::Negotiated { features, protocol } => {
-                What::BackSays { code: 1, a: features, b: protocol }
+                What::Back { event: BackEvent::Negotiated, a: features, b: protocol }
             }
             E::BaseContradicted { vring, base, .. } => {
-                What::BackSays { code: 2, a: vring.into(), b: base.into() }
+                What::Back { event: BackEvent::BaseContradicted, a: vring.into(), b: base.into() }
             }
             E::DiskFailed { vring, head, .. } => {
-                What::BackSays { code: 3, a: vring.into(), b: head.into() }
+                What::Back { event: BackEvent::DiskFailed, a: vring.into(), b: head.into() }
             }
-            E::LateCompletion(id) => What::BackSays { code: 4, a: id.slot.into(), b: id.epoch },
+            E::LateCompletion(id) => {
+                What::Back { event: BackEvent::LateCompletion, a: id.slot.into(), b: id.epoch }
+            }
             E::Draining { vring, inflight } => {
-                What::BackSays { code: 5, a: vring.into(), b: inflight.into() }
+                What::Back { event: BackEvent::Draining, a: vring.into(), b: inflight.into() }
             }
             E::VringBroken { vring, fault } => {
                 return Err(Violation::new("rings", format!("vring {vring} broken: {fault}")));
@@ -319,6 +319,29 @@ impl World<'_> {
         };
         self.trace.say(Lane::Back, what);
         Ok(())
+    }
+
+    /// The connection broke, and nobody died.
+    pub(super) fn back_hangup(&mut self, conn: u32) -> Result<(), Violation> {
+        let Some(back) = self.back.as_mut().filter(|b| b.conn == Some(conn)) else {
+            return Ok(());
+        };
+        back.conn = None;
+        back.runs.fill(false);
+        back.inbox = Inbox::default();
+        self.trace.say(Lane::Link, What::Hangup { to_back: true });
+        self.back_step(Wake::PeerClosed, Input::PeerClosed)?;
+        Ok(())
+    }
+
+    /// The back-end takes a connection, if it is there and has no other.
+    pub(super) fn accept(&mut self) -> Result<Option<u32>, Violation> {
+        let free = |b: &&mut BackProcess| b.conn.is_none() && b.core.is_idle();
+        let Some(back) = self.back.as_mut().filter(free) else { return Ok(None) };
+        let conn = self.next_conn;
+        self.next_conn += 1;
+        back.conn = Some(conn);
+        Ok(self.back_step(Wake::Connected, Input::Connected)?.then_some(conn))
     }
 
     /// The process reads its socket.
@@ -347,7 +370,7 @@ impl World<'_> {
         }
         back.reading = true;
         let life = back.life;
-        let delay = self.host_delay("read");
+        let delay = self.host_delay();
         self.schedule(delay, Event::BackRead(life));
     }
 
@@ -393,7 +416,7 @@ impl World<'_> {
         let counter = &mut self.kicks[usize::from(vring)];
         if watched && counter.count > 0 && !counter.waking {
             counter.waking = true;
-            let delay = self.host_delay("kick");
+            let delay = self.host_delay();
             self.schedule(delay, Event::BackKick(vring));
         }
     }

@@ -14,7 +14,7 @@ impl World<'_> {
     pub(super) fn run_events(&mut self) -> Result<(), Violation> {
         self.trace.clock(0, 0);
         self.start_back()?;
-        self.schedule(1_000, Event::FrontConnect);
+        self.front_begin()?;
         for vring in 0..self.profile.queues {
             let delay = 1_000 * self.host.below("first", 2_000);
             self.schedule(delay, Event::GuestTurn(vring));
@@ -51,10 +51,11 @@ impl World<'_> {
                 self.trace.say(Lane::Guest, What::Interrupted { vring });
                 self.guest_turn(vring)?;
             }
-            Event::Pause => self.pause(),
-            Event::Resume => self.resume(),
+            Event::Pause => self.pause()?,
+            Event::Resume => self.resume()?,
             Event::FrontConnect => self.front_connect()?,
-            Event::FrontRead(conn) => self.front_read(conn)?,
+            Event::FrontRead => self.front_read()?,
+            Event::FrontTimer(at) => self.front_timer(at)?,
             Event::FrontHangup(conn) => self.front_hangup(conn)?,
             Event::ToBack(conn, piece) => {
                 if let Some(back) = self.back.as_mut().filter(|b| b.conn == Some(conn)) {
@@ -63,9 +64,9 @@ impl World<'_> {
                 }
             }
             Event::ToFront(conn, piece) => {
-                if let Some(front) = self.front.as_mut().filter(|f| f.conn == Some(conn)) {
-                    front.inbox.push(piece);
-                    self.schedule(500, Event::FrontRead(conn));
+                if self.front.conn == Some(conn) {
+                    self.front.inbox.push(piece);
+                    self.arm_front_reading();
                 }
             }
             Event::BackStart => self.start_back()?,
@@ -86,6 +87,15 @@ impl World<'_> {
                     self.die(0, 0, 0, 0)?;
                 }
             }
+            Event::Break(conn) => {
+                if self.front.conn == Some(conn) {
+                    self.stats.breaks += 1;
+                    self.hang_up_front(conn);
+                    let delay = self.host_delay();
+                    self.schedule(delay, Event::BackHangup(conn));
+                }
+            }
+            Event::BackHangup(conn) => self.back_hangup(conn)?,
         }
         Ok(())
     }
@@ -103,22 +113,6 @@ impl World<'_> {
         Ok(())
     }
 
-    fn pause(&mut self) {
-        if self.front.as_ref().is_some_and(|f| f.running) && !self.guest.is_paused() {
-            self.guest.pause(true);
-            self.trace.say(Lane::Guest, What::Paused { on: true });
-            self.front_stop();
-        }
-    }
-
-    fn resume(&mut self) {
-        let connected = self.front.as_ref().is_some_and(|f| f.conn.is_some() && !f.running);
-        if connected {
-            self.front_start();
-            self.front_go();
-        }
-    }
-
     /// Why nothing goes on, as far as the rings tell.
     fn stuck(&self, how: &str) -> Violation {
         let mem = &self.guest_memory.mem;
@@ -128,7 +122,9 @@ impl World<'_> {
             if unseen > 0 {
                 return Violation::new(
                     "notification",
-                    format!("{how}: vring {vring} has {unseen} used entries the guest was never called for"),
+                    format!(
+                        "{how}: vring {vring} has {unseen} used entries the guest was never called for"
+                    ),
                 );
             }
         }

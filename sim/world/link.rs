@@ -32,12 +32,23 @@ pub fn cut(s: &mut Stream, split: Ratio, bytes: &[u8], objects: Vec<ObjectId>) -
 #[derive(Debug, Default)]
 pub struct Inbox {
     pieces: VecDeque<Piece>,
+    closing: bool,
 }
 
 impl Inbox {
     /// A piece arrives.
     pub fn push(&mut self, piece: Piece) {
         self.pieces.push_back(piece);
+    }
+
+    /// Nothing more will arrive.
+    pub fn close(&mut self) {
+        self.closing = true;
+    }
+
+    /// Whether everything was read and nothing more will arrive.
+    pub fn is_closed(&self) -> bool {
+        self.closing && self.pieces.is_empty()
     }
 
     /// Whether there is nothing to read.
@@ -95,7 +106,8 @@ mod tests {
             let mut expected = Vec::new();
             for message in 0..6u8 {
                 let bytes = vec![message; 20];
-                let objects = if message % 2 == 0 { vec![] } else { vec![ObjectId(message.into())] };
+                let objects =
+                    if message % 2 == 0 { vec![] } else { vec![ObjectId(message.into())] };
                 if message % 2 == 1 {
                     expected.push((20 * usize::from(message), ObjectId(message.into())));
                 }

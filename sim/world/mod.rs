@@ -14,11 +14,11 @@ use crate::memory::{Arena, Mem, RegionId};
 use crate::oracle::{Judges, Oracle, RegionView, Violation};
 use crate::profile::Profile;
 use crate::scheduler::Scheduler;
-use crate::trace::{Lane, Trace, Wake, What};
+use crate::trace::Trace;
 use back::{Answer, BackProcess};
-use front::Front;
+use front::FrontProcess;
 use link::{Piece, Wire};
-use midflight::backend::{Input, MapFailed, MapRegion, Output};
+use midflight::backend::{MapFailed, MapRegion, Output};
 use midflight::blk::DeviceConfig;
 use objects::{Counter, Object, ObjectId, Objects};
 use vm_memory::GuestMemoryRegion;
@@ -30,7 +30,8 @@ enum Event {
     Pause,
     Resume,
     FrontConnect,
-    FrontRead(u32),
+    FrontRead,
+    FrontTimer(u64),
     FrontHangup(u32),
     ToBack(u32, Piece),
     ToFront(u32, Piece),
@@ -44,6 +45,9 @@ enum Event {
     DiskDone(u64),
     /// Kill this life of the back-end between two steps.
     Kill(u32),
+    /// This connection breaks though nobody dies.
+    Break(u32),
+    BackHangup(u32),
 }
 
 /// Where the next kill falls.
@@ -75,6 +79,8 @@ pub struct Stats {
     pub resubmitted: u64,
     /// Pauses that ended.
     pub pauses: u64,
+    /// Connections that broke though nobody died.
+    pub breaks: u64,
 }
 
 /// What a run is asked for beside its seed.
@@ -108,13 +114,15 @@ pub struct World<'a> {
     objects: Objects,
     kicks: Vec<Counter>,
     calls: Vec<Counter>,
-    front: Option<Front>,
+    front: FrontProcess,
+    front_stream: Stream,
     back: Option<BackProcess>,
     next_life: u32,
     next_conn: u32,
     inflight: Option<RegionId>,
     kill: Kill,
     pauses_left: u64,
+    breaks_left: u64,
     host: Stream,
     link: Stream,
     to_back: Wire,
@@ -155,12 +163,11 @@ impl<'a> World<'a> {
         let guest = Guest::new(guest_memory.mem.clone(), stream(Component::Guest), &profile)?;
         let device = DeviceConfig {
             num_queues: profile.queues,
-            queue_size_max: 64,
+            queue_size_max: 128,
             ..DeviceConfig::with_capacity(profile.sectors * 512)
         };
-        let rings = (0..profile.queues)
-            .map(|v| ring_view(&guest.layout(v), profile.first_index))
-            .collect();
+        let rings =
+            (0..profile.queues).map(|v| ring_view(&guest.layout(v), profile.first_index)).collect();
         let oracle = Oracle::new(options.judges, rings, profile.sectors, !profile.flush);
         let disk =
             Disk::new(stream(Component::Disk), profile.sectors, profile.pace, profile.disk_errors);
@@ -171,7 +178,9 @@ impl<'a> World<'a> {
             stores_left: None,
             exact: options.kill_at,
         };
-        let mut world = Self {
+        let mut objects = Objects::default();
+        let front = front::new(&mut objects, &profile, &guest_memory)?;
+        Ok(Self {
             arena,
             guest_memory,
             guest,
@@ -180,16 +189,18 @@ impl<'a> World<'a> {
             disk,
             trace: Trace::new(options.trace),
             scheduler: Scheduler::new(),
-            objects: Objects::default(),
+            objects,
             kicks: vec![Counter::default(); vrings],
             calls: vec![Counter::default(); vrings],
-            front: None,
+            front,
+            front_stream: stream(Component::Front),
             back: None,
             next_life: 1,
             next_conn: 1,
             inflight: None,
             kill,
             pauses_left: profile.pauses,
+            breaks_left: profile.breaks,
             host: stream(Component::Host),
             link: stream(Component::Link),
             to_back: Wire::default(),
@@ -198,9 +209,7 @@ impl<'a> World<'a> {
             stats: Stats::default(),
             settling_since: None,
             profile,
-        };
-        world.front = Some(world.new_front());
-        Ok(world)
+        })
     }
 
     fn now(&self) -> u64 {
@@ -212,7 +221,7 @@ impl<'a> World<'a> {
     }
 
     /// Latency of something the kernel does.
-    fn host_delay(&mut self, _what: &'static str) -> u64 {
+    fn host_delay(&mut self) -> u64 {
         *self.host.pick("host.delay", &[200, 500, 1_000, 2_000, 5_000, 20_000])
     }
 
@@ -249,7 +258,7 @@ impl<'a> World<'a> {
         counter.count += 1;
         if !counter.waking {
             counter.waking = true;
-            let delay = self.host_delay("call");
+            let delay = self.host_delay();
             self.schedule(delay, Event::GuestCall(vring));
         }
     }
@@ -308,44 +317,13 @@ impl<'a> World<'a> {
         })
     }
 
-    /// The back-end takes a connection, if it is there.
-    fn accept(&mut self) -> Result<Option<u32>, Violation> {
-        let Some(back) = self.back.as_mut().filter(|b| b.conn.is_none()) else { return Ok(None) };
-        let conn = self.next_conn;
-        self.next_conn += 1;
-        back.conn = Some(conn);
-        Ok(self.back_step(Wake::Connected, Input::Connected)?.then_some(conn))
-    }
-
-    fn front_may_connect(&mut self) {}
-
-    fn front_is_running(&mut self) {
-        if self.guest.is_paused() {
-            self.guest.pause(false);
-            self.stats.pauses += 1;
-            self.trace.say(Lane::Guest, What::Paused { on: false });
-            for vring in self.guest.take_missed() {
-                self.schedule(0, Event::GuestTurn(vring));
-            }
-        }
-        if self.pauses_left > 0 {
-            self.pauses_left -= 1;
-            let delay = 1_000 * self.host.range("pause.after", 10, 3_000);
-            self.schedule(delay, Event::Pause);
-        }
-    }
-
-    fn front_is_stopped(&mut self) {
-        let delay = 1_000 * self.host.range("pause.for", 1, 500);
-        self.schedule(delay, Event::Resume);
-    }
-
     /// No more trouble will be made.
     fn is_settling(&self) -> bool {
         self.kill.left == 0
             && self.kill.stores_left.is_none()
             && self.kill.exact.is_none()
             && self.pauses_left == 0
+            && self.breaks_left == 0
     }
 
     /// Run to the end.

@@ -18,8 +18,8 @@ pub enum Object {
     Kick(u16),
     /// The call of a vring.
     Call(u16),
-    /// The error signal of a vring.
-    Err(u16),
+    /// The error signal of a vring. Nobody listens: an error is a failed run.
+    Err,
 }
 
 /// All objects of a run.
@@ -66,11 +66,6 @@ impl Handles {
     /// Close it; false if it was not open.
     pub fn close(&mut self, handle: Handle) -> bool {
         self.open.remove(&handle).is_some()
-    }
-
-    /// How many are open.
-    pub fn count(&self) -> u64 {
-        self.open.len() as u64
     }
 }
 
