@@ -14,12 +14,7 @@ fn main() {
         let mut s = (0, 0, 0, 0);
         for seed in a[0]..a[1] {
             let o = run::run(&mut arena, seed, &Options::default());
-            s = (
-                s.0 + o.stats.events,
-                s.1 + o.stats.kills,
-                s.2 + o.stats.resubmitted,
-                s.3 + o.stats.requests,
-            );
+            s = (s.0 + o.stats.events, s.1 + o.stats.kills, s.2 + o.stats.resubmitted, s.3 + o.stats.requests);
             if let Err(v) = o.verdict {
                 bad += 1;
                 if bad < 20 {

@@ -36,12 +36,31 @@ pub struct Journal {
     armed: bool,
     stores: Vec<Store>,
     data: Vec<u8>,
-    shadows: Vec<Vec<u8>>,
+    shadows: Vec<Shadow>,
+}
+
+/// Image of a region.
+struct Shadow {
+    bytes: Vec<u8>,
+    /// Everything outside of this was never written.
+    touched: std::ops::Range<usize>,
+}
+
+impl Shadow {
+    fn touch(&mut self, at: usize, len: usize) -> &mut [u8] {
+        let touched = &mut self.touched;
+        *touched = if touched.is_empty() {
+            at..at + len
+        } else {
+            touched.start.min(at)..touched.end.max(at + len)
+        };
+        &mut self.bytes[at..at + len]
+    }
 }
 
 impl Journal {
     pub(super) fn add_region(&mut self, len: usize) -> u32 {
-        self.shadows.push(vec![0; len]);
+        self.shadows.push(Shadow { bytes: vec![0; len], touched: 0..0 });
         u32::try_from(self.shadows.len() - 1).expect("a handful of regions")
     }
 
@@ -66,7 +85,7 @@ impl Journal {
                 data,
             });
         } else {
-            read(&mut self.shadows[region as usize][offset..offset + len]);
+            read(self.shadows[region as usize].touch(offset, len));
         }
     }
 
@@ -88,13 +107,18 @@ impl Journal {
     }
 
     pub(super) fn shadow(&self, region: u32) -> &[u8] {
-        &self.shadows[region as usize]
+        &self.shadows[region as usize].bytes
+    }
+
+    /// What of a region may not be zero.
+    pub(super) fn touched(&self, region: u32) -> std::ops::Range<usize> {
+        self.shadows[region as usize].touched.clone()
     }
 
     pub(super) fn commit(&mut self) {
         for store in &self.stores {
-            let at = store.offset as usize;
-            self.shadows[store.region as usize][at..][..store.len as usize]
+            self.shadows[store.region as usize]
+                .touch(store.offset as usize, store.len as usize)
                 .copy_from_slice(&self.data[store.data..][..store.len as usize]);
         }
         self.stores.clear();
@@ -105,7 +129,7 @@ impl Journal {
         (std::mem::take(&mut self.stores), std::mem::take(&mut self.data))
     }
 
-    pub(super) fn zero(&mut self, region: u32) {
-        self.shadows[region as usize].fill(0);
+    pub(super) fn untouch(&mut self, region: u32) {
+        self.shadows[region as usize].touched = 0..0;
     }
 }

@@ -85,19 +85,12 @@ impl Arena {
     }
 
     fn zero(&self, id: RegionId) {
-        // Reading the shadow first keeps untouched pages untouched.
-        let dirty = {
-            let journal = self.journal.borrow();
-            let shadow = journal.shadow(id);
-            let first = shadow.iter().position(|b| *b != 0);
-            let last = shadow.iter().rposition(|b| *b != 0);
-            first.zip(last)
-        };
-        if let Some((first, last)) = dirty {
-            let zeroes = vec![0u8; last + 1 - first];
-            self.slice(id, first, zeroes.len()).copy_from(&zeroes);
+        let touched = self.journal.borrow().touched(id);
+        if !touched.is_empty() {
+            let zeroes = vec![0u8; touched.len()];
+            self.slice(id, touched.start, zeroes.len()).copy_from(&zeroes);
         }
-        self.journal.borrow_mut().zero(id);
+        self.journal.borrow_mut().untouch(id);
     }
 
     fn slice(
@@ -205,6 +198,9 @@ impl Arena {
             let mut now = vec![0u8; region.mapping.size()];
             region.mapping.get_slice(0, now.len()).ok()?.copy_to(&mut now);
             let shadow = journal.shadow(id);
+            if now == shadow {
+                return None;
+            }
             let at = (0u64..).zip(now.iter().zip(shadow)).find(|(_, (a, b))| a != b)?;
             Some((id, at.0))
         })
