@@ -41,6 +41,9 @@ pub struct Profile {
     pub bad: Ratio,
     /// Speed of the disk.
     pub pace: Pace,
+    /// Microseconds for which the back-end leaves finished requests lying at
+    /// most, so that batches gather.
+    pub gather: u64,
     /// Requests that the disk fails.
     pub disk_errors: Ratio,
     /// Protocol feature REPLY_ACK.
@@ -55,6 +58,10 @@ pub struct Profile {
     pub kill_stores: u64,
     /// Kills that happen between steps instead of inside one.
     pub kill_idle: Ratio,
+    /// Kills that are none: the process is asked to end, and may finish.
+    pub gentle: Ratio,
+    /// Vrings have no kick descriptor, the back-end polls.
+    pub polled: bool,
     /// Times the guest is paused and resumed.
     pub pauses: u64,
     /// Times the connection breaks though nobody dies.
@@ -92,6 +99,7 @@ impl Profile {
             hot_sectors: s.range("hot_sectors", 4, 48),
             bad: if s.chance("bad.on", on) { Ratio::new(1, 12) } else { Ratio::NEVER },
             pace: *s.pick("pace", &Pace::ALL),
+            gather: *s.pick("gather", &[0, 5, 50, 400]),
             disk_errors: if s.chance("disk_errors.on", Ratio::new(1, 4)) {
                 Ratio::new(1, 20)
             } else {
@@ -103,6 +111,8 @@ impl Profile {
             kills,
             kill_stores: *s.pick("kill_stores", &[10, 40, 200]),
             kill_idle: *s.pick("kill_idle", &[Ratio::NEVER, Ratio::new(1, 4), Ratio::new(1, 1)]),
+            gentle: *s.pick("gentle", &[Ratio::NEVER, Ratio::new(1, 4)]),
+            polled: s.chance("polled", Ratio::new(1, 10)),
             pauses: if s.chance("pauses.on", Ratio::new(1, 3)) {
                 s.range("pauses", 1, 3)
             } else {
@@ -137,23 +147,25 @@ impl core::fmt::Display for Profile {
         )?;
         writeln!(
             f,
-            "disk       {} sectors, {}, write cache {}, errors {}",
+            "disk       {} sectors, {}, write cache {}, errors {}, completions gather for up to {} us",
             self.sectors,
             self.pace,
             switch(self.flush),
-            self.disk_errors
+            self.disk_errors,
+            self.gather
         )?;
         writeln!(
             f,
-            "session    reply ack {}, memory slots {}, messages in pieces {}",
+            "session    reply ack {}, memory slots {}, vrings polled {}, messages in pieces {}",
             switch(self.reply_ack),
             switch(self.mem_slots),
+            switch(self.polled),
             self.split
         )?;
         write!(
             f,
-            "trouble    {} kills within {} stores each (between steps {}), {} pauses, {} lost connections",
-            self.kills, self.kill_stores, self.kill_idle, self.pauses, self.breaks
+            "trouble    {} kills within {} stores each (between steps {}, gentle {}), {} pauses, {} lost connections",
+            self.kills, self.kill_stores, self.kill_idle, self.gentle, self.pauses, self.breaks
         )
     }
 }

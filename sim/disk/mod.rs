@@ -125,6 +125,11 @@ impl Disk {
         self.pending.len() as u64
     }
 
+    /// A job that is not done, of this life of a back-end.
+    pub fn held_for(&self, life: u32) -> Option<&Job> {
+        self.pending.values().map(|p| &p.job).find(|j| j.life == life)
+    }
+
     /// Take a job.
     pub fn submit(&mut self, job: Job) -> Plan {
         let done_after = self.pace.draw(&mut self.stream);

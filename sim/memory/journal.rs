@@ -49,7 +49,7 @@ struct Shadow {
 impl Shadow {
     fn touch(&mut self, at: usize, len: usize) -> &mut [u8] {
         let touched = &mut self.touched;
-        *touched = if touched.is_empty() {
+        *touched = if touched.start == touched.end {
             at..at + len
         } else {
             touched.start.min(at)..touched.end.max(at + len)

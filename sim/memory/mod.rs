@@ -86,7 +86,7 @@ impl Arena {
 
     fn zero(&self, id: RegionId) {
         let touched = self.journal.borrow().touched(id);
-        if !touched.is_empty() {
+        if touched.start < touched.end {
             let zeroes = vec![0u8; touched.len()];
             self.slice(id, touched.start, zeroes.len()).copy_from(&zeroes);
         }

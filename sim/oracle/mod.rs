@@ -96,10 +96,13 @@ impl Oracle {
         Ok(())
     }
 
-    /// Stores of the back-end have become visible: look for used entries.
-    pub fn after_stores(&mut self, mem: &Mem, image: &Image) -> Result<(), Violation> {
+    /// Stores of the back-end have become visible: look for used entries. The
+    /// number of them in the vring that has most.
+    pub fn after_stores(&mut self, mem: &Mem, image: &Image) -> Result<u64, Violation> {
         self.tick += 1;
+        let mut most = 0;
         for vring in 0..self.ledger.vrings() {
+            let before = self.ledger.used_count(vring);
             while let Some(id) = self.ledger.scan_used(mem, vring)? {
                 let done = self.ledger.verdict(mem, id)?;
                 let ask = self.ledger.ask(id);
@@ -114,8 +117,9 @@ impl Oracle {
                     self.check_durable(id, image)?;
                 }
             }
+            most = most.max(self.ledger.used_count(vring) - before);
         }
-        Ok(())
+        Ok(most)
     }
 
     fn check_durable(&self, id: u64, image: &Image) -> Result<(), Violation> {

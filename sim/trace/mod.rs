@@ -5,8 +5,8 @@
 
 mod text;
 
-use crate::hash::Fnv;
-pub use text::render;
+use crate::hash::Rolling;
+pub use text::{Detail, render};
 
 /// Who an event is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -197,6 +197,10 @@ pub enum What {
     Killed { life: u32, kept: u64, stores: u64, outputs_kept: u64, outputs: u64, moved: u64 },
     /// No more trouble from here on.
     Settling,
+    /// The back-end process ended as it was asked to.
+    Exited { life: u32 },
+    /// A message is on its way. `code` is that of the request, also in an answer.
+    Sent { to_back: bool, code: u32, bytes: u64, handles: u64 },
 }
 
 /// An event with its place in the run.
@@ -221,6 +225,7 @@ impl What {
             Self::Published { kick: true, .. }
                 | Self::Paused { on: true }
                 | Self::Delivered { to_back: true, .. }
+                | Self::Sent { to_back: true, .. }
                 | Self::Hangup { to_back: true }
                 | Self::Done { ok: true, .. }
         ));
@@ -255,6 +260,8 @@ impl What {
                 (19, [life.into(), kept, stores, outputs_kept, outputs, moved])
             }
             Self::Settling => (20, [0; 6]),
+            Self::Exited { life } => (21, [life.into(), 0, 0, 0, 0, 0]),
+            Self::Sent { code, bytes, handles, .. } => (22, [b, code.into(), bytes, handles, 0, 0]),
         }
     }
 }
@@ -262,7 +269,7 @@ impl What {
 /// The trace of one run.
 #[derive(Debug, Default)]
 pub struct Trace {
-    hash: Fnv,
+    hash: Rolling,
     at: u64,
     seq: u64,
     kept: Option<Vec<TraceEvent>>,

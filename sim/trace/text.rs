@@ -3,11 +3,22 @@
 use super::{BackEvent, Lane, TraceEvent, What};
 use core::fmt::Write;
 use midflight::time::Instant;
+use midflight::wire::{Dialect, request_name};
+
+/// How much to show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detail {
+    /// Without the reading of sockets and with steps only where something was
+    /// stored.
+    Story,
+    /// All of it.
+    Everything,
+}
 
 /// Render a slice of events. Pure: the same events give the same text.
-pub fn render(events: &[TraceEvent]) -> String {
+pub fn render(events: &[TraceEvent], detail: Detail) -> String {
     let mut out = String::new();
-    for event in events {
+    for event in events.iter().filter(|e| detail == Detail::Everything || tells(e.what)) {
         let mut lanes = String::new();
         for lane in Lane::ALL {
             lanes.push(if lane == event.lane { '●' } else { '·' });
@@ -20,8 +31,16 @@ pub fn render(events: &[TraceEvent]) -> String {
     out
 }
 
+fn tells(what: What) -> bool {
+    !matches!(what, What::Delivered { .. } | What::Step { stores: 0, .. })
+}
+
 fn plural(n: u64, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
+fn riding(handles: u64) -> String {
+    if handles == 0 { String::new() } else { format!(" with {}", plural(handles, "descriptor")) }
 }
 
 fn place(sector: u64, sectors: u64) -> String {
@@ -56,11 +75,7 @@ fn sentence(what: What) -> String {
         What::Front(event) => event.name().into(),
         What::Delivered { to_back, bytes, handles } => {
             let arrow = if to_back { "front → back" } else { "back → front" };
-            let handles = match handles {
-                0 => String::new(),
-                n => format!(" with {}", plural(n, "descriptor")),
-            };
-            format!("{arrow}: {}{handles}", plural(bytes, "byte"))
+            format!("{arrow}: {} read{}", plural(bytes, "byte"), riding(handles))
         }
         What::Hangup { to_back: true } => "back-end sees the connection closed".into(),
         What::Hangup { to_back: false } => "front-end sees the connection closed".into(),
@@ -99,5 +114,12 @@ fn sentence(what: What) -> String {
             moved
         ),
         What::Settling => "no more trouble from here on".into(),
+        What::Exited { life } => format!("back-end process {life} ends as asked"),
+        What::Sent { to_back, code, bytes, handles } => {
+            let arrow = if to_back { "front → back" } else { "back → front" };
+            let name = request_name(code, &Dialect::default()).unwrap_or("unknown message");
+            let answer = if to_back { "" } else { ", answer" };
+            format!("{arrow}: {name}{answer}, {}{}", plural(bytes, "byte"), riding(handles))
+        }
     }
 }

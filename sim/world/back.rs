@@ -2,12 +2,14 @@
 
 use super::link::Inbox;
 use super::objects::{Handles, Object, ObjectId};
-use super::{Event, World};
+use super::{CrashPoint, Event, StepShape, World};
 use crate::disk::Job;
 use crate::memory::Mem;
 use crate::oracle::Violation;
 use crate::trace::{BackEvent, Lane, Verb, Wake, What};
-use midflight::backend::{self, Backend, Input, MapFailed, MapRegion, Output};
+use midflight::backend::{
+    self, Backend, CloseReason, Command, Input, MapFailed, MapRegion, Output,
+};
 use midflight::blk::{Completion, DeviceConfig, DiskOp, ReqId};
 use midflight::time::Instant;
 
@@ -99,13 +101,16 @@ impl World<'_> {
         self.stats.stores += stores;
         let count = outputs.len() as u64;
         self.trace.say(Lane::Back, What::Step { wake, stores, outputs: count });
+        self.note_shape(stores, count);
         let death = self.due_death(stores, outputs.len());
+        self.steps += 1;
         match &death {
             None => self.arena.commit(),
             Some(death) => self.arena.crash(death.kept, death.cut),
         }
         if stores > 0 {
-            self.oracle.after_stores(&self.guest_memory.mem, self.disk.image())?;
+            let used = self.oracle.after_stores(&self.guest_memory.mem, self.disk.image())?;
+            self.stats.largest_batch = self.stats.largest_batch.max(used);
         }
         let happened = death.as_ref().map_or(outputs.len(), |d| d.outputs);
         let mut result = Ok(());
@@ -127,8 +132,21 @@ impl World<'_> {
         Ok(true)
     }
 
+    fn note_shape(&mut self, stores: u64, outputs: u64) {
+        let Some(shapes) = &mut self.shapes else { return };
+        let len = |index| {
+            self.arena.with_store(index, |store, _| if store.is_single() { 0 } else { store.len })
+        };
+        shapes.push(StepShape { stores: (0..stores).map(len).collect(), outputs });
+    }
+
     /// Whether the process dies in this step, and where.
     fn due_death(&mut self, stores: u64, outputs: usize) -> Option<Death> {
+        if let Some(exact) = self.kill.exact.filter(|e| e.step == self.steps) {
+            let CrashPoint { kept, cut, outputs, .. } = exact;
+            self.kill.exact = None;
+            return Some(Death { kept, cut, outputs: outputs as usize });
+        }
         let left = self.kill.stores_left?;
         if stores == 0 {
             return None;
@@ -174,6 +192,35 @@ impl World<'_> {
         self.next_life = life + 1;
         let delay = 1_000 * self.kill.stream.range("restart", 10, 2_000);
         self.schedule(delay, Event::BackStart);
+        Ok(())
+    }
+
+    /// The process was asked to end, and does.
+    fn exit(&mut self) -> Result<(), Violation> {
+        let Some(back) = self.back.take() else { return Ok(()) };
+        let life = back.life;
+        if let Some(job) = self.disk.held_for(life) {
+            let message = format!(
+                "back-end ends while the disk works on head {} of vring {}",
+                job.head, job.vring
+            );
+            return Err(contract(message));
+        }
+        self.stats.shutdowns += 1;
+        self.trace.say(Lane::Host, What::Exited { life });
+        if let Some(conn) = back.conn {
+            self.hang_up_front(conn);
+        }
+        self.next_life = life + 1;
+        let delay = 1_000 * self.kill.stream.range("restart", 10, 2_000);
+        self.schedule(delay, Event::BackStart);
+        self.check_region()
+    }
+
+    pub(super) fn shutdown(&mut self, life: u32) -> Result<(), Violation> {
+        if self.back.as_ref().is_some_and(|b| b.life == life && b.conn.is_some()) {
+            self.back_step(Wake::Command, Input::Command(Command::Shutdown))?;
+        }
         Ok(())
     }
 
@@ -241,6 +288,7 @@ impl World<'_> {
                     return Err(contract(format!("back-end releases {handle} twice")));
                 }
             }
+            Output::Close(CloseReason::Shutdown) => self.exit()?,
             Output::Close(reason) => {
                 let conn = back.conn.take().ok_or_else(|| contract("closes no connection"))?;
                 back.inbox = Inbox::default();

@@ -95,6 +95,7 @@ impl World<'_> {
                     self.schedule(delay, Event::BackHangup(conn));
                 }
             }
+            Event::Shutdown(life) => self.shutdown(life)?,
             Event::BackHangup(conn) => self.back_hangup(conn)?,
         }
         Ok(())

@@ -195,7 +195,7 @@ impl World<'_> {
                 avail: user + layout.avail,
                 used: user + layout.used,
                 base,
-                kick: Some(front.kicks[usize::from(index)]),
+                kick: (!self.profile.polled).then(|| front.kicks[usize::from(index)]),
                 call: Some(front.calls[usize::from(index)]),
             });
         }

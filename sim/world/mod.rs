@@ -5,22 +5,25 @@ mod events;
 mod front;
 mod link;
 mod objects;
+mod outcome;
 
 use crate::choices::{Component, Ratio, Stream};
 use crate::disk::Disk;
 use crate::guest::Guest;
 use crate::guest::memory::{GuestMemory, ring_view};
+use crate::hash::Rolling;
 use crate::memory::{Arena, Mem, RegionId};
 use crate::oracle::{Judges, Oracle, RegionView, Violation};
 use crate::profile::Profile;
 use crate::scheduler::Scheduler;
-use crate::trace::Trace;
+use crate::trace::{Lane, Trace, What};
 use back::{Answer, BackProcess};
 use front::FrontProcess;
 use link::{Piece, Wire};
 use midflight::backend::{MapFailed, MapRegion, Output};
 use midflight::blk::DeviceConfig;
 use objects::{Counter, Object, ObjectId, Objects};
+pub use outcome::{CrashPoint, Outcome, Stats, StepShape};
 use vm_memory::GuestMemoryRegion;
 
 /// Something that will happen.
@@ -45,6 +48,8 @@ enum Event {
     DiskDone(u64),
     /// Kill this life of the back-end between two steps.
     Kill(u32),
+    /// Ask this life of the back-end to end.
+    Shutdown(u32),
     /// This connection breaks though nobody dies.
     Break(u32),
     BackHangup(u32),
@@ -56,31 +61,8 @@ struct Kill {
     left: u64,
     /// Stores of this life that still happen.
     stores_left: Option<u64>,
-    /// Instead of drawing: the first kill falls after exactly so many stores.
-    exact: Option<u64>,
-}
-
-/// Counted over a run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Stats {
-    /// Scheduler events.
-    pub events: u64,
-    /// Requests the guest completed.
-    pub requests: u64,
-    /// Requests the disk was asked.
-    pub disk_requests: u64,
-    /// Stores of the back-end to shared memory.
-    pub stores: u64,
-    /// Kills of the back-end.
-    pub kills: u64,
-    /// Vrings that were taken over with requests in flight.
-    pub recoveries: u64,
-    /// Requests that were resubmitted.
-    pub resubmitted: u64,
-    /// Pauses that ended.
-    pub pauses: u64,
-    /// Connections that broke though nobody died.
-    pub breaks: u64,
+    /// Instead of drawing: the only kill falls here.
+    exact: Option<CrashPoint>,
 }
 
 /// What a run is asked for beside its seed.
@@ -90,13 +72,15 @@ pub struct Options {
     pub trace: bool,
     /// Which oracles work.
     pub judges: Judges,
-    /// Kill once, after exactly so many stores, and never else.
-    pub kill_at: Option<u64>,
+    /// Kill once, exactly here, beside what the profile wants.
+    pub kill_at: Option<CrashPoint>,
+    /// Note the shape of every step of the back-end.
+    pub shapes: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { trace: false, judges: Judges::default(), kill_at: None }
+        Self { trace: false, judges: Judges::default(), kill_at: None, shapes: false }
     }
 }
 
@@ -130,23 +114,9 @@ pub struct World<'a> {
     outputs: Vec<Output>,
     stats: Stats,
     settling_since: Option<u64>,
-}
-
-/// A finished run.
-#[derive(Debug)]
-pub struct Outcome {
-    /// What was drawn.
-    pub profile: Profile,
-    /// The first promise that was broken, if one was.
-    pub verdict: Result<(), Violation>,
-    /// Hash over everything that happened.
-    pub hash: u64,
-    /// Counters.
-    pub stats: Stats,
-    /// Virtual nanoseconds.
-    pub at: u64,
-    /// The trace, if it was kept.
-    pub trace: Trace,
+    /// Steps of the back-end so far.
+    steps: u64,
+    shapes: Option<Vec<StepShape>>,
 }
 
 impl<'a> World<'a> {
@@ -208,6 +178,8 @@ impl<'a> World<'a> {
             outputs: Vec::new(),
             stats: Stats::default(),
             settling_since: None,
+            steps: 0,
+            shapes: options.shapes.then(Vec::new),
             profile,
         })
     }
@@ -227,10 +199,18 @@ impl<'a> World<'a> {
 
     /// How long a process leaves finished requests lying: a batch gathers.
     fn reap_delay(&mut self) -> u64 {
-        *self.host.pick("host.reap", &[0, 1_000, 10_000, 100_000])
+        self.host.below("host.reap", 1_000 * self.profile.gather + 1)
+    }
+
+    /// One whole message; its first four bytes are its code.
+    fn say_sent(&mut self, to_back: bool, bytes: &[u8], objects: &[ObjectId]) {
+        let code = bytes.first_chunk().map_or(0, |code| u32::from_ne_bytes(*code));
+        let (bytes, handles) = (bytes.len() as u64, objects.len() as u64);
+        self.trace.say(Lane::Link, What::Sent { to_back, code, bytes, handles });
     }
 
     fn send_to_back(&mut self, conn: u32, bytes: &[u8], objects: Vec<ObjectId>) {
+        self.say_sent(true, bytes, &objects);
         for piece in link::cut(&mut self.link, self.profile.split, bytes, objects) {
             let latency = 1_000 + self.link.below("link.latency", 20_000);
             let at = self.to_back.arrival(self.now(), latency);
@@ -239,6 +219,7 @@ impl<'a> World<'a> {
     }
 
     fn send_to_front(&mut self, conn: u32, bytes: &[u8], objects: Vec<ObjectId>) {
+        self.say_sent(false, bytes, &objects);
         for piece in link::cut(&mut self.link, self.profile.split, bytes, objects) {
             let latency = 1_000 + self.link.below("link.latency", 20_000);
             let at = self.to_front.arrival(self.now(), latency);
@@ -266,17 +247,16 @@ impl<'a> World<'a> {
     /// Plan the death of the back-end that has just started.
     fn plan_kill(&mut self) {
         self.kill.stores_left = None;
-        if let Some(exact) = self.kill.exact.take() {
-            self.kill.stores_left = Some(exact);
-            return;
-        }
         if self.kill.left == 0 {
             return;
         }
         self.kill.left -= 1;
-        if self.kill.stream.chance("kill.idle", self.profile.kill_idle) {
+        let life = self.next_life;
+        if self.kill.stream.chance("kill.gentle", self.profile.gentle) {
             let delay = 1_000 * self.kill.stream.range("kill.after", 1, 4_000);
-            let life = self.next_life;
+            self.schedule(delay, Event::Shutdown(life));
+        } else if self.kill.stream.chance("kill.idle", self.profile.kill_idle) {
+            let delay = 1_000 * self.kill.stream.range("kill.after", 1, 4_000);
             self.schedule(delay, Event::Kill(life));
         } else {
             let stores = self.kill.stream.below("kill.stores", self.profile.kill_stores);
@@ -332,13 +312,33 @@ impl<'a> World<'a> {
         self.stats.events = self.scheduler.done();
         self.stats.requests = self.oracle.ledger().completed_count();
         Outcome {
+            hash: self.hash(),
             profile: self.profile,
             verdict,
-            hash: self.trace.hash(),
             stats: self.stats,
             at: self.scheduler.now(),
             trace: self.trace,
+            shapes: self.shapes.unwrap_or_default(),
         }
+    }
+
+    /// Everything that happened and every decision behind it.
+    fn hash(&self) -> u64 {
+        let mut hash = Rolling::new();
+        hash.u64(self.trace.hash());
+        let streams = [
+            self.guest.stream(),
+            self.disk.stream(),
+            &self.kill.stream,
+            &self.front_stream,
+            &self.link,
+            &self.host,
+        ];
+        for stream in streams {
+            hash.u64(stream.count());
+            hash.u64(stream.hash());
+        }
+        hash.finish()
     }
 
     fn final_checks(&mut self) -> Result<(), Violation> {
