@@ -155,6 +155,15 @@ impl Arena {
         look(store, journal.bytes(store))
     }
 
+    /// Look at every store of the ended step, in order.
+    pub fn with_stores<T>(
+        &self,
+        look: impl FnOnce(&mut dyn Iterator<Item = (&Store, &[u8])>) -> T,
+    ) -> T {
+        let journal = self.journal.borrow();
+        look(&mut journal.stores().iter().map(|store| (store, journal.bytes(store))))
+    }
+
     /// All stores of the step have happened.
     pub fn commit(&self) {
         self.journal.borrow_mut().commit();

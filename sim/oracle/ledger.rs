@@ -8,6 +8,9 @@ use crate::trace::Verb;
 use midflight::blk::DiskOp;
 use vm_memory::{Bytes, GuestAddress};
 
+/// What every simulated device answers to GET_ID.
+pub const SERIAL: [u8; 20] = *b"midflight-sim disk\0\0";
+
 /// What the document promises for a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expect {
@@ -80,6 +83,18 @@ pub struct Ledger {
     entries: Vec<Entry>,
     queues: Vec<Queue>,
     completed: u64,
+}
+
+/// Pieces of memory with neighbours made one.
+pub(super) fn joined(pieces: impl Iterator<Item = (u64, u64)>) -> Vec<(u64, u64)> {
+    let mut out: Vec<(u64, u64)> = Vec::new();
+    for (addr, len) in pieces {
+        match out.last_mut() {
+            Some((last, size)) if *last + *size == addr => *size += len,
+            _ => out.push((addr, len)),
+        }
+    }
+    out
 }
 
 fn broken(message: String) -> Violation {
@@ -248,6 +263,17 @@ impl Ledger {
                 ask.verb.name()
             )));
         }
+        if ask.verb == Verb::GetId {
+            let mut id = Vec::new();
+            for (addr, len) in &ask.data {
+                let at = id.len();
+                id.resize(at + *len as usize, 0);
+                mem.read_slice(&mut id[at..], GuestAddress(*addr)).expect("in guest memory");
+            }
+            if id != SERIAL {
+                return Err(broken(format!("request {request} got the serial {id:02x?}")));
+            }
+        }
         Ok(Done { ok: status == 0 })
     }
 
@@ -291,6 +317,15 @@ impl Ledger {
                 ask.sector,
                 job.op,
                 job.len()
+            )));
+        }
+        let moved = job.segments.iter().map(|s| (s.addr, u64::from(s.len)));
+        let meant = ask.data.iter().map(|(addr, len)| (*addr, u64::from(*len)));
+        let moves = matches!(job.op, DiskOp::Read { .. } | DiskOp::Write { .. });
+        if moves && joined(moved) != joined(meant) {
+            return Err(broken(format!(
+                "request {request} has its data at {:x?}, the disk is given {:x?}",
+                ask.data, job.segments
             )));
         }
         entry.issued_in = Some((life, conn));

@@ -9,14 +9,17 @@ mod order;
 mod region;
 mod rings;
 mod sectors;
+mod stores;
 
 use crate::disk::{Image, Job};
 use crate::memory::Mem;
 use crate::trace::Verb;
-pub use ledger::{Ask, Expect, Ledger};
+pub use ledger::{Ask, Expect, Ledger, SERIAL};
 pub use region::RegionView;
 pub use rings::RingView;
 use sectors::Sectors;
+pub use stores::GuestStore;
+use stores::Watch;
 
 /// A promise was broken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -92,6 +95,19 @@ impl Oracle {
             if ask.expect == Expect::Ok {
                 self.sectors.submitted(ask, self.tick);
             }
+        }
+        Ok(())
+    }
+
+    /// The back-end has made these stores to guest memory in one step.
+    pub fn check_stores<'s>(
+        &self,
+        mem: &Mem,
+        stores: impl Iterator<Item = (GuestStore, &'s [u8])>,
+    ) -> Result<(), Violation> {
+        let mut watch = Watch::new(&self.ledger, mem);
+        for (store, value) in stores {
+            watch.store(store, value)?;
         }
         Ok(())
     }

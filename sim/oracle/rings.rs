@@ -38,6 +38,11 @@ impl RingView {
         u16_at(mem, self.used + 2)
     }
 
+    /// Head of the used element with this index.
+    pub fn used_head(&self, mem: &Mem, index: u16) -> u16 {
+        u32_at(mem, self.used + 4 + 8 * u64::from(index % self.size)) as u16
+    }
+
     /// The next head the guest has made available.
     pub fn next_avail(&mut self, mem: &Mem) -> Option<u16> {
         if u16_at(mem, self.avail + 2) == self.avail_seen {

@@ -4,8 +4,9 @@ use super::link::Inbox;
 use super::objects::{Handles, Object, ObjectId};
 use super::{CrashPoint, Event, StepShape, World};
 use crate::disk::Job;
+use crate::guest::memory::{GuestMemory, REGIONS};
 use crate::memory::Mem;
-use crate::oracle::Violation;
+use crate::oracle::{GuestStore, Violation};
 use crate::trace::{BackEvent, Lane, Verb, Wake, What};
 use midflight::backend::{
     self, Backend, CloseReason, Command, Input, MapFailed, MapRegion, Output,
@@ -98,6 +99,9 @@ impl World<'_> {
         handled.map_err(|e| contract(format!("input {} refused: {e}", wake.name())))?;
 
         let stores = self.arena.step_len();
+        if stores > 0 {
+            self.check_stores()?;
+        }
         self.stats.stores += stores;
         let count = outputs.len() as u64;
         self.trace.say(Lane::Back, What::Step { wake, stores, outputs: count });
@@ -130,6 +134,20 @@ impl World<'_> {
         self.arm_timer();
         self.arm_reading();
         Ok(true)
+    }
+
+    fn check_stores(&self) -> Result<(), Violation> {
+        let GuestMemory { mem, ids } = &self.guest_memory;
+        self.arena.with_stores(|stores| {
+            let guest =
+                stores.filter(|(s, _)| Some(s.region) != self.inflight).map(|(s, bytes)| {
+                    let at = ids.iter().position(|id| *id == s.region);
+                    // A region that is neither has no guest address.
+                    let base = at.map_or(u64::MAX / 2, |i| REGIONS[i].guest);
+                    (GuestStore { addr: base + s.offset, len: u64::from(s.len) }, bytes)
+                });
+            self.oracle.check_stores(mem, guest)
+        })
     }
 
     fn note_shape(&mut self, stores: u64, outputs: u64) {

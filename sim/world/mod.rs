@@ -13,7 +13,7 @@ use crate::guest::Guest;
 use crate::guest::memory::{GuestMemory, ring_view};
 use crate::hash::Rolling;
 use crate::memory::{Arena, Mem, RegionId};
-use crate::oracle::{Judges, Oracle, RegionView, Violation};
+use crate::oracle::{Judges, Oracle, RegionView, SERIAL, Violation};
 use crate::profile::Profile;
 use crate::scheduler::Scheduler;
 use crate::trace::{Lane, Trace, What};
@@ -134,6 +134,7 @@ impl<'a> World<'a> {
         let device = DeviceConfig {
             num_queues: profile.queues,
             queue_size_max: 128,
+            serial: SERIAL,
             ..DeviceConfig::with_capacity(profile.sectors * 512)
         };
         let rings =
