@@ -1,5 +1,6 @@
 //! midflight: vhost-user for virtio-blk, sans IO.
 
+pub mod adapter;
 pub mod backend;
 pub mod blk;
 pub mod bugs;

@@ -118,6 +118,15 @@ fn architecture_only_the_adapter_touches_the_outside() {
 }
 
 #[test]
+fn architecture_nothing_is_dispatched_dynamically_in_the_core() {
+    let mut wrong = Vec::new();
+    for (module, _) in RULE {
+        wrong.extend(files_of(module).into_iter().filter(|f| code(f).contains("dyn ")));
+    }
+    assert!(wrong.is_empty(), "{wrong:?}");
+}
+
+#[test]
 fn architecture_every_module_has_a_rule() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let ruled: BTreeSet<&str> =

@@ -329,11 +329,13 @@ fn wire_rule_a_field_out_of_range_costs_only_the_message() {
         field("SET_VRING_ENABLE", "num", "0 or 1", 2),
         "SET_VRING_ENABLE has num 0x2, expected 0 or 1",
     );
-    refuses::<FrontendRequests>(
-        &raw(25, [words(&[32, 2, 0]), zeros(1)].concat()),
-        field("SET_CONFIG", "size", "the length of the content", 2),
-        "SET_CONFIG has size 0x2, expected the length of the content",
-    );
+    for announced in [0, 2] {
+        refuses::<FrontendRequests>(
+            &raw(25, [words(&[32, announced, 0]), zeros(1)].concat()),
+            field("SET_CONFIG", "size", "the length of the content", announced.into()),
+            &format!("SET_CONFIG has size {announced:#x}, expected the length of the content"),
+        );
+    }
     for announced in [0, 9] {
         refuses::<FrontendRequests>(
             &raw(5, table(announced, 8)).handles(8),
@@ -402,7 +404,12 @@ fn wire_rule_what_peers_are_known_to_do_is_taken() {
             FrontendReplyBody::Config(failed.clone())
         );
     }
-    // No inflight region.
+    // No inflight region, and an empty one.
+    let empty = InflightDescription { mmap_size: 0, mmap_offset: 0, num_queues: 0, queue_size: 0 };
+    assert_eq!(
+        takes::<FrontendReplies>(&raw(31, zeros(24)).reply().handles(1)).body,
+        FrontendReplyBody::Inflight(empty, 0)
+    );
     assert_eq!(
         takes::<FrontendReplies>(&raw(31, zeros(24)).reply()).body,
         FrontendReplyBody::NoInflight

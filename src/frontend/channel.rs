@@ -22,10 +22,7 @@ pub(super) struct Channel {
 
 impl Channel {
     pub(super) fn new(theirs: Handle, dialect: Dialect) -> Self {
-        Self {
-            decoder: Decoder::new(dialect),
-            theirs: Some(theirs),
-        }
+        Self { decoder: Decoder::new(dialect), theirs: Some(theirs) }
     }
 }
 
@@ -37,14 +34,10 @@ impl Frontend {
         handles: Vec<Handle>,
     ) -> Result<(), ApiMisuse> {
         let phase = self.phase;
-        let misuse = ApiMisuse::WrongPhase {
-            what: "bytes on a channel that there is not",
-            phase,
-        };
+        let misuse = ApiMisuse::WrongPhase { what: "bytes on a channel that there is not", phase };
         let channel = self.channel.as_mut().ok_or(misuse)?;
         if let Err(error) = channel.decoder.push(bytes, handles) {
-            self.outputs
-                .extend(error.handles.into_iter().map(Output::Release));
+            self.outputs.extend(error.handles.into_iter().map(Output::Release));
             self.fail(now, BackendFault::Flood(error.reason).into());
             return Ok(());
         }
@@ -53,8 +46,7 @@ impl Frontend {
                 None => break,
                 Some(Ok(envelope)) => self.take_backend_request(envelope),
                 Some(Err(refused)) => {
-                    self.outputs
-                        .extend(refused.handles.into_iter().map(Output::Release));
+                    self.outputs.extend(refused.handles.into_iter().map(Output::Release));
                     self.fail(now, BackendFault::Wire(refused.error).into());
                 }
             }
@@ -103,12 +95,7 @@ impl Frontend {
     }
 
     fn answer_backend(&mut self, code: u32, status: u64) {
-        let (bytes, handles) = encode_backend_reply(&BackendReply {
-            code,
-            status,
-            handle: None,
-        });
-        self.outputs
-            .push_back(Output::ChannelSend { bytes, handles });
+        let (bytes, handles) = encode_backend_reply(&BackendReply { code, status, handle: None });
+        self.outputs.push_back(Output::ChannelSend { bytes, handles });
     }
 }

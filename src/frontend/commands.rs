@@ -37,27 +37,15 @@ impl Frontend {
                 self.expect_config(what)?;
                 self.queue_checked(steps::get_config(offset, size, ConfigFor::Owner))?;
             }
-            Command::WriteConfig {
-                offset,
-                flags,
-                data,
-            } => {
+            Command::WriteConfig { offset, flags, data } => {
                 self.expect_config(what)?;
-                let payload = ConfigPayload {
-                    offset,
-                    flags,
-                    data,
-                };
+                let payload = ConfigPayload { offset, flags, data };
                 self.queue_checked(steps::set_config(&self.session, payload))?;
                 if !self.session.has(protocol::REPLY_ACK) {
-                    self.steps
-                        .push_back(Step::Reached(Milestone::ConfigWritten));
+                    self.steps.push_back(Step::Reached(Milestone::ConfigWritten));
                 }
             }
-            Command::Raw {
-                request,
-                need_reply,
-            } => {
+            Command::Raw { request, need_reply } => {
                 self.expect_phase(what, self.phase.is_connected())?;
                 self.queue_checked(steps::raw(request, need_reply))?;
             }
@@ -67,18 +55,14 @@ impl Frontend {
     }
 
     fn set_memory(&mut self, regions: Vec<(MemRegion, Handle)>) -> Result<(), ApiMisuse> {
-        let settled = !matches!(
-            self.phase,
-            Phase::Starting | Phase::Stopping | Phase::Resetting
-        );
+        let settled = !matches!(self.phase, Phase::Starting | Phase::Stopping | Phase::Resetting);
         self.expect_phase("set memory", settled)?;
         if self.phase == Phase::Running {
             self.check_memory(regions.len())?;
         }
         self.device.memory = regions;
         if self.phase == Phase::Running {
-            self.steps
-                .extend(steps::sync_memory(&self.device, &self.session));
+            self.steps.extend(steps::sync_memory(&self.device, &self.session));
         }
         Ok(())
     }
@@ -162,16 +146,8 @@ impl Frontend {
 
     /// Queue a message of the owner's if it can be put on the wire at all.
     fn queue_checked(&mut self, step: Step) -> Result<(), ApiMisuse> {
-        if let Step::Ask {
-            request,
-            need_reply,
-            ..
-        } = &step
-        {
-            let envelope = Envelope {
-                message: request.clone(),
-                need_reply: *need_reply,
-            };
+        if let Step::Ask { request, need_reply, .. } = &step {
+            let envelope = Envelope { message: request.clone(), need_reply: *need_reply };
             encode_request(&envelope, &self.config.dialect)?;
         }
         self.steps.push_back(step);

@@ -99,10 +99,7 @@ impl Frontend {
 
     /// Tell a fact.
     pub fn handle_input(&mut self, now: Instant, input: Input<'_>) -> Result<(), ApiMisuse> {
-        debug_assert!(
-            self.outputs.is_empty(),
-            "outputs were not polled to the end"
-        );
+        debug_assert!(self.outputs.is_empty(), "outputs were not polled to the end");
         match input {
             Input::Connected { channel } => self.connected(now, channel),
             Input::ConnectFailed(why) => {
@@ -171,8 +168,7 @@ impl Frontend {
     ) -> Result<(), ApiMisuse> {
         self.expect_phase("received bytes", self.phase.is_connected())?;
         if let Err(error) = self.decoder.push(bytes, handles) {
-            self.outputs
-                .extend(error.handles.into_iter().map(Output::Release));
+            self.outputs.extend(error.handles.into_iter().map(Output::Release));
             self.fail(now, BackendFault::Flood(error.reason).into());
             return Ok(());
         }
@@ -182,8 +178,7 @@ impl Frontend {
             match message {
                 Ok(envelope) => self.take_reply(now, envelope.message),
                 Err(refused) => {
-                    self.outputs
-                        .extend(refused.handles.into_iter().map(Output::Release));
+                    self.outputs.extend(refused.handles.into_iter().map(Output::Release));
                     self.fail(now, BackendFault::Wire(refused.error).into());
                 }
             }
@@ -214,11 +209,7 @@ impl Frontend {
 
     fn expect_phase(&self, what: &'static str, fits: bool) -> Result<(), ApiMisuse> {
         let phase = self.phase;
-        if fits {
-            Ok(())
-        } else {
-            Err(ApiMisuse::WrongPhase { what, phase })
-        }
+        if fits { Ok(()) } else { Err(ApiMisuse::WrongPhase { what, phase }) }
     }
 
     fn try_go(&mut self, what: &'static str, trigger: Trigger) -> Result<(), ApiMisuse> {

@@ -104,18 +104,12 @@ pub(super) const TRANSITIONS: &[(Phase, Trigger, Phase)] = &[
 impl Phase {
     /// Whether there is a socket to the back-end.
     pub fn is_connected(self) -> bool {
-        matches!(
-            self,
-            Negotiating | Ready | Starting | Running | Stopping | Resetting
-        )
+        matches!(self, Negotiating | Ready | Starting | Running | Stopping | Resetting)
     }
 
     /// Where `trigger` leads, `None` if it cannot happen now.
     pub(super) fn after(self, trigger: Trigger) -> Option<Self> {
-        TRANSITIONS
-            .iter()
-            .find(|(from, by, _)| (*from, *by) == (self, trigger))
-            .map(|(.., to)| *to)
+        TRANSITIONS.iter().find(|(from, by, _)| (*from, *by) == (self, trigger)).map(|(.., to)| *to)
     }
 }
 

@@ -17,11 +17,9 @@ impl Frontend {
             && let Some(step) = self.steps.pop_front()
         {
             match step {
-                Step::Ask {
-                    request,
-                    need_reply,
-                    purpose,
-                } => self.send(now, request, need_reply, purpose),
+                Step::Ask { request, need_reply, purpose } => {
+                    self.send(now, request, need_reply, purpose)
+                }
                 Step::Reached(milestone) => self.reached(milestone),
             }
         }
@@ -50,10 +48,7 @@ impl Frontend {
                 deadline: self.config.reply_timeout.map(|timeout| now + timeout),
             });
         }
-        let envelope = Envelope {
-            message,
-            need_reply,
-        };
+        let envelope = Envelope { message, need_reply };
         let (bytes, handles) = encode_request(&envelope, &dialect)
             .expect("sequences hold encodable messages, the owner's are checked when they come");
         self.outputs.push_back(Output::Send { bytes, handles });
@@ -145,8 +140,7 @@ impl Frontend {
             orphans.extend(channel.theirs);
             orphans.extend(channel.decoder.drain_handles());
         }
-        self.outputs
-            .extend(orphans.into_iter().map(Output::Release));
+        self.outputs.extend(orphans.into_iter().map(Output::Release));
         let gone = matches!(failure, Failure::BackendClosed | Failure::ConnectFailed(_));
         if !gone && (phase.is_connected() || phase == Phase::Connecting) {
             self.outputs.push_back(Output::Close(failure.clone()));

@@ -20,8 +20,7 @@ impl Frontend {
             return;
         };
         if awaited.purpose == Purpose::Raw {
-            self.outputs
-                .push_back(Output::Event(Event::RawReply(reply)));
+            self.outputs.push_back(Output::Event(Event::RawReply(reply)));
             return;
         }
         if let Err(failure) = self.apply(&awaited, reply.body) {
@@ -32,19 +31,13 @@ impl Frontend {
     fn apply(&mut self, awaited: &Awaited, body: Body<Handle>) -> Result<(), Failure> {
         match (awaited.purpose, body) {
             (Purpose::Order, Body::U64(status)) if awaited.is_status && status != 0 => {
-                Err(Failure::BackendRefused {
-                    message: awaited.message,
-                    status,
-                })
+                Err(Failure::BackendRefused { message: awaited.message, status })
             }
             (Purpose::Order, Body::U64(_)) => Ok(()),
             (Purpose::WriteConfig, Body::U64(status)) => {
                 let event = match status {
                     0 => Event::ConfigWritten,
-                    _ => Event::Refused {
-                        message: awaited.message,
-                        status,
-                    },
+                    _ => Event::Refused { message: awaited.message, status },
                 };
                 self.outputs.push_back(Output::Event(event));
                 Ok(())
@@ -75,10 +68,8 @@ impl Frontend {
             }
             (Purpose::Base(vring), Body::VringState(state)) => {
                 expect(awaited, "index", u64::from(vring), u64::from(state.index))?;
-                let base = u16::try_from(state.num).map_err(|_| BackendFault::Base {
-                    vring,
-                    got: state.num,
-                })?;
+                let base = u16::try_from(state.num)
+                    .map_err(|_| BackendFault::Base { vring, got: state.num })?;
                 self.device.bases[usize::from(vring)] = Some(base);
                 Ok(())
             }
@@ -87,23 +78,16 @@ impl Frontend {
                     return self.config_refused(awaited, who);
                 }
                 let (offset, len) = awaited.config;
-                expect(
-                    awaited,
-                    "offset",
-                    u64::from(offset),
-                    u64::from(config.offset),
-                )?;
+                expect(awaited, "offset", u64::from(offset), u64::from(config.offset))?;
                 expect(awaited, "size", u64::from(len), config.data.len() as u64)?;
                 match who {
                     ConfigFor::Negotiation => self.device.config = config.data,
-                    ConfigFor::Owner => self.outputs.push_back(Output::Event(Event::ConfigRead {
-                        offset,
-                        data: config.data,
-                    })),
+                    ConfigFor::Owner => self
+                        .outputs
+                        .push_back(Output::Event(Event::ConfigRead { offset, data: config.data })),
                     ConfigFor::Change => {
                         self.device.config = config.data.clone();
-                        self.outputs
-                            .push_back(Output::Event(Event::ConfigChanged(config.data)));
+                        self.outputs.push_back(Output::Event(Event::ConfigChanged(config.data)));
                     }
                 }
                 Ok(())
@@ -120,8 +104,7 @@ impl Frontend {
         self.session.offered = bits;
         if bits & virtio::PROTOCOL_FEATURES != 0 {
             let request = FrontendRequest::GetProtocolFeatures;
-            self.steps
-                .push_back(ask(request, Purpose::ProtocolFeatures));
+            self.steps.push_back(ask(request, Purpose::ProtocolFeatures));
             return Ok(());
         }
         self.go_on_negotiating(0)
@@ -187,8 +170,7 @@ impl Frontend {
             return Err(failure);
         }
         self.device.inflight = Some((description, handle));
-        self.steps
-            .push_front(steps::set_inflight(description, handle));
+        self.steps.push_front(steps::set_inflight(description, handle));
         Ok(())
     }
 
@@ -197,8 +179,7 @@ impl Frontend {
         match who {
             ConfigFor::Negotiation => Err(Failure::BackendRefused { message, status: 1 }),
             ConfigFor::Owner | ConfigFor::Change => {
-                self.outputs
-                    .push_back(Output::Event(Event::Refused { message, status: 1 }));
+                self.outputs.push_back(Output::Event(Event::Refused { message, status: 1 }));
                 Ok(())
             }
         }
@@ -227,11 +208,5 @@ fn expect(awaited: &Awaited, field: &'static str, expected: u64, got: u64) -> Re
     if expected == got {
         return Ok(());
     }
-    Err(BackendFault::Value {
-        message: awaited.message,
-        field,
-        expected,
-        got,
-    }
-    .into())
+    Err(BackendFault::Value { message: awaited.message, field, expected, got }.into())
 }

@@ -25,12 +25,7 @@ pub(super) struct Session {
 
 impl Session {
     pub(super) fn new() -> Self {
-        Self {
-            offered: 0,
-            protocol: 0,
-            mem_slots: TABLE_REGIONS,
-            memory: Vec::new(),
-        }
+        Self { offered: 0, protocol: 0, mem_slots: TABLE_REGIONS, memory: Vec::new() }
     }
 
     pub(super) fn has(&self, feature: u64) -> bool {
@@ -42,11 +37,7 @@ impl Session {
     }
 
     pub(super) fn max_regions(&self) -> u64 {
-        if self.has(protocol::CONFIGURE_MEM_SLOTS) {
-            self.mem_slots
-        } else {
-            TABLE_REGIONS
-        }
+        if self.has(protocol::CONFIGURE_MEM_SLOTS) { self.mem_slots } else { TABLE_REGIONS }
     }
 }
 

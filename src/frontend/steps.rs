@@ -23,11 +23,7 @@ const STATUS_ACKNOWLEDGE_DRIVER_OK: u64 = 1 | 2 | 4;
 #[derive(Clone, Debug)]
 pub(super) enum Step {
     /// Send a message and, if it has an answer, wait for it.
-    Ask {
-        request: Request,
-        need_reply: bool,
-        purpose: Purpose,
-    },
+    Ask { request: Request, need_reply: bool, purpose: Purpose },
     /// Nothing is left to do of a sequence.
     Reached(Milestone),
 }
@@ -75,11 +71,7 @@ pub(super) enum Milestone {
 }
 
 pub(super) fn ask(request: Request, purpose: Purpose) -> Step {
-    Step::Ask {
-        request,
-        need_reply: false,
-        purpose,
-    }
+    Step::Ask { request, need_reply: false, purpose }
 }
 
 pub(super) fn tell(request: Request) -> Step {
@@ -88,28 +80,16 @@ pub(super) fn tell(request: Request) -> Step {
 
 /// A message whose success matters: with NEED_REPLY if there is REPLY_ACK.
 fn insist(session: &Session, request: Request) -> Step {
-    Step::Ask {
-        request,
-        need_reply: session.has(protocol::REPLY_ACK),
-        purpose: Purpose::Order,
-    }
+    Step::Ask { request, need_reply: session.has(protocol::REPLY_ACK), purpose: Purpose::Order }
 }
 
 /// A message of the owner's, whose answer is his too.
 pub(super) fn raw(request: Request, need_reply: bool) -> Step {
-    Step::Ask {
-        request,
-        need_reply,
-        purpose: Purpose::Raw,
-    }
+    Step::Ask { request, need_reply, purpose: Purpose::Raw }
 }
 
 pub(super) fn get_config(offset: u32, size: u16, who: ConfigFor) -> Step {
-    let payload = ConfigPayload {
-        offset,
-        flags: 0,
-        data: Bytes::from(vec![0; usize::from(size)]),
-    };
+    let payload = ConfigPayload { offset, flags: 0, data: Bytes::from(vec![0; usize::from(size)]) };
     ask(Request::GetConfig(payload), Purpose::Config(who))
 }
 
@@ -144,14 +124,8 @@ pub(super) fn negotiate(
     steps.push(tell(Request::SetOwner));
     steps.push(ask(Request::GetFeatures, Purpose::FeaturesAgain));
     for (index, wiring) in (0u8..=255).zip(&device.wiring) {
-        let call = VringFile {
-            index,
-            handle: wiring.call,
-        };
-        let err = VringFile {
-            index,
-            handle: wiring.err,
-        };
+        let call = VringFile { index, handle: wiring.call };
+        let err = VringFile { index, handle: wiring.err };
         steps.push(insist(session, Request::SetVringCall(call)));
         steps.push(insist(session, Request::SetVringErr(err)));
     }
@@ -202,10 +176,7 @@ pub(super) fn start(
     steps.extend(sync_memory(device, session));
     for vring in &start.vrings {
         let index = u32::from(vring.index);
-        let state = |num: u16| VringState {
-            index,
-            num: u32::from(num),
-        };
+        let state = |num: u16| VringState { index, num: u32::from(num) };
         let base = match vring.base {
             super::Base::At(base) => base,
             super::Base::Kept => device.bases[usize::from(vring.index)].unwrap_or(0),
@@ -220,10 +191,7 @@ pub(super) fn start(
             avail: vring.avail,
             log: 0,
         })));
-        let kick = VringFile {
-            index: vring.index as u8,
-            handle: vring.kick,
-        };
+        let kick = VringFile { index: vring.index as u8, handle: vring.kick };
         steps.push(insist(session, Request::SetVringKick(kick)));
     }
     steps.extend(enable(config, session, true));
@@ -238,10 +206,7 @@ pub(super) fn start(
 pub(super) fn stop(config: &FrontendConfig, device: &Device, session: &Session) -> Vec<Step> {
     let mut steps = enable(config, session, false);
     for &vring in &device.started {
-        let state = VringState {
-            index: u32::from(vring),
-            num: 0,
-        };
+        let state = VringState { index: u32::from(vring), num: 0 };
         steps.push(ask(Request::GetVringBase(state), Purpose::Base(vring)));
     }
     if session.has(protocol::STATUS) {
@@ -299,10 +264,7 @@ fn enable(config: &FrontendConfig, session: &Session, on: bool) -> Vec<Step> {
     }
     let mut steps: Vec<Step> = (0..config.num_queues)
         .map(|vring| {
-            let state = VringState {
-                index: u32::from(vring),
-                num: u32::from(on),
-            };
+            let state = VringState { index: u32::from(vring), num: u32::from(on) };
             insist(session, Request::SetVringEnable(state))
         })
         .collect();

@@ -1,7 +1,8 @@
 //! The back-end's requests and their answers: how they are read.
 
 use super::codes::{self, backend::*};
-use super::decode::{Direction, Sealed, one_handle, optional_handle};
+use super::decode::{Direction, Sealed};
+use super::handles::{one_handle, optional_handle};
 use super::payload::{NOFD, read_u64, read_uuid};
 use super::request::{admit_size, iotlb};
 use super::{

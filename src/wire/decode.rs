@@ -1,7 +1,8 @@
 //! From bytes and handles to messages.
 
+use super::handles::no_handles;
 use super::header::{HEADER_LEN, Header};
-use super::{Dialect, Envelope, HandleCount, PushError, PushReason, Refused, WireError};
+use super::{Dialect, Envelope, PushError, PushReason, Refused, WireError};
 use bytes::{Buf, BytesMut};
 use core::marker::PhantomData;
 use std::collections::VecDeque;
@@ -55,18 +56,19 @@ pub trait Sealed {}
 ///
 /// Any split of the stream yields the same messages. At most [`MAX_BUFFERED`]
 /// bytes and [`MAX_BUFFERED_HANDLES`] handles are held, and the announced size
-/// of a payload is checked before room is made for it.
+/// of a payload is checked before room is made for it. The buffer behind is
+/// never larger than twice that.
 ///
 /// # Handles
 ///
 /// Handles pushed with a chunk belong to the message whose first byte lies in
-/// that chunk, the last one if several start there. On Linux a `recvmsg` may
-/// join writes that carried no descriptors, then comes the write that carried
-/// some, and there it stops. That rule goes wrong only if the peer puts two
-/// messages into one write, and the descriptors belong to the first. A driver
-/// that never reads more than [`wanted`](Self::wanted) bytes is not exposed to
-/// it. If no message starts in the chunk its handles came late, and
-/// the message under way is refused.
+/// that chunk, to the last one if several start there: on Linux a `recvmsg`
+/// joins writes that carried no descriptors with the write that carried some,
+/// and stops right after that one. The rule fails only if a peer puts several
+/// messages into one write, whose descriptors are then those of the first; a
+/// driver that never reads more than [`wanted`](Self::wanted) bytes gets that
+/// right. If no message starts in the chunk, its handles came late, and the
+/// message under way is refused.
 ///
 /// Every handle that was accepted comes out exactly once: in a message, in a
 /// [`Refused`], or by [`drain_handles`](Self::drain_handles).
@@ -254,43 +256,6 @@ impl<H, D: Direction<H>> Decoder<D, H> {
     }
 }
 
-/// The one handle of a message that needs one. To be called last: what it takes
-/// would not come back with a later error.
-pub(super) fn one_handle<H>(message: &'static str, handles: &mut Vec<H>) -> Result<H, WireError> {
-    let expected = HandleCount::Exactly(1);
-    match (handles.len(), handles.pop()) {
-        (1, Some(handle)) => Ok(handle),
-        (got, popped) => {
-            handles.extend(popped);
-            Err(wrong_count(message, expected, got))
-        }
-    }
-}
-
-/// The handle of a message that may have one. To be called last.
-pub(super) fn optional_handle<H>(
-    message: &'static str,
-    handles: &mut Vec<H>,
-) -> Result<Option<H>, WireError> {
-    if handles.len() > 1 {
-        let expected = HandleCount::AtMost(1);
-        return Err(wrong_count(message, expected, handles.len()));
-    }
-    Ok(handles.pop())
-}
-
-/// There must be none (left).
-pub(super) fn no_handles<H>(message: &'static str, handles: &[H]) -> Result<(), WireError> {
-    match handles.len() {
-        0 => Ok(()),
-        got => Err(wrong_count(message, HandleCount::Exactly(0), got)),
-    }
-}
-
-pub(super) fn wrong_count(message: &'static str, expected: HandleCount, got: usize) -> WireError {
-    WireError::Handles { message, expected, got: got as u32 }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::{FrontendRequest, FrontendRequests, VringFile, encode_request};
@@ -364,6 +329,31 @@ mod tests {
         assert_eq!(decoder.wanted(), 0);
         assert!(decoder.next().is_some());
         assert_eq!(decoder.wanted(), 12);
+    }
+
+    #[test]
+    fn decode_never_allocates_more_than_twice_its_bound() {
+        let mut decoder = decoder();
+        let session = bytes(FrontendRequest::CreateCryptoSession(vec![1; 3001].into()));
+        let mut told = 0;
+        for chunk in session.repeat(200).chunks(4099) {
+            decoder.push(chunk, vec![]).unwrap();
+            while let Some(message) = decoder.next() {
+                message.unwrap();
+                told += 1;
+            }
+            assert!(decoder.bytes.capacity() <= 2 * MAX_BUFFERED);
+        }
+        assert_eq!(told, 200);
+    }
+
+    #[test]
+    fn decode_wants_nothing_of_a_payload_that_is_too_long() {
+        let mut decoder = decoder();
+        let header = [26, 1, MAX_PAYLOAD as u32 + 1].map(u32::to_ne_bytes);
+        decoder.push(&header.concat(), vec![]).unwrap();
+        assert_eq!(decoder.wanted(), 0);
+        assert!(decoder.next().unwrap().unwrap_err().fatal);
     }
 
     #[test]

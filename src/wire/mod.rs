@@ -9,6 +9,7 @@
 //! negotiated is for the session to say.
 
 mod backchannel;
+mod carried;
 mod codes;
 mod decode;
 mod dialect;

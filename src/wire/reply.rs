@@ -1,7 +1,8 @@
 //! Answers to front-end requests: how they are read.
 
 use super::codes::{self, CONFIG_HEAD, MAX_CONFIG, frontend::*};
-use super::decode::{Direction, Sealed, one_handle, optional_handle};
+use super::decode::{Direction, Sealed};
+use super::handles::{one_handle, optional_handle};
 use super::payload::{NOFD, read_table, read_u64};
 use super::request::admit_size;
 use super::{

@@ -1,7 +1,8 @@
 //! Front-end requests: what they are called, and how they are read.
 
 use super::codes::{self, frontend::*};
-use super::decode::{Direction, Sealed, one_handle, optional_handle, wrong_count};
+use super::decode::{Direction, Sealed};
+use super::handles::{one_handle, optional_handle, wrong_count};
 use super::payload::{read_table, read_u64, read_uuid, read_vring_file};
 use super::{
     ConfigPayload, Dialect, FrontendRequest, HandleCount, InflightDescription, Iotlb, LogBase,

@@ -121,13 +121,19 @@ impl<D: Way> Reader<D> {
         let length = chunk.bytes.len();
         self.given.extend(&chunk.handles);
         let sent = chunk.handles.clone();
-        let too_much = before + length > MAX_BUFFERED;
+        // What went in and has not come out yet is all that it holds.
+        let held = self.given.len() - self.returned.len();
+        let room = !self.dead
+            && (length > 0 || sent.is_empty())
+            && before + length <= MAX_BUFFERED
+            && held <= MAX_BUFFERED_HANDLES;
         match self.decoder.push(&chunk.bytes, chunk.handles) {
             Ok(()) => {
-                assert!(!self.dead && !too_much);
+                assert!(room, "{held} handles");
                 assert_eq!(self.decoder.buffered(), before + length);
             }
             Err(refused) => {
+                assert!(!room, "{}", refused.reason);
                 assert_eq!(refused.handles, sent, "all handles come back");
                 assert_eq!(self.decoder.buffered(), before);
                 self.returned.extend(refused.handles);
@@ -156,6 +162,8 @@ impl<D: Way> Reader<D> {
                     assert!(!refused.error.to_string().is_empty());
                     self.returned.extend(&refused.handles);
                     self.dead = refused.fatal;
+                    let all_back = !self.dead || self.decoder.drain_handles().is_empty();
+                    assert!(all_back, "a fatal error returns all handles");
                 }
             }
             self.said.push(said);

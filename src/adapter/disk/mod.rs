@@ -1,0 +1,225 @@
+//! Disk I/O: straight between the image and guest memory.
+//!
+//! Which engine does it is decided once, at start-up, and known to the
+//! compiler: an `enum`, no dynamic dispatch. Requests are recycled, so a
+//! request that finds a used one allocates nothing.
+
+// Requests travel between queues and threads; boxed, they move as a pointer.
+#![allow(clippy::vec_box)]
+
+mod bounce;
+mod inline;
+mod op;
+mod sync;
+mod threads;
+mod throttle;
+mod uring;
+mod zeroes;
+
+use super::image::Image;
+use super::memory::Memory;
+use crate::blk::{Completion, DiskError, DiskRequest};
+use crate::time::Instant;
+use inline::Inline;
+use op::Op;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use threads::Threads;
+use throttle::Throttle;
+use uring::Uring;
+
+pub(super) use sync::last_errno;
+
+/// Threads of the fallback engine. Few disks gain from more at once, and each
+/// is idle memory.
+const THREADS: usize = 16;
+
+/// Which engine the operator wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EngineChoice {
+    /// The best that works.
+    Auto,
+    /// io_uring or nothing.
+    Uring,
+    /// A pool of threads.
+    Threads,
+    /// In the calling thread.
+    Inline,
+}
+
+enum Engine {
+    Uring(Box<Uring>),
+    Inline(Inline),
+    Threads(Threads),
+}
+
+/// The disk, as the event loop sees it.
+pub struct Disk {
+    engine: Engine,
+    throttle: Option<Throttle>,
+    /// Requests to use again.
+    free: Vec<Box<Op>>,
+    /// Finished, not yet reported.
+    finished: Vec<Box<Op>>,
+    /// Started, not yet reported.
+    inflight: usize,
+    /// The kernel did not take everything at the last try.
+    retry: bool,
+}
+
+impl Disk {
+    /// Open an engine for `image`. The second value is the line for the
+    /// operator if it is not the one that was hoped for.
+    ///
+    /// # Errors
+    /// The engine that was asked for does not work here.
+    pub fn new(
+        image: Arc<Image>,
+        choice: EngineChoice,
+        throttle_latency_us: Option<u64>,
+    ) -> io::Result<(Self, Option<String>)> {
+        let threads = |image| Threads::new(image, THREADS).map(Engine::Threads);
+        let mut line = None;
+        let engine = match choice {
+            EngineChoice::Inline => Engine::Inline(Inline::new(image)),
+            EngineChoice::Auto if image.is_in_memory() => Engine::Inline(Inline::new(image)),
+            EngineChoice::Threads => threads(image)?,
+            EngineChoice::Uring => Engine::Uring(Box::new(Uring::new(image)?)),
+            EngineChoice::Auto => match Uring::new(Arc::clone(&image)) {
+                Ok(uring) => Engine::Uring(Box::new(uring)),
+                Err(error) => {
+                    line = Some(format!(
+                        "io_uring is refused ({error}), using up to {THREADS} threads for disk I/O"
+                    ));
+                    threads(image)?
+                }
+            },
+        };
+        let disk = Self {
+            engine,
+            throttle: throttle_latency_us.map(Throttle::new),
+            free: Vec::new(),
+            finished: Vec::new(),
+            inflight: 0,
+            retry: false,
+        };
+        Ok((disk, line))
+    }
+
+    /// Name of the engine, for the operator.
+    pub fn name(&self) -> &'static str {
+        match self.engine {
+            Engine::Uring(_) => "io-uring",
+            Engine::Inline(_) => "inline",
+            Engine::Threads(_) => "threads",
+        }
+    }
+
+    /// Descriptors that become readable, edge-triggered, when [`Disk::pump`] has
+    /// something to report.
+    pub fn fds(&self) -> Vec<BorrowedFd<'_>> {
+        match &self.engine {
+            Engine::Uring(uring) => uring.fds().into(),
+            Engine::Inline(_) => Vec::new(),
+            Engine::Threads(threads) => vec![threads.fd()],
+        }
+    }
+
+    /// Start a request on the current guest memory. Nothing is given to the
+    /// kernel before [`Disk::pump`].
+    pub fn start(&mut self, now: Instant, request: &DiskRequest<'_>, memory: &mut Memory) {
+        let mut op = self.free.pop().unwrap_or_else(Op::empty);
+        op.reset(request.id, request.op);
+        self.inflight += 1;
+        if !request.segments.is_empty() {
+            op.epoch = memory.translate(request.segments, op.iov_mut());
+            if op.epoch.is_none() {
+                op.result = Err(DiskError::Os(libc::EFAULT));
+                self.finished.push(op);
+                return;
+            }
+            op.measure();
+        }
+        let op = match &mut self.throttle {
+            None => op,
+            Some(throttle) => match throttle.admit(now, op) {
+                Some(op) => op,
+                None => return,
+            },
+        };
+        self.submit(op);
+    }
+
+    fn submit(&mut self, op: Box<Op>) {
+        match &mut self.engine {
+            Engine::Uring(uring) => uring.submit(op),
+            Engine::Inline(inline) => inline.submit(op),
+            Engine::Threads(threads) => threads.submit(op),
+        }
+    }
+
+    /// Give what was started to the kernel in one call, and append all that is
+    /// finished to `out`.
+    ///
+    /// # Errors
+    /// The engine is broken; nothing more can be expected of it.
+    pub fn pump(
+        &mut self,
+        now: Instant,
+        memory: &mut Memory,
+        out: &mut Vec<Completion>,
+    ) -> io::Result<()> {
+        while let Some(op) = self.throttle.as_mut().and_then(|t| t.next_to_submit(now)) {
+            self.submit(op);
+        }
+        match &mut self.engine {
+            Engine::Uring(uring) => {
+                self.retry = uring.enter()?;
+                uring.reap(&mut self.finished);
+                self.retry |= uring.has_unsubmitted();
+            }
+            Engine::Inline(inline) => inline.reap(&mut self.finished),
+            Engine::Threads(threads) => threads.reap(&mut self.finished),
+        }
+        let mut finished = core::mem::take(&mut self.finished);
+        for op in finished.drain(..) {
+            let op = match &mut self.throttle {
+                None => op,
+                Some(throttle) => match throttle.finish(now, op) {
+                    Some(op) => op,
+                    None => continue,
+                },
+            };
+            self.report(op, memory, out);
+        }
+        self.finished = finished;
+        while let Some(op) = self.throttle.as_mut().and_then(|t| t.next_to_report(now)) {
+            self.report(op, memory, out);
+        }
+        Ok(())
+    }
+
+    fn report(&mut self, op: Box<Op>, memory: &mut Memory, out: &mut Vec<Completion>) {
+        if let Some(epoch) = op.epoch {
+            memory.release(epoch);
+        }
+        out.push(Completion { id: op.id, result: op.result });
+        self.inflight -= 1;
+        self.free.push(op);
+    }
+
+    /// When [`Disk::pump`] has something to do even if no descriptor becomes
+    /// readable.
+    pub fn deadline(&self) -> Option<Instant> {
+        if self.retry || !self.finished.is_empty() {
+            return Some(Instant::ZERO);
+        }
+        self.throttle.as_ref().and_then(Throttle::deadline)
+    }
+
+    /// Requests started and not reported.
+    pub fn inflight(&self) -> usize {
+        self.inflight
+    }
+}

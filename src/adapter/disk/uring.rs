@@ -1,0 +1,316 @@
+//! The engine for files and block devices: io_uring.
+
+use super::op::Op;
+use super::sync;
+use super::threads::Threads;
+use crate::adapter::image::Image;
+use crate::blk::{DiskError, DiskOp};
+use io_uring::types::{Fixed, FsyncFlags};
+use io_uring::{IoUring, opcode, squeue};
+use rustix::io::Errno;
+use slab::Slab;
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsRawFd as _, BorrowedFd, RawFd};
+use std::sync::Arc;
+
+/// Requests submitted by one system call, at most.
+const SUBMIT: u32 = 256;
+/// Requests in the ring at once; more wait in a queue of ours, so that the
+/// kernel never has to keep completions elsewhere.
+const INFLIGHT: u32 = 4096;
+/// Threads for what io_uring cannot do.
+const HELPERS: usize = 4;
+/// The image, as registered.
+const IMAGE: Fixed = Fixed(0);
+
+/// A ring with one file.
+pub struct Uring {
+    ring: IoUring,
+    image: Arc<Image>,
+    /// Given to the kernel, by user data.
+    inflight: Slab<Box<Op>>,
+    /// In `inflight` but not yet in the ring.
+    waiting: VecDeque<usize>,
+    helpers: Threads,
+    /// Completions wait in the kernel until we enter it.
+    deferred: bool,
+}
+
+impl Uring {
+    /// Set up a ring. Fails where the kernel, or a filter, does not want it.
+    pub fn new(image: Arc<Image>) -> io::Result<Self> {
+        // One thread submits and reaps, so completions need not interrupt it.
+        // Kernels before 6.1 do not know this and get a plain ring.
+        let modern = IoUring::builder()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_taskrun_flag()
+            .setup_coop_taskrun()
+            .setup_cqsize(INFLIGHT)
+            .setup_submit_all()
+            .dontfork()
+            .build(SUBMIT);
+        let (ring, deferred) = match modern {
+            Ok(ring) => (ring, true),
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
+                let ring = IoUring::builder().setup_cqsize(INFLIGHT).dontfork().build(SUBMIT)?;
+                (ring, false)
+            }
+            Err(e) => return Err(e),
+        };
+        if !ring.params().is_feature_nodrop() || !ring.params().is_feature_submit_stable() {
+            return Err(io::Error::from_raw_os_error(libc::ENOSYS));
+        }
+        ring.submitter().register_files(&[image.fd().as_raw_fd()])?;
+        Ok(Self {
+            ring,
+            helpers: Threads::new(Arc::clone(&image), HELPERS)?,
+            image,
+            inflight: Slab::new(),
+            waiting: VecDeque::new(),
+            deferred,
+        })
+    }
+
+    /// Readable, edge-triggered, whenever there may be something to reap.
+    pub fn fds(&self) -> [BorrowedFd<'_>; 2] {
+        let raw: RawFd = self.ring.as_raw_fd();
+        // SAFETY: the ring owns this descriptor and lives as long as `self`.
+        [unsafe { BorrowedFd::borrow_raw(raw) }, self.helpers.fd()]
+    }
+
+    /// Queue one request; [`Uring::enter`] gives it to the kernel.
+    pub fn submit(&mut self, op: Box<Op>) {
+        let elsewhere = match op.kind {
+            DiskOp::Read { .. } | DiskOp::Write { .. } => self.image.misaligned(op.left()),
+            DiskOp::Flush => false,
+            DiskOp::Discard { .. } => self.image.is_block(),
+            DiskOp::WriteZeroes { unmap, .. } => self.image.zero_mode(unmap).is_none(),
+        };
+        if elsewhere {
+            self.helpers.submit(op);
+            return;
+        }
+        let key = self.inflight.insert(op);
+        self.push(key);
+    }
+
+    fn push(&mut self, key: usize) {
+        let in_ring = self.inflight.len() - self.waiting.len();
+        if !self.waiting.is_empty() || in_ring > INFLIGHT as usize {
+            self.waiting.push_back(key);
+            return;
+        }
+        let entry = entry(&self.image, &self.inflight[key]).user_data(key as u64);
+        // SAFETY: the entry points to pieces and memory that stay where they
+        // are until its completion: `inflight` holds the request, and the
+        // memory table is kept while the request is counted on it.
+        if unsafe { self.ring.submission().push(&entry) }.is_err() {
+            // The submission ring is full. Room is made by entering the kernel.
+            let entered = self.call();
+            // SAFETY: as above.
+            if entered.is_err() || unsafe { self.ring.submission().push(&entry) }.is_err() {
+                self.waiting.push_back(key);
+            }
+        }
+    }
+
+    /// Give queued requests to the kernel, all in one call. `true` if some
+    /// could not be taken and want another try.
+    pub fn enter(&mut self) -> io::Result<bool> {
+        let mut unsubmitted = {
+            let submission = self.ring.submission();
+            !submission.is_empty() || (self.deferred && submission.taskrun())
+        };
+        if unsubmitted {
+            match self.call() {
+                Ok(()) => {}
+                // The kernel is short of memory or has to get rid of completions.
+                Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EBUSY)) => {}
+                Err(e) => return Err(e),
+            }
+            unsubmitted = !self.ring.submission().is_empty();
+        }
+        Ok(unsubmitted)
+    }
+
+    /// Whether requests wait for the next [`Uring::enter`].
+    pub fn has_unsubmitted(&mut self) -> bool {
+        !self.ring.submission().is_empty()
+    }
+
+    fn call(&mut self) -> io::Result<()> {
+        let to_submit = self.ring.submission().len() as u32;
+        loop {
+            // Enter also runs what the kernel has deferred to us.
+            const GETEVENTS: u32 = 1;
+            // SAFETY: no argument is passed that could be wrong.
+            match unsafe {
+                self.ring.submitter().enter::<libc::sigset_t>(to_submit, 0, GETEVENTS, None)
+            } {
+                Ok(_) => return Ok(()),
+                Err(e) if e.raw_os_error() == Some(libc::EINTR) => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// Move what is finished to `out`.
+    pub fn reap(&mut self, out: &mut Vec<Box<Op>>) {
+        self.helpers.reap(out);
+        loop {
+            let Some(cqe) = self.ring.completion().next() else {
+                break;
+            };
+            self.completed(cqe.user_data() as usize, cqe.result(), out);
+        }
+        while !self.waiting.is_empty()
+            && self.inflight.len() - self.waiting.len() < INFLIGHT as usize
+            && !self.ring.submission().is_full()
+        {
+            let Some(key) = self.waiting.pop_front() else {
+                break;
+            };
+            let entry = entry(&self.image, &self.inflight[key]).user_data(key as u64);
+            // SAFETY: as in `push`; there is room.
+            if unsafe { self.ring.submission().push(&entry) }.is_err() {
+                self.waiting.push_front(key);
+                break;
+            }
+        }
+    }
+
+    fn completed(&mut self, key: usize, result: i32, out: &mut Vec<Box<Op>>) {
+        let op = &mut self.inflight[key];
+        match next(op, result) {
+            Next::Done(result) => {
+                op.result = result;
+                out.push(self.inflight.remove(key));
+            }
+            Next::Again => self.push(key),
+            Next::Elsewhere => {
+                let op = self.inflight.remove(key);
+                self.helpers.submit(op);
+            }
+        }
+    }
+}
+
+impl Drop for Uring {
+    /// The kernel writes into guest memory until the last completion, so the
+    /// ring must not go before.
+    fn drop(&mut self) {
+        let mut done = Vec::new();
+        self.waiting.drain(..).for_each(|key| {
+            self.inflight.remove(key);
+        });
+        while !self.inflight.is_empty() {
+            if self.ring.submit_and_wait(1).is_err() {
+                // Never seen. Leaking is safe, unmapping is not.
+                core::mem::forget(core::mem::take(&mut self.inflight));
+                return;
+            }
+            self.reap(&mut done);
+        }
+    }
+}
+
+enum Next {
+    Done(Result<(), DiskError>),
+    /// There is more to do, by io_uring.
+    Again,
+    /// There is more to do, but not by io_uring.
+    Elsewhere,
+}
+
+/// What to do after the kernel has answered.
+fn next(op: &mut Op, result: i32) -> Next {
+    if result < 0 {
+        let errno = Errno::from_raw_os_error(-result);
+        return match (op.kind, errno) {
+            (_, Errno::INTR) => Next::Again,
+            // A thread can wait for what a ring cannot, and knows more ways.
+            (_, Errno::AGAIN) => Next::Elsewhere,
+            (
+                DiskOp::WriteZeroes { .. } | DiskOp::Discard { .. },
+                Errno::OPNOTSUPP | Errno::INVAL,
+            ) if !op.syncing => Next::Elsewhere,
+            _ => Next::Done(Err(sync::os(errno))),
+        };
+    }
+    match op.kind {
+        DiskOp::Flush => Next::Done(Ok(())),
+        DiskOp::Discard { durable, .. } | DiskOp::WriteZeroes { durable, .. } => {
+            if durable && !op.syncing {
+                op.syncing = true;
+                Next::Again
+            } else {
+                Next::Done(Ok(()))
+            }
+        }
+        DiskOp::Read { .. } | DiskOp::Write { .. } => {
+            op.advance(result as u64);
+            if op.is_moved() {
+                Next::Done(Ok(()))
+            } else if result == 0 {
+                Next::Done(Err(op.short()))
+            } else {
+                Next::Again
+            }
+        }
+    }
+}
+
+/// The submission that does the next step of `op`.
+fn entry(image: &Image, op: &Op) -> squeue::Entry {
+    let flags = if op.durable() { libc::RWF_DSYNC } else { 0 };
+    let window = op.window();
+    match (op.kind, window) {
+        // The plain forms spare the kernel the copy of a descriptor.
+        (DiskOp::Read { .. }, [one]) => {
+            opcode::Read::new(IMAGE, one.0.iov_base.cast(), clamp(one.0.iov_len))
+                .offset(op.offset)
+                .build()
+        }
+        (DiskOp::Write { .. }, [one]) => {
+            opcode::Write::new(IMAGE, one.0.iov_base.cast(), clamp(one.0.iov_len))
+                .offset(op.offset)
+                .rw_flags(flags)
+                .build()
+        }
+        (DiskOp::Read { .. }, many) => {
+            opcode::Readv::new(IMAGE, many.as_ptr().cast(), many.len() as u32)
+                .offset(op.offset)
+                .build()
+        }
+        (DiskOp::Write { .. }, many) => {
+            opcode::Writev::new(IMAGE, many.as_ptr().cast(), many.len() as u32)
+                .offset(op.offset)
+                .rw_flags(flags)
+                .build()
+        }
+        (DiskOp::Flush, _) => fdatasync(),
+        (DiskOp::Discard { .. } | DiskOp::WriteZeroes { .. }, _) if op.syncing => fdatasync(),
+        (DiskOp::Discard { .. }, _) => fallocate(op, Image::punch_mode()),
+        (DiskOp::WriteZeroes { unmap, .. }, _) => {
+            // Another request may have found out meanwhile that no mode works;
+            // this one then finds out for itself.
+            fallocate(op, image.zero_mode(unmap).unwrap_or(Image::punch_mode()))
+        }
+    }
+}
+
+fn fdatasync() -> squeue::Entry {
+    opcode::Fsync::new(IMAGE).flags(FsyncFlags::DATASYNC).build()
+}
+
+fn fallocate(op: &Op, mode: rustix::fs::FallocateFlags) -> squeue::Entry {
+    opcode::Fallocate::new(IMAGE, op.len).offset(op.offset).mode(mode.bits() as i32).build()
+}
+
+/// The kernel moves less than 2 GiB at a time anyway; the rest is a short
+/// transfer to be continued.
+fn clamp(len: usize) -> u32 {
+    len.min(1 << 30) as u32
+}

@@ -1,0 +1,371 @@
+//! The loop: one readiness, one input, all outputs, sleep until due.
+
+use super::clock::Clock;
+use super::disk::Disk;
+use super::handles::Handles;
+use super::listener::Listener;
+use super::memory::{self, GuestMem, Memory};
+use super::poller::{Poller, Source};
+use super::signals::Signals;
+use super::socket::{Received, Socket};
+use super::{events, sigbus};
+use crate::Handle;
+use crate::backend::{Backend, Command, Input, MapFailed, Output};
+use crate::blk::Completion;
+use crate::time::Instant;
+use rustix::io::Errno;
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::OwnedFd;
+
+/// Everything a daemon is made of.
+pub struct EventLoop {
+    /// First, because fields are dropped in order: the disk waits for what it
+    /// is working on, and the memory has to be there until then.
+    disk: Disk,
+    memory: Memory,
+    backend: Backend<GuestMem>,
+    clock: Clock,
+    poller: Poller,
+    signals: Signals,
+    /// `None`: the only client there will ever be was inherited.
+    listener: Option<Listener>,
+    /// A client may be waiting.
+    may_accept: bool,
+    socket: Option<Socket>,
+    handles: Handles,
+    /// What is watched for kicks, by vring.
+    kicks: Vec<Option<Handle>>,
+    completions: Vec<Completion>,
+    /// Answers to outputs, given when all outputs are taken.
+    answers: VecDeque<Answer>,
+    stopping: bool,
+}
+
+enum Answer {
+    Mapped(Result<GuestMem, MapFailed>),
+    InflightMapped(Result<GuestMem, MapFailed>),
+    InflightAllocated(Result<Handle, MapFailed>),
+}
+
+impl EventLoop {
+    /// Put the parts together.
+    pub fn new(backend: Backend<GuestMem>, disk: Disk, signals: Signals) -> io::Result<Self> {
+        let poller = Poller::new()?;
+        poller.add(&signals, Source::Signal)?;
+        for fd in disk.fds() {
+            poller.add(fd, Source::Disk)?;
+        }
+        Ok(Self {
+            backend,
+            clock: Clock::start(),
+            poller,
+            signals,
+            listener: None,
+            may_accept: false,
+            socket: None,
+            handles: Handles::default(),
+            kicks: Vec::new(),
+            memory: Memory::default(),
+            disk,
+            completions: Vec::new(),
+            answers: VecDeque::new(),
+            stopping: false,
+        })
+    }
+
+    /// Serve clients one after the other, until a signal.
+    pub fn run_listener(mut self, listener: Listener) -> io::Result<()> {
+        self.poller.add(&listener, Source::Listener)?;
+        self.listener = Some(listener);
+        self.run()
+    }
+
+    /// Serve one client, until it leaves or a signal comes.
+    pub fn run_client(mut self, client: OwnedFd) -> io::Result<()> {
+        self.connect(self.clock.now(), client)?;
+        self.run()
+    }
+
+    fn run(mut self) -> io::Result<()> {
+        while !self.is_over() {
+            let until = self.next_wakeup();
+            self.poller.wait(self.clock.now(), until)?;
+            let now = self.clock.now();
+            while let Some(source) = self.poller.next() {
+                self.ready(now, source);
+            }
+            if self.may_accept {
+                self.accept(now)?;
+            }
+            self.receive(now);
+            if self.backend.poll_timeout().is_some_and(|(due, _)| due <= now) {
+                self.tell(now, Input::Timeout);
+            }
+            self.pump(now)?;
+            if sigbus::take_hit() {
+                say!("the front-end truncated memory that it shares, closing its connection");
+                self.disconnect(now);
+            }
+            if self.socket.as_ref().is_some_and(|s| s.broken) {
+                self.disconnect(now);
+            }
+        }
+        Ok(())
+    }
+
+    fn is_over(&self) -> bool {
+        self.socket.is_none() && (self.stopping || self.listener.is_none())
+    }
+
+    /// When to go on even if nothing becomes ready.
+    fn next_wakeup(&self) -> Option<Instant> {
+        let readable = self.socket.as_ref().is_some_and(|s| s.readable);
+        let can_accept = self.may_accept && self.is_vacant();
+        if can_accept || readable && self.backend.wanted() > 0 {
+            return Some(Instant::ZERO);
+        }
+        let timer = self.backend.poll_timeout().map(|(due, _)| due);
+        timer.into_iter().chain(self.disk.deadline()).min()
+    }
+
+    fn ready(&mut self, now: Instant, source: Source) {
+        match source {
+            // An event of a descriptor that was dropped meanwhile is no kick.
+            Source::Kick(vring) => {
+                if self.kick_handle(vring).is_some() {
+                    self.tell(now, Input::Kick { vring });
+                }
+            }
+            Source::Disk => {}
+            Source::Control => {
+                if let Some(socket) = &mut self.socket {
+                    socket.readable = true;
+                    if let Err(error) = socket.flush() {
+                        say!("lost the front-end: {error}");
+                        self.disconnect(now);
+                    }
+                }
+            }
+            Source::Listener => self.may_accept = true,
+            Source::Signal => {
+                if self.signals.take() && !self.stopping {
+                    self.stopping = true;
+                    if self.socket.is_some() {
+                        say!("stopping");
+                        self.tell(now, Input::Command(Command::Shutdown));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Nobody is served, and nothing is left of whoever was.
+    fn is_vacant(&self) -> bool {
+        self.socket.is_none() && self.backend.is_idle() && self.disk.inflight() == 0
+    }
+
+    fn accept(&mut self, now: Instant) -> io::Result<()> {
+        if !self.is_vacant() || self.stopping {
+            return Ok(());
+        }
+        let Some(listener) = &self.listener else {
+            return Ok(());
+        };
+        match listener.accept() {
+            Ok(client) => self.connect(now, client),
+            Err(Errno::AGAIN) => {
+                self.may_accept = false;
+                Ok(())
+            }
+            Err(Errno::INTR | Errno::CONNABORTED) => Ok(()),
+            Err(errno) => {
+                // Out of descriptors or memory: the next client tries again.
+                say_limited!("cannot accept a client: {}", super::error::describe(errno));
+                self.may_accept = false;
+                Ok(())
+            }
+        }
+    }
+
+    fn connect(&mut self, now: Instant, client: OwnedFd) -> io::Result<()> {
+        self.poller.add(&client, Source::Control)?;
+        self.socket = Some(Socket::new(client));
+        say_limited!("a front-end has connected");
+        self.tell(now, Input::Connected);
+        Ok(())
+    }
+
+    /// Read what the back-end wants, once; the loop comes back for more.
+    fn receive(&mut self, now: Instant) {
+        let wanted = self.backend.wanted();
+        let Some(socket) = &mut self.socket else {
+            return;
+        };
+        if !socket.readable || wanted == 0 {
+            return;
+        }
+        match socket.receive(wanted, &mut self.handles) {
+            Ok(Received::Bytes(n, handles)) => {
+                let bytes = socket.bytes(n);
+                let told = self.backend.handle_input(now, Input::Received { bytes, handles });
+                self.told(now, told);
+            }
+            Ok(Received::Nothing) => {}
+            Ok(Received::End) => {
+                say_limited!("the front-end has disconnected");
+                self.disconnect(now);
+            }
+            Err(error) => {
+                say!("closing the connection: {error}");
+                self.disconnect(now);
+            }
+        }
+    }
+
+    /// Work on the disk; everything that is finished by now is one batch.
+    fn pump(&mut self, now: Instant) -> io::Result<()> {
+        let mut done = core::mem::take(&mut self.completions);
+        self.disk.pump(now, &mut self.memory, &mut done)?;
+        if !done.is_empty() {
+            let told = self.backend.handle_input(now, Input::DiskDone(&done));
+            self.told(now, told);
+            done.clear();
+        }
+        self.completions = done;
+        Ok(())
+    }
+
+    fn tell(&mut self, now: Instant, input: Input<'_, GuestMem>) {
+        let told = self.backend.handle_input(now, input);
+        self.told(now, told);
+    }
+
+    fn told(&mut self, now: Instant, told: Result<(), crate::backend::ApiMisuse>) {
+        if let Err(misuse) = told {
+            // A bug of ours. The client may have provoked it and is cut off;
+            // the daemon lives.
+            say!("internal error: {misuse}");
+            debug_assert!(false, "the back-end was misused: {misuse}");
+        }
+        self.drain(now);
+        if self.socket.is_none() && self.backend.is_idle() {
+            self.forget_client();
+        }
+    }
+
+    /// Carry out every wish, and give the answers that some want.
+    fn drain(&mut self, now: Instant) {
+        loop {
+            while let Some(output) = self.backend.poll_output() {
+                self.obey(now, output);
+            }
+            let Some(answer) = self.answers.pop_front() else {
+                return;
+            };
+            let input = match answer {
+                Answer::Mapped(result) => Input::Mapped(result),
+                Answer::InflightMapped(result) => Input::InflightMapped(result),
+                Answer::InflightAllocated(result) => Input::InflightAllocated(result),
+            };
+            if let Err(misuse) = self.backend.handle_input(now, input) {
+                say!("internal error: {misuse}");
+                debug_assert!(false, "the back-end was misused: {misuse}");
+            }
+        }
+    }
+
+    fn obey(&mut self, now: Instant, output: Output) {
+        match output {
+            Output::Disk(id) => {
+                if let Some(request) = self.backend.request(id) {
+                    self.disk.start(now, &request, &mut self.memory);
+                }
+            }
+            Output::Call { handle, .. } | Output::Err { handle, .. } => self.handles.signal(handle),
+            Output::Send { bytes, handles } => {
+                if let Some(socket) = &mut self.socket
+                    && let Err(error) = socket.send(bytes, &handles, &self.handles)
+                {
+                    say_limited!("cannot answer the front-end: {error}");
+                    // The back-end hears of it when its wishes are carried out.
+                    socket.shut();
+                }
+            }
+            Output::Map { regions } => {
+                let mapped = self.memory.map(&regions, &self.handles);
+                self.answers.push_back(Answer::Mapped(mapped));
+            }
+            Output::Unmap => self.memory.unmap(),
+            Output::AllocInflight { size } => {
+                let allocated = memory::alloc_inflight(size).map(|fd| self.handles.insert(fd));
+                self.answers.push_back(Answer::InflightAllocated(allocated));
+            }
+            Output::MapInflight { handle, offset, size } => {
+                let mapped = memory::map_inflight(&self.handles, handle, offset, size);
+                self.answers.push_back(Answer::InflightMapped(mapped));
+            }
+            Output::WatchKick { vring, handle } => self.watch(vring, handle),
+            Output::Release(handle) => self.handles.release(handle),
+            Output::Close(reason) => {
+                say!("closing the connection: {reason}");
+                self.drop_socket();
+            }
+            Output::Event(event) => events::say(&event),
+        }
+    }
+
+    fn kick_handle(&self, vring: u16) -> Option<Handle> {
+        self.kicks.get(usize::from(vring)).copied().flatten()
+    }
+
+    fn watch(&mut self, vring: u16, handle: Option<Handle>) {
+        let index = usize::from(vring);
+        if let Some(old) = self.kick_handle(vring) {
+            if let Some(fd) = self.handles.get(old) {
+                self.poller.remove(fd);
+            }
+            self.kicks[index] = None;
+        }
+        let Some(fd) = handle.and_then(|h| self.handles.get(h)) else {
+            return;
+        };
+        if self.kicks.len() <= index {
+            self.kicks.resize(index + 1, None);
+        }
+        match self.poller.add(fd, Source::Kick(vring)) {
+            Ok(()) => self.kicks[index] = handle,
+            Err(errno) => {
+                let why = super::error::describe(errno);
+                say_limited!("vring {vring}: expected an event descriptor to be kicked by: {why}");
+                if let Some(socket) = &mut self.socket {
+                    socket.shut();
+                }
+            }
+        }
+    }
+
+    /// The client is gone, or has to go without a word.
+    fn disconnect(&mut self, now: Instant) {
+        if self.socket.is_some() {
+            self.drop_socket();
+            self.tell(now, Input::PeerClosed);
+        }
+    }
+
+    fn drop_socket(&mut self) {
+        if let Some(socket) = self.socket.take() {
+            self.poller.remove(&socket);
+        }
+        // What the back-end wanted to know is void without a front-end.
+        self.answers.clear();
+    }
+
+    /// Nothing of a client survives it, whatever the back-end forgot.
+    fn forget_client(&mut self) {
+        for vring in 0..self.kicks.len() {
+            self.watch(vring as u16, None);
+        }
+        self.handles.clear();
+    }
+}

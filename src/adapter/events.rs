@@ -1,0 +1,30 @@
+//! What the back-end has to say, as lines for the operator.
+
+use crate::backend::Event;
+
+/// Print one line for an event.
+pub fn say(event: &Event) {
+    match event {
+        Event::Negotiated { features, protocol } => {
+            say_limited!("negotiated features {features:#x}, protocol features {protocol:#x}")
+        }
+        Event::VringRunning { vring, size, next_avail, used, resubmitted } => say_limited!(
+            "vring {vring} runs: size {size}, next available {next_avail}, used {used}, resubmitted {resubmitted}"
+        ),
+        Event::VringStopped { vring, base } => {
+            say_limited!("vring {vring} stopped at base {base}");
+        }
+        Event::BaseContradicted { vring, base, used, inflight } => say_limited!(
+            "vring {vring}: base {base} contradicts used index {used} and {inflight} in flight, the inflight region is believed"
+        ),
+        Event::VringBroken { vring, fault } => say_limited!("vring {vring} is broken: {fault}"),
+        Event::Refused(fault) => say_limited!("refused a message: {fault}"),
+        Event::DiskFailed { vring, head, error } => {
+            say_limited!("vring {vring} head {head}: {error}");
+        }
+        Event::LateCompletion(id) => say_limited!("{id} was completed after its connection"),
+        Event::Draining { vring, inflight } => {
+            say_limited!("vring {vring} waits for {inflight} requests before it stops");
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! The file or block device that is served.
+
+use super::error::{Refusal, describe};
+use super::memory::Iov;
+use rustix::fs::{
+    AtFlags, FallocateFlags, FileType, Mode, OFlags, SeekFrom, StatxFlags, fallocate, fstat,
+    fstatfs, open, seek, stat, statx,
+};
+use rustix::io::Errno;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// File systems that are memory: tmpfs, ramfs, hugetlbfs.
+const IN_MEMORY: [u64; 3] = [0x0102_1994, 0x8584_58f6, 0x9584_58f6];
+
+/// How to open an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ImageOptions {
+    /// Never write.
+    pub read_only: bool,
+    /// O_DIRECT.
+    pub direct: bool,
+    /// Block size to show to the guest; `None`: the smallest that works.
+    pub logical_block_size: Option<u32>,
+}
+
+/// An open image. Its size is what it was at start-up.
+#[derive(Debug)]
+pub struct Image {
+    fd: OwnedFd,
+    size: u64,
+    block_size: u32,
+    kind: FileType,
+    /// Alignment of memory and offsets, in bytes, with O_DIRECT.
+    direct: Option<(u32, u32)>,
+    in_memory: bool,
+    can_discard: bool,
+    /// Modes of fallocate(2) that have not failed so far.
+    punch: AtomicBool,
+    zero_range: AtomicBool,
+}
+
+impl Image {
+    /// Open `path`.
+    pub fn open(path: &Path, options: ImageOptions) -> Result<Self, Refusal> {
+        let name = path.display();
+        let cannot =
+            |what: &str, e: Errno| Refusal(format!("cannot {what} {name}: {}", describe(e)));
+        // Looked at before it is opened: opening a FIFO would wait for its
+        // other end.
+        let kind_of = |mode| FileType::from_raw_mode(mode);
+        let kind = kind_of(stat(path).map_err(|e| cannot("open", e))?.st_mode);
+        if !matches!(kind, FileType::RegularFile | FileType::BlockDevice) {
+            return Err(Refusal(format!("{name} is neither a regular file nor a block device")));
+        }
+        let mut flags = OFlags::CLOEXEC;
+        flags |= if options.read_only { OFlags::RDONLY } else { OFlags::RDWR };
+        if options.direct {
+            flags |= OFlags::DIRECT;
+        }
+        let fd = match open(path, flags, Mode::empty()) {
+            Err(Errno::INVAL) if options.direct => {
+                return Err(Refusal(format!("{name} does not support --direct")));
+            }
+            other => other.map_err(|e| cannot("open", e))?,
+        };
+        let file = fstat(&fd).map_err(|e| cannot("inspect", e))?;
+        if kind_of(file.st_mode) != kind {
+            return Err(Refusal(format!("{name} changed while it was opened")));
+        }
+        let size = match kind {
+            FileType::BlockDevice => {
+                seek(&fd, SeekFrom::End(0)).map_err(|e| cannot("measure", e))?
+            }
+            _ => u64::try_from(file.st_size).unwrap_or(0),
+        };
+        let direct = options.direct.then(|| direct_alignment(&fd, kind));
+        let needed = direct.map_or(512, |(_, offset)| offset.max(512));
+        let block_size = options.logical_block_size.unwrap_or(needed);
+        if block_size < needed || needed > 4096 {
+            return Err(Refusal(format!(
+                "--direct on {name} needs --logical-block-size {needed} or more, got {block_size}"
+            )));
+        }
+        if size == 0 || !size.is_multiple_of(u64::from(block_size)) {
+            return Err(Refusal(format!(
+                "size of {name} is {size} bytes, expected a multiple of the block size {block_size}"
+            )));
+        }
+        let magic = fstatfs(&fd).map_or(0, |fs| fs.f_type as u64);
+        let mut image = Self {
+            fd,
+            size,
+            block_size,
+            kind,
+            direct,
+            in_memory: kind == FileType::RegularFile && IN_MEMORY.contains(&magic),
+            can_discard: false,
+            punch: AtomicBool::new(true),
+            zero_range: AtomicBool::new(true),
+        };
+        image.can_discard = !options.read_only && image.probe_discard(file.st_rdev);
+        Ok(image)
+    }
+
+    /// The open file.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Block size to show to the guest, in bytes.
+    pub fn block_size(&self) -> u32 {
+        self.block_size
+    }
+
+    /// A block device, not a file.
+    pub fn is_block(&self) -> bool {
+        self.kind == FileType::BlockDevice
+    }
+
+    /// A file that no I/O on it ever waits for a device.
+    pub fn is_in_memory(&self) -> bool {
+        self.in_memory
+    }
+
+    /// Discard does something.
+    pub fn can_discard(&self) -> bool {
+        self.can_discard
+    }
+
+    /// Whether O_DIRECT refuses these pieces.
+    pub fn misaligned(&self, pieces: &[Iov]) -> bool {
+        let Some((memory, length)) = self.direct else {
+            return false;
+        };
+        let (memory, length) = (memory as usize, length as usize);
+        pieces.iter().any(|Iov(v)| {
+            !(v.iov_base as usize).is_multiple_of(memory) || !v.iov_len.is_multiple_of(length)
+        })
+    }
+
+    /// The mode of fallocate(2) that discards.
+    pub fn punch_mode() -> FallocateFlags {
+        FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE
+    }
+
+    /// The best mode of fallocate(2) that makes zeroes, if one is left. Without
+    /// `unmap` the range stays allocated.
+    pub fn zero_mode(&self, unmap: bool) -> Option<FallocateFlags> {
+        if unmap && self.punch.load(Ordering::Relaxed) {
+            Some(Self::punch_mode())
+        } else if self.zero_range.load(Ordering::Relaxed) {
+            Some(FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE)
+        } else {
+            None
+        }
+    }
+
+    /// A mode turned out not to be supported.
+    pub fn forget_zero_mode(&self, mode: FallocateFlags) {
+        if mode.contains(FallocateFlags::PUNCH_HOLE) {
+            self.punch.store(false, Ordering::Relaxed);
+        } else {
+            self.zero_range.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// Discard a range of a block device.
+    pub fn block_discard(&self, offset: u64, len: u64) -> Result<(), Errno> {
+        /// `_IO(0x12, 119)`
+        const BLKDISCARD: libc::c_ulong = 0x1277;
+        let range = [offset, len];
+        // SAFETY: the request reads two 64-bit numbers from its argument.
+        let code = unsafe { libc::ioctl(self.fd.as_raw_fd(), BLKDISCARD as _, range.as_ptr()) };
+        if code == 0 { Ok(()) } else { Err(super::disk::last_errno()) }
+    }
+
+    /// Ask whether discard works, without discarding anything.
+    fn probe_discard(&self, device: u64) -> bool {
+        if self.is_block() {
+            let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+            let queue = |up: &str| {
+                let path = format!("/sys/dev/block/{major}:{minor}/{up}queue/discard_max_bytes");
+                std::fs::read_to_string(path).ok()
+            };
+            // A partition has the queue of its disk.
+            let max = queue("").or_else(|| queue("../"));
+            return max.is_some_and(|max| max.trim() != "0");
+        }
+        // Behind its end the file has nothing to lose.
+        fallocate(&self.fd, Self::punch_mode(), self.size, 4096).is_ok()
+    }
+}
+
+/// Alignment of memory and of offsets that O_DIRECT needs.
+fn direct_alignment(fd: &OwnedFd, kind: FileType) -> (u32, u32) {
+    let found = statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN);
+    if let Ok(found) = found
+        && found.stx_mask & StatxFlags::DIOALIGN.bits() != 0
+        && found.stx_dio_offset_align != 0
+    {
+        return (found.stx_dio_mem_align.max(1), found.stx_dio_offset_align);
+    }
+    if kind == FileType::BlockDevice {
+        /// `_IO(0x12, 104)`
+        const BLKSSZGET: libc::c_ulong = 0x1268;
+        let mut size: libc::c_int = 0;
+        // SAFETY: the request writes an int to its argument.
+        let code = unsafe { libc::ioctl(fd.as_raw_fd(), BLKSSZGET as _, &raw mut size) };
+        if code == 0 && size > 0 {
+            return (size as u32, size as u32);
+        }
+    }
+    // Kernels before 6.1 do not tell. A page is enough everywhere; the detour
+    // for unaligned buffers then is taken more often than needed.
+    (4096, 512)
+}

@@ -1,0 +1,85 @@
+//! `midflight serve`: from options to a running loop.
+
+use super::cli::ServeArgs;
+use super::disk::Disk;
+use super::error::Refusal;
+use super::event_loop::EventLoop;
+use super::image::{Image, ImageOptions};
+use super::listener::{self, Inherited, Listener};
+use super::signals::Signals;
+use super::{lock, sigbus};
+use crate::backend::Backend;
+use crate::blk::DeviceConfig;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+/// Serve until the end. What the operator has to change comes back as an
+/// error; everything later is a line and an exit code.
+pub fn serve(args: &ServeArgs) -> Result<ExitCode, Refusal> {
+    let missing = |what: &str| Refusal(format!("{what} is required, try --help"));
+    let path = args.blk_file.as_ref().ok_or_else(|| missing("--blk-file"))?;
+    // What can be said at once is said before anything is waited for.
+    let inherited = match (&args.socket_path, args.fd) {
+        (Some(socket), _) => {
+            listener::probe(socket)?;
+            None
+        }
+        (None, Some(fd)) => Some(listener::inherit(fd)?),
+        (None, None) => return Err(missing("--socket-path or --fd")),
+    };
+    let options = ImageOptions {
+        read_only: args.read_only,
+        direct: args.direct,
+        logical_block_size: args.logical_block_size,
+    };
+    let image = Arc::new(Image::open(path, options)?);
+    let config = DeviceConfig {
+        capacity: image.size(),
+        logical_block_size: image.block_size(),
+        num_queues: args.num_queues,
+        queue_size_max: args.queue_size_max,
+        read_only: args.read_only,
+        serial: args.serial.0,
+        discard: image.can_discard(),
+        write_zeroes: !args.read_only,
+    };
+    let backend = Backend::new(config).map_err(|e| Refusal(e.to_string()))?;
+    lock::lock(image.fd(), path, args.read_only)?;
+    let (disk, line) =
+        Disk::new(Arc::clone(&image), args.io_engine.into(), args.throttle_latency_us)
+            .map_err(|e| Refusal(format!("cannot set up disk I/O: {e}")))?;
+    if let Some(line) = line {
+        say!("{line}");
+    }
+    let system = |e: std::io::Error| Refusal(format!("cannot start: {e}"));
+    sigbus::install().map_err(system)?;
+    let signals = Signals::install().map_err(system)?;
+    let engine = disk.name();
+    let event_loop = EventLoop::new(backend, disk, signals).map_err(system)?;
+    let ready = |on: String| {
+        say!("{on}, serving {} ({} bytes, {engine})", path.display(), image.size());
+    };
+    let ended = match (inherited, &args.socket_path) {
+        (Some(Inherited::Connected(client)), _) => {
+            ready(format!("connected on descriptor {}", args.fd.unwrap_or(-1)));
+            event_loop.run_client(client)
+        }
+        (Some(Inherited::Listening(listener)), _) => {
+            ready(format!("listening on descriptor {}", args.fd.unwrap_or(-1)));
+            event_loop.run_listener(listener)
+        }
+        (None, Some(socket)) => {
+            let listener = Listener::bind(socket)?;
+            ready(format!("listening on {}", socket.display()));
+            event_loop.run_listener(listener)
+        }
+        (None, None) => return Err(missing("--socket-path or --fd")),
+    };
+    Ok(match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say!("fatal: {error}");
+            ExitCode::FAILURE
+        }
+    })
+}

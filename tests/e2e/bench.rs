@@ -1,0 +1,258 @@
+//! What scenarios share: where the tools are, and a machine with a disk that
+//! is booted once for all scenarios that can use the same one.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use crate::daemon::{Backend, Daemon, DiskOptions};
+use crate::initramfs;
+use crate::process;
+use crate::vm::{Accelerator, Boot, Disk, Vm};
+
+pub use crate::run::Figures;
+
+/// Longest a boot may take; under emulation it takes about 5 s.
+const BOOT_LIMIT: Duration = Duration::from_secs(60);
+
+/// Why nothing can be tested.
+pub enum NoSetup {
+    /// The machine has not been prepared, which is no failure.
+    NotPrepared(String),
+    Broken(String),
+}
+
+/// The tools, the files to boot and the scratch directory of a run.
+pub struct Setup {
+    boot: Boot,
+    backend: Backend,
+    scratch: PathBuf,
+}
+
+impl Setup {
+    pub fn find(backend: Backend) -> Result<Self, NoSetup> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let check = Command::new(root.join("tests/e2e/prepare"))
+            .arg("--check")
+            .output()
+            .map_err(|error| NoSetup::NotPrepared(format!("cannot run prepare: {error}")))?;
+        if !check.status.success() {
+            let said = String::from_utf8_lossy(&check.stdout).trim().to_string();
+            return Err(NoSetup::NotPrepared(said));
+        }
+        Self::build(backend, &cache().join("current")).map_err(NoSetup::Broken)
+    }
+
+    fn build(backend: Backend, tree: &Path) -> Result<Self, String> {
+        // Short, because a unix socket's path holds 107 bytes.
+        let scratch = std::env::temp_dir().join(format!("midflight-e2e.{}", std::process::id()));
+        fs::create_dir_all(&scratch)
+            .map_err(|error| format!("cannot make {}: {error}", scratch.display()))?;
+        let guest =
+            initramfs::build_guest(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("e2e-guest"))?;
+        let archive = scratch.join("initramfs");
+        initramfs::write(&archive, &guest, &tree.join("boot"))?;
+        let mut boot = Boot {
+            tools: tree.join("bin"),
+            kernel: tree.join("boot/vmlinux"),
+            initramfs: archive,
+            accelerator: Accelerator::Tcg,
+        };
+        if kvm_works(&boot, &scratch) {
+            boot.accelerator = Accelerator::Kvm;
+        }
+        Ok(Self { boot, backend, scratch })
+    }
+
+    pub fn describe(&self) -> String {
+        let backend = match &self.backend {
+            Backend::Midflight(path) => path.display().to_string(),
+            Backend::StorageDaemon => "qemu-storage-daemon (testing the tests)".to_string(),
+        };
+        let accelerator = match self.boot.accelerator {
+            Accelerator::Kvm => "kvm",
+            Accelerator::Tcg => "tcg",
+        };
+        format!("{backend}, accelerator {accelerator}, files in {}", self.scratch.display())
+    }
+}
+
+fn cache() -> PathBuf {
+    let from = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    if let Some(cache) = from("MIDFLIGHT_E2E_CACHE") {
+        return cache.into();
+    }
+    let base = from("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .unwrap_or_else(|| PathBuf::from(from("HOME").unwrap_or("/root".into())).join(".cache"));
+    base.join("midflight-e2e")
+}
+
+/// Whether a machine boots with KVM: on some hosts the device opens and every
+/// guest then dies in its first instructions.
+fn kvm_works(boot: &Boot, scratch: &Path) -> bool {
+    if File::options().read(true).write(true).open("/dev/kvm").is_err() {
+        return false;
+    }
+    let boot = Boot { accelerator: Accelerator::Kvm, ..boot.clone() };
+    Vm::boot(&boot, scratch, "kvm", 1, None, Duration::from_secs(8)).is_ok()
+}
+
+/// A kind of machine: scenarios that ask for equal ones share it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spec {
+    pub cpus: u32,
+    /// Bytes of the disk.
+    pub size: u64,
+    pub disk: DiskOptions,
+}
+
+impl Spec {
+    /// One processor, one queue.
+    pub fn plain() -> Self {
+        let serial = Some("midflight-serial-020".to_string());
+        Self { cpus: 1, size: 64 << 20, disk: DiskOptions { serial, ..DiskOptions::default() } }
+    }
+
+    /// Two of each, and a disk that takes its time, completing out of order.
+    pub fn slow() -> Self {
+        let disk = DiskOptions { queues: 2, throttle_us: 40_000, ..DiskOptions::default() };
+        Self { cpus: 2, size: 16 << 20, disk }
+    }
+}
+
+/// A machine and the daemon of its disk.
+pub struct Rig {
+    pub spec: Spec,
+    pub vm: Vm,
+    pub daemon: Daemon,
+}
+
+impl Rig {
+    /// Ends both the regular way.
+    fn close(mut self) -> Result<(), String> {
+        self.daemon.check_alive()?;
+        self.vm.quit()?;
+        self.daemon.check_alive()?;
+        self.daemon.terminate()
+    }
+}
+
+pub struct Bench {
+    setup: Setup,
+    rig: Option<Rig>,
+    names: u32,
+    /// Files to show when a scenario fails.
+    logs: Vec<(&'static str, PathBuf)>,
+    /// What went wrong when a machine was closed, between scenarios.
+    pub troubles: Vec<String>,
+    pub boots: u32,
+    pub boot_retries: u32,
+    keep: bool,
+}
+
+impl Bench {
+    pub fn new(setup: Setup) -> Self {
+        Self {
+            setup,
+            rig: None,
+            names: 0,
+            logs: Vec::new(),
+            troubles: Vec::new(),
+            boots: 0,
+            boot_retries: 0,
+            keep: false,
+        }
+    }
+
+    pub fn tool(&self, name: &str) -> Command {
+        Command::new(self.setup.boot.tools.join(name))
+    }
+
+    /// A path in the scratch directory that has not been used before.
+    pub fn fresh_path(&mut self, suffix: &str) -> PathBuf {
+        self.names += 1;
+        self.setup.scratch.join(format!("{}.{suffix}", self.names))
+    }
+
+    /// An empty image and a daemon that serves it.
+    pub fn serve(&mut self, size: u64, options: DiskOptions) -> Result<Daemon, String> {
+        let image = self.fresh_path("img");
+        File::create(&image)
+            .and_then(|file| file.set_len(size))
+            .map_err(|error| format!("cannot make {}: {error}", image.display()))?;
+        self.serve_image(&image, options)
+    }
+
+    pub fn serve_image(&mut self, image: &Path, options: DiskOptions) -> Result<Daemon, String> {
+        let socket = self.fresh_path("sock");
+        self.logs.push(("back-end", socket.with_extension("backend.log")));
+        let setup = &self.setup;
+        Daemon::start(&setup.backend, &setup.boot.tools, image, &socket, options)
+    }
+
+    /// The machine of this kind: the one that runs, or a new one.
+    pub fn rig(&mut self, spec: &Spec) -> Result<&mut Rig, String> {
+        if self.rig.as_ref().is_none_or(|rig| rig.spec != *spec) {
+            self.close_rig();
+            self.logs.clear();
+            let daemon = self.serve(spec.size, spec.disk.clone())?;
+            let disk = Disk { socket: daemon.socket.clone(), queues: spec.disk.queues };
+            let vm = match self.boot(spec.cpus, &disk) {
+                Ok(vm) => vm,
+                // Emulated processors sometimes die at boot, whatever the disk.
+                Err(what) => {
+                    println!("     boot failed once ({what}), trying again");
+                    self.boot_retries += 1;
+                    self.boot(spec.cpus, &disk)?
+                }
+            };
+            self.rig = Some(Rig { spec: spec.clone(), vm, daemon });
+        }
+        let rig = self.rig.as_mut().ok_or("no machine")?;
+        rig.vm.check_alive()?;
+        rig.daemon.check_alive()?;
+        Ok(rig)
+    }
+
+    fn boot(&mut self, cpus: u32, disk: &Disk) -> Result<Vm, String> {
+        self.boots += 1;
+        let name = format!("vm{}", self.boots);
+        let file = |suffix: &str| self.setup.scratch.join(format!("{name}.{suffix}"));
+        let (console, log) = (file("console"), file("qemu.log"));
+        self.logs.push(("guest console", console));
+        self.logs.push(("qemu", log));
+        Vm::boot(&self.setup.boot, &self.setup.scratch, &name, cpus, Some(disk), BOOT_LIMIT)
+    }
+
+    fn close_rig(&mut self) {
+        if let Some(rig) = self.rig.take() {
+            let what = format!("{} cpus, {:?}", rig.spec.cpus, rig.spec.disk);
+            if let Err(error) = rig.close() {
+                self.keep = true;
+                self.troubles.push(format!("closing the machine with {what}: {error}"));
+            }
+        }
+    }
+
+    /// The ends of all logs of the present machine.
+    pub fn evidence(&mut self) -> String {
+        self.keep = true;
+        self.logs.iter().map(|(title, path)| process::tail(title, path, 25)).collect()
+    }
+
+    /// Throws the present machine away.
+    pub fn discard(&mut self) {
+        self.rig = None;
+    }
+
+    /// Closes the last machine; removes the files unless somebody may want to
+    /// look at them.
+    pub fn close(&mut self) {
+        self.close_rig();
+        if !self.keep {
+            let _ = fs::remove_dir_all(&self.setup.scratch);
+        }
+    }
+}

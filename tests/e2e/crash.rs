@@ -1,0 +1,110 @@
+//! Scenarios in which the daemon dies or is replaced during I/O on a slow disk.
+
+use std::time::{Duration, Instant};
+
+use crate::Scenario;
+use crate::bench::{Bench, Figures, Rig, Spec};
+use crate::run::{Plan, Run};
+use crate::steady;
+
+/// Longest until everything that was outstanding at a kill has completed.
+const LIMIT: Duration = Duration::from_secs(20);
+
+pub fn scenarios() -> Vec<Scenario> {
+    vec![
+        Scenario { name: "stop_and_cont_on_a_slow_disk", run: stop_cont },
+        Scenario { name: "kill_during_io_next_daemon_finishes", run: kill },
+        Scenario { name: "kill_again_before_recovery_is_over", run: kill_twice },
+        Scenario { name: "kill_while_stopped_then_cont", run: kill_while_stopped },
+        Scenario { name: "kill_while_stopped_cont_before_next_daemon", run: cont_before_daemon },
+        Scenario { name: "sigterm_during_io_successor_resumes", run: sigterm },
+    ]
+}
+
+fn stop_cont(bench: &mut Bench) -> Result<Figures, String> {
+    steady::stop_cont_on(bench, &Spec::slow(), &Plan { seed: 40, ..Plan::slow() }, 100)
+}
+
+/// Lets I/O run, does `disturb` with nearly all of the depth outstanding, and
+/// waits until all that was outstanding has completed; `rounds` times.
+fn disturbed(
+    bench: &mut Bench,
+    seed: u64,
+    rounds: u32,
+    disturb: impl Fn(&mut Rig, u32) -> Result<(), String>,
+) -> Result<Figures, String> {
+    let rig = bench.rig(&Spec::slow())?;
+    let run = Run::start(&rig.vm.guest, &Plan { seed, ..Plan::slow() })?;
+    let (mut held, mut longest) = (0, Duration::ZERO);
+    for round in 0..rounds {
+        // Not always at the same place of the cycle of 32 operations.
+        run.wait_for(64 + u64::from(round) * 7, LIMIT)?;
+        held += run.mark_deep(LIMIT)?;
+        let start = Instant::now();
+        disturb(rig, round)?;
+        run.wait_for_marked(LIMIT).map_err(|what| format!("round {round}: {what}"))?;
+        longest = longest.max(start.elapsed());
+        rig.daemon.check_alive()?;
+    }
+    let mut figures = run.finish(&rig.daemon.image)?;
+    figures.note(format!(
+        "{rounds} rounds, {held} operations outstanding at them, all completed after at most {} ms",
+        longest.as_millis()
+    ));
+    Ok(figures)
+}
+
+fn pause(milliseconds: u32) {
+    std::thread::sleep(Duration::from_millis(u64::from(milliseconds)));
+}
+
+fn kill(bench: &mut Bench) -> Result<Figures, String> {
+    disturbed(bench, 41, 10, |rig, round| {
+        rig.daemon.kill()?;
+        // The front-end tries every 100 ms: be there at once, or let it fail.
+        pause(round % 4 * 90);
+        rig.daemon.start_again()
+    })
+}
+
+/// The next daemon is killed while it still holds what it took over.
+fn kill_twice(bench: &mut Bench) -> Result<Figures, String> {
+    disturbed(bench, 42, 5, |rig, round| {
+        rig.daemon.kill()?;
+        rig.daemon.start_again()?;
+        // Between "not yet connected" and "some have completed again".
+        pause(60 + 25 * round);
+        rig.daemon.kill()?;
+        rig.daemon.start_again()
+    })
+}
+
+fn kill_while_stopped(bench: &mut Bench) -> Result<Figures, String> {
+    disturbed(bench, 43, 4, |rig, round| {
+        rig.vm.stop()?;
+        rig.daemon.kill()?;
+        pause(round * 100);
+        rig.daemon.start_again()?;
+        // Continue before as well as after the front-end has connected again.
+        pause(round % 2 * 250);
+        rig.vm.cont()
+    })
+}
+
+fn cont_before_daemon(bench: &mut Bench) -> Result<Figures, String> {
+    disturbed(bench, 44, 4, |rig, round| {
+        rig.vm.stop()?;
+        rig.daemon.kill()?;
+        rig.vm.cont()?;
+        pause(50 + round * 100);
+        rig.daemon.start_again()
+    })
+}
+
+fn sigterm(bench: &mut Bench) -> Result<Figures, String> {
+    disturbed(bench, 45, 6, |rig, round| {
+        rig.daemon.terminate()?;
+        pause(round % 3 * 100);
+        rig.daemon.start_again()
+    })
+}

@@ -1,0 +1,153 @@
+//! A virtual machine.
+
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::guest::Guest;
+use crate::process::{self, Process};
+use crate::qmp::Qmp;
+
+/// What to boot with; the same for all machines of a run.
+#[derive(Clone)]
+pub struct Boot {
+    pub tools: PathBuf,
+    pub kernel: PathBuf,
+    pub initramfs: PathBuf,
+    pub accelerator: Accelerator,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Accelerator {
+    Kvm,
+    Tcg,
+}
+
+/// A disk the machine has from the start.
+#[derive(Clone)]
+pub struct Disk {
+    pub socket: PathBuf,
+    pub queues: u32,
+}
+
+/// A running QEMU with a booted guest.
+pub struct Vm {
+    process: Process,
+    pub qmp: Qmp,
+    pub guest: Guest,
+}
+
+impl Vm {
+    /// Starts QEMU and waits until the guest program answers. Files of the
+    /// machine go to `dir` under names that begin with `name`.
+    pub fn boot(
+        boot: &Boot,
+        dir: &Path,
+        name: &str,
+        cpus: u32,
+        disk: Option<&Disk>,
+        limit: Duration,
+    ) -> Result<Self, String> {
+        let end = Instant::now() + limit;
+        let file = |suffix: &str| dir.join(format!("{name}.{suffix}"));
+        let (channel, control, console) = (file("channel"), file("qmp"), file("console"));
+        let mut command = Command::new(boot.tools.join("qemu-system-x86_64"));
+        command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+        // One thread for all emulated processors: with one each, guests with
+        // several die now and then in the kernel's patching of its own text.
+        command.args(match boot.accelerator {
+            Accelerator::Kvm => ["-accel", "kvm", "-cpu", "host"],
+            Accelerator::Tcg => ["-accel", "tcg,thread=single", "-cpu", "qemu64"],
+        });
+        // The back-end maps the memory, so it has to be shared.
+        command.args(["-object", "memory-backend-memfd,id=memory,size=256M,share=on"]);
+        command.args(["-machine", "q35,memory-backend=memory", "-m", "256M"]);
+        command.args(["-smp", &cpus.to_string()]);
+        command.arg("-kernel").arg(&boot.kernel).arg("-initrd").arg(&boot.initramfs);
+        command.args(["-append", "console=ttyS0 quiet panic=-1"]);
+        command.arg("-serial").arg(format!("file:{}", console.display()));
+        command.arg("-serial").arg(format!("unix:{},server=on,wait=off", channel.display()));
+        command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", control.display()));
+        // Places to plug disks into while the machine runs.
+        for slot in 0..4 {
+            command
+                .arg("-device")
+                .arg(format!("pcie-root-port,id=port{slot},chassis={slot},slot={slot}"));
+        }
+        if let Some(disk) = disk {
+            command
+                .arg("-chardev")
+                .arg(format!("socket,id=socket0,path={},reconnect-ms=100", disk.socket.display()));
+            command.arg("-device").arg(format!(
+                "vhost-user-blk-pci,id=disk0,bus=port0,chardev=socket0,num-queues={},queue-size=128",
+                disk.queues
+            ));
+        }
+        let mut process = Process::start(command, &file("qemu.log"))?;
+        let mut connect = |path: &Path| {
+            process::until(Duration::from_secs(20), "qemu to open its sockets", || {
+                match (UnixStream::connect(path), process.ended()) {
+                    (Ok(stream), _) => Ok(Some(stream)),
+                    (Err(_), None) => Ok(None),
+                    (Err(_), Some(status)) => Err(format!("qemu ended at start: {status}")),
+                }
+            })
+        };
+        let qmp = Qmp::connect(connect(&control)?)?;
+        let guest = Guest::connect(connect(&channel)?)?;
+        let mut vm = Self { process, qmp, guest };
+        vm.wait_for_guest(None, end)?;
+        Ok(vm)
+    }
+
+    /// Waits until the guest program answers, in another boot than `before` if
+    /// that is given. Returns the boot's id.
+    pub fn wait_for_guest(&mut self, before: Option<&str>, end: Instant) -> Result<String, String> {
+        loop {
+            // Bytes sent before the port is open are lost, hence short waits.
+            if let Ok(answer) = self.guest.ask_within("ping", Duration::from_millis(250)) {
+                let boot = answer.text("boot")?.to_string();
+                if before != Some(boot.as_str()) {
+                    return Ok(boot);
+                }
+            }
+            self.check_alive()?;
+            if Instant::now() > end {
+                return Err("the guest did not come up in time".to_string());
+            }
+        }
+    }
+
+    /// Fails if QEMU has ended.
+    pub fn check_alive(&mut self) -> Result<(), String> {
+        match self.process.ended() {
+            Some(status) => Err(format!("qemu ended: {status}")),
+            None => Ok(()),
+        }
+    }
+
+    pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, String> {
+        self.qmp.execute(command, arguments)
+    }
+
+    /// Stops the virtual processors and rings; returns how long it took.
+    pub fn stop(&mut self) -> Result<Duration, String> {
+        let start = Instant::now();
+        self.execute("stop", json!({}))?;
+        Ok(start.elapsed())
+    }
+
+    pub fn cont(&mut self) -> Result<(), String> {
+        self.execute("cont", json!({})).map(|_| ())
+    }
+
+    /// Lets QEMU end by itself, so that it stops its devices in order.
+    pub fn quit(mut self) -> Result<(), String> {
+        self.execute("quit", json!({}))?;
+        let status = self.process.wait(Duration::from_secs(20))?;
+        if status.success() { Ok(()) } else { Err(format!("qemu ended with {status}")) }
+    }
+}
