@@ -83,7 +83,8 @@ pub enum Engine {
     IoUring,
     /// A pool of threads
     Threads,
-    /// In the serving thread itself: for files in memory only
+    /// In the serving thread itself: right for files in memory, on a disk each
+    /// request waits for the one before it
     Inline,
 }
 

@@ -209,7 +209,13 @@ impl EventLoop {
             Ok(Received::Bytes(n, handles)) => {
                 let bytes = socket.bytes(n);
                 let told = self.backend.handle_input(now, Input::Received { bytes, handles });
-                self.told(now, told);
+                self.drain(now);
+                if let Err(refused) = told {
+                    // What was wanted was read, so it is the client that sent
+                    // what no message has: more descriptors than can be kept.
+                    say_limited!("closing the connection: {refused}");
+                    self.disconnect(now);
+                }
             }
             Ok(Received::Nothing) => {}
             Ok(Received::End) => {
@@ -249,9 +255,6 @@ impl EventLoop {
             debug_assert!(false, "the back-end was misused: {misuse}");
         }
         self.drain(now);
-        if self.socket.is_none() && self.backend.is_idle() {
-            self.forget_client();
-        }
     }
 
     /// Carry out every wish, and give the answers that some want.
@@ -261,7 +264,7 @@ impl EventLoop {
                 self.obey(now, output);
             }
             let Some(answer) = self.answers.pop_front() else {
-                return;
+                break;
             };
             let input = match answer {
                 Answer::Mapped(result) => Input::Mapped(result),
@@ -272,6 +275,9 @@ impl EventLoop {
                 say!("internal error: {misuse}");
                 debug_assert!(false, "the back-end was misused: {misuse}");
             }
+        }
+        if self.socket.is_none() && self.backend.is_idle() {
+            self.forget_client();
         }
     }
 
