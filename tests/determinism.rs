@@ -10,16 +10,7 @@ use midflight_sim::run::{Sum, run};
 use midflight_sim::world::Options;
 
 /// Seed and trace hash; the same in debug and release and on any machine.
-const PINNED: [(u64, u64); 8] = [
-    (0, 0),
-    (1, 0),
-    (2, 0),
-    (3, 0),
-    (4, 0),
-    (5, 0),
-    (6, 0),
-    (7, 0),
-];
+const PINNED: [(u64, u64); 8] = [(0, 0), (1, 0), (2, 0), (3, 0), (4, 0), (5, 0), (6, 0), (7, 0)];
 
 #[test]
 fn determinism_hashes_of_a_handful_of_seeds_are_pinned() {

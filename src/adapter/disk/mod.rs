@@ -64,7 +64,7 @@ pub struct Disk {
     finished: Vec<Box<Op>>,
     /// Started, not yet reported.
     inflight: usize,
-    /// The kernel did not take everything at the last try.
+    /// The engine wants to be pumped again at once.
     retry: bool,
 }
 
@@ -175,9 +175,7 @@ impl Disk {
         }
         match &mut self.engine {
             Engine::Uring(uring) => {
-                self.retry = uring.enter()?;
-                uring.reap(&mut self.finished);
-                self.retry |= uring.has_unsubmitted();
+                self.retry = uring.pump(&mut self.finished)?;
             }
             Engine::Inline(inline) => inline.reap(&mut self.finished),
             Engine::Threads(threads) => threads.reap(&mut self.finished),
@@ -223,3 +221,6 @@ impl Disk {
         self.inflight
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,12 +7,14 @@ use crate::adapter::image::Image;
 use crate::blk::{DiskError, DiskOp};
 use io_uring::types::{Fixed, FsyncFlags};
 use io_uring::{IoUring, opcode, squeue};
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 use slab::Slab;
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 
 /// Requests submitted by one system call, at most.
 const SUBMIT: u32 = 256;
@@ -33,6 +35,9 @@ pub struct Uring {
     /// In `inflight` but not yet in the ring.
     waiting: VecDeque<usize>,
     helpers: Threads,
+    /// Signalled by the kernel when there is something to reap. The ring itself
+    /// can be polled too, but not for work that is deferred to us.
+    event: OwnedFd,
     /// Completions wait in the kernel until we enter it.
     deferred: bool,
 }
@@ -62,25 +67,26 @@ impl Uring {
         if !ring.params().is_feature_nodrop() || !ring.params().is_feature_submit_stable() {
             return Err(io::Error::from_raw_os_error(libc::ENOSYS));
         }
+        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         ring.submitter().register_files(&[image.fd().as_raw_fd()])?;
+        ring.submitter().register_eventfd(event.as_raw_fd())?;
         Ok(Self {
             ring,
             helpers: Threads::new(Arc::clone(&image), HELPERS)?,
             image,
             inflight: Slab::new(),
             waiting: VecDeque::new(),
+            event,
             deferred,
         })
     }
 
     /// Readable, edge-triggered, whenever there may be something to reap.
     pub fn fds(&self) -> [BorrowedFd<'_>; 2] {
-        let raw: RawFd = self.ring.as_raw_fd();
-        // SAFETY: the ring owns this descriptor and lives as long as `self`.
-        [unsafe { BorrowedFd::borrow_raw(raw) }, self.helpers.fd()]
+        [self.event.as_fd(), self.helpers.fd()]
     }
 
-    /// Queue one request; [`Uring::enter`] gives it to the kernel.
+    /// Queue one request; [`Uring::pump`] gives it to the kernel.
     pub fn submit(&mut self, op: Box<Op>) {
         let elsewhere = match op.kind {
             DiskOp::Read { .. } | DiskOp::Write { .. } => self.image.misaligned(op.left()),
@@ -116,28 +122,31 @@ impl Uring {
         }
     }
 
-    /// Give queued requests to the kernel, all in one call. `true` if some
-    /// could not be taken and want another try.
-    pub fn enter(&mut self) -> io::Result<bool> {
-        let mut unsubmitted = {
-            let submission = self.ring.submission();
-            !submission.is_empty() || (self.deferred && submission.taskrun())
-        };
-        if unsubmitted {
+    /// Give queued requests to the kernel, all in one call, and move what is
+    /// finished to `out`. `true` if there is more to do at once.
+    pub fn pump(&mut self, out: &mut Vec<Box<Op>>) -> io::Result<bool> {
+        // Most requests that the page cache can answer are finished during the
+        // call; a signal for those would only wake the loop for nothing.
+        self.ring.completion().disable_eventfd();
+        if self.wants_entering() {
             match self.call() {
                 Ok(()) => {}
                 // The kernel is short of memory or has to get rid of completions.
                 Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EBUSY)) => {}
                 Err(e) => return Err(e),
             }
-            unsubmitted = !self.ring.submission().is_empty();
         }
-        Ok(unsubmitted)
+        self.reap(out);
+        self.ring.completion().enable_eventfd();
+        // Something may have finished just before the signal was switched on.
+        fence(Ordering::SeqCst);
+        Ok(self.wants_entering() || !self.ring.completion().is_empty())
     }
 
-    /// Whether requests wait for the next [`Uring::enter`].
-    pub fn has_unsubmitted(&mut self) -> bool {
-        !self.ring.submission().is_empty()
+    /// Requests wait for submission, or completions for us.
+    fn wants_entering(&mut self) -> bool {
+        let submission = self.ring.submission();
+        !submission.is_empty() || (self.deferred && submission.taskrun())
     }
 
     fn call(&mut self) -> io::Result<()> {
@@ -156,8 +165,7 @@ impl Uring {
         }
     }
 
-    /// Move what is finished to `out`.
-    pub fn reap(&mut self, out: &mut Vec<Box<Op>>) {
+    fn reap(&mut self, out: &mut Vec<Box<Op>>) {
         self.helpers.reap(out);
         loop {
             let Some(cqe) = self.ring.completion().next() else {
