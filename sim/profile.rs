@@ -69,6 +69,40 @@ pub struct Profile {
 }
 
 impl Profile {
+    /// A short run with one kill, for somebody who sees the simulator for the
+    /// first time.
+    pub fn tour() -> Self {
+        Self {
+            queues: 1,
+            ring_size: 16,
+            region_size: 16,
+            first_index: 0,
+            event_idx: true,
+            indirect: true,
+            flush: true,
+            sectors: 256,
+            requests: 16,
+            depth: 6,
+            batch: 3,
+            max_sectors: 8,
+            hot_sectors: 16,
+            bad: Ratio::NEVER,
+            pace: Pace::Spread,
+            gather: 5,
+            disk_errors: Ratio::NEVER,
+            reply_ack: true,
+            mem_slots: true,
+            split: Ratio::NEVER,
+            kills: 1,
+            kill_stores: 80,
+            kill_idle: Ratio::NEVER,
+            gentle: Ratio::NEVER,
+            polled: false,
+            pauses: 0,
+            breaks: 0,
+        }
+    }
+
     /// Draw one.
     pub fn draw(seed: u64) -> Self {
         let mut s = Stream::new(seed, Component::Profile);

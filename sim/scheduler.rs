@@ -82,7 +82,7 @@ impl<E> Scheduler<E> {
     }
 
     /// Advance to the next event.
-    pub fn next(&mut self) -> Option<E> {
+    pub fn advance(&mut self) -> Option<E> {
         let due = self.heap.pop()?;
         debug_assert!(due.at >= self.now, "time runs backwards");
         self.now = due.at;
@@ -103,7 +103,7 @@ mod tests {
         s.at(20, 'd');
         s.at(10, 'b');
         let mut got = String::new();
-        while let Some(e) = s.next() {
+        while let Some(e) = s.advance() {
             got.push(e);
         }
         assert_eq!(got, "abcd");
@@ -114,11 +114,11 @@ mod tests {
     fn scheduler_never_goes_back() {
         let mut s = Scheduler::new();
         s.at(100, 1);
-        s.next();
+        s.advance();
         s.at(5, 2);
         s.after(0, 3);
-        assert_eq!(s.next(), Some(2));
+        assert_eq!(s.advance(), Some(2));
         assert_eq!(s.now(), 100);
-        assert_eq!(s.next(), Some(3));
+        assert_eq!(s.advance(), Some(3));
     }
 }

@@ -8,6 +8,7 @@ mod run;
 mod seeds;
 
 use clap::{Parser, Subcommand};
+use midflight_sim::trace::Detail;
 use seeds::Seeds;
 use std::process::ExitCode;
 
@@ -28,6 +29,8 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Run one seed and print what happened, or many and print a summary
+    ///
+    /// Without a seed: a short run with one kill, to see what this is about.
     Run(RunArgs),
     /// Kill the back-end at every store of a short run in turn
     CrashEveryStore(CrashArgs),
@@ -54,12 +57,26 @@ struct RunArgs {
     /// Run many, from the first to before the last, as in 0..2000
     #[arg(long)]
     seeds: Option<Seeds>,
+    /// Print the messages between front-end and back-end as well
+    #[arg(long, conflicts_with = "seeds")]
+    messages: bool,
     /// Print every event, also reads of the sockets and steps without a store
     #[arg(long, conflicts_with = "seeds")]
     full: bool,
     /// Print no timeline, only profile and verdict
-    #[arg(long, conflicts_with_all = ["seeds", "full"])]
+    #[arg(long, conflicts_with_all = ["seeds", "full", "messages"])]
     quiet: bool,
+}
+
+impl RunArgs {
+    fn detail(&self) -> Option<Detail> {
+        match (self.quiet, self.full, self.messages) {
+            (true, ..) => None,
+            (_, true, _) => Some(Detail::Everything),
+            (.., true) => Some(Detail::Messages),
+            _ => Some(Detail::Story),
+        }
+    }
 }
 
 #[derive(clap::Args)]
@@ -76,7 +93,7 @@ pub fn main() -> ExitCode {
     let kept = match Cli::parse().command {
         Command::Run(args) => match args.seeds {
             Some(seeds) => run::many(seeds),
-            None => run::one(args.seed.unwrap_or(run::FIRST_SEED), args.full, args.quiet),
+            None => run::one(args.seed, args.detail()),
         },
         Command::CrashEveryStore(args) => crash::every_store(args.seed, args.batch),
         Command::Hashes { seeds } => run::hashes(seeds),

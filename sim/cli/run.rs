@@ -5,22 +5,30 @@ use super::seeds::Seeds;
 use midflight::time::Instant;
 use midflight_sim::memory::Arena;
 use midflight_sim::oracle::Violation;
-use midflight_sim::run::{Sum, run};
+use midflight_sim::profile::Profile;
+use midflight_sim::run::{Sum, run, run_profile};
 use midflight_sim::trace::{Detail, render};
 use midflight_sim::world::{Options, Outcome};
 
-/// A run with something to see: kills with requests in flight.
-pub const FIRST_SEED: u64 = 1;
+/// Seed of the run for newcomers: the kill finds requests in flight.
+const TOUR_SEED: u64 = 1;
 
 /// Failures printed; the others are counted.
 const SHOWN: usize = 5;
 
-pub fn one(seed: u64, full: bool, quiet: bool) -> bool {
-    let options = Options { trace: !quiet, ..Options::default() };
-    let outcome = run(&mut Arena::new(), seed, &options);
-    println!("seed       {seed}\n{}", outcome.profile);
-    if !quiet {
-        let detail = if full { Detail::Everything } else { Detail::Story };
+pub fn one(seed: Option<u64>, detail: Option<Detail>) -> bool {
+    let options = Options { trace: detail.is_some(), ..Options::default() };
+    let mut arena = Arena::new();
+    let outcome = match seed {
+        Some(seed) => run(&mut arena, seed, &options),
+        None => run_profile(&mut arena, TOUR_SEED, Profile::tour(), &options),
+    };
+    match seed {
+        Some(seed) => println!("seed       {seed}"),
+        None => println!("a short run with one kill; `run --seed N` draws others"),
+    }
+    println!("{}", outcome.profile);
+    if let Some(detail) = detail {
         print!("\n{}", render(outcome.trace.events(), detail));
     }
     println!();
@@ -28,7 +36,7 @@ pub fn one(seed: u64, full: bool, quiet: bool) -> bool {
     outcome.verdict.is_ok()
 }
 
-fn report(seed: u64, outcome: &Outcome) {
+fn report(seed: Option<u64>, outcome: &Outcome) {
     let s = &outcome.stats;
     let at = Instant::from_nanos(outcome.at);
     if let Err(violation) = &outcome.verdict {
@@ -48,11 +56,12 @@ fn report(seed: u64, outcome: &Outcome) {
     println!("trace hash {:016x}", outcome.hash);
 }
 
-fn failure(seed: u64, violation: &Violation) {
-    println!("FAIL       seed {seed}");
+fn failure(seed: Option<u64>, violation: &Violation) {
+    let replay = seed.map_or_else(String::new, |seed| format!(" --seed {seed}"));
+    println!("FAIL       a promise was broken");
     println!("  what     {}", violation.message);
     println!("  oracle   {}", violation.oracle);
-    println!("  replay   cargo sim run --seed {seed}");
+    println!("  replay   cargo sim run{replay}");
 }
 
 pub fn many(seeds: Seeds) -> bool {
@@ -75,7 +84,7 @@ pub fn many(seeds: Seeds) -> bool {
 
 fn summary(sum: &Sum, elapsed_ms: u64) {
     for (seed, violation) in sum.failures.iter().take(SHOWN) {
-        failure(*seed, violation);
+        failure(Some(*seed), violation);
         println!();
     }
     let s = &sum.stats;

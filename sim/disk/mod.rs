@@ -12,9 +12,10 @@ mod latency;
 
 use crate::choices::{Ratio, Stream};
 use crate::memory::Mem;
+use crate::trace::Verb;
 pub use image::{Image, SECTOR};
 pub use latency::Pace;
-use midflight::blk::{DiskError, DiskOp, ReqId, Segment};
+use midflight::blk::{DiskError, ReqId};
 use std::collections::BTreeMap;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -31,39 +32,16 @@ pub struct Job {
     pub vring: u16,
     /// Head of its chain.
     pub head: u16,
-    /// What to do.
-    pub op: DiskOp,
-    /// Guest memory to move data from or to.
-    pub segments: Vec<Segment>,
-}
-
-impl Job {
-    /// Bytes the operation covers on the disk.
-    pub fn len(&self) -> u64 {
-        match self.op {
-            DiskOp::Read { .. } | DiskOp::Write { .. } => {
-                self.segments.iter().map(|s| u64::from(s.len)).sum()
-            }
-            DiskOp::Discard { len, .. } | DiskOp::WriteZeroes { len, .. } => len,
-            DiskOp::Flush => 0,
-        }
-    }
-
-    /// Whether it covers no bytes.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// First byte it covers.
-    pub fn offset(&self) -> u64 {
-        match self.op {
-            DiskOp::Read { offset }
-            | DiskOp::Write { offset, .. }
-            | DiskOp::Discard { offset, .. }
-            | DiskOp::WriteZeroes { offset, .. } => offset,
-            DiskOp::Flush => 0,
-        }
-    }
+    /// What to do: read, write, flush, discard or write zeroes.
+    pub verb: Verb,
+    /// First byte on the disk.
+    pub offset: u64,
+    /// Bytes.
+    pub len: u64,
+    /// Durable before completion.
+    pub durable: bool,
+    /// Guest memory to move data from or to: address and bytes of each piece.
+    pub segments: Vec<(u64, u32)>,
 }
 
 struct Pending {
@@ -162,7 +140,7 @@ impl Disk {
         let mut pending = self.pending.remove(&key)?;
         if !pending.applied {
             pending.applied = true;
-            let len = pending.job.len();
+            let len = pending.job.len;
             // A request that fails has moved some of its bytes, or none.
             let limit = match pending.result {
                 Ok(()) => len,
@@ -189,13 +167,13 @@ impl Disk {
         for key in keys {
             let Some(pending) = self.pending.remove(&key) else { continue };
             if !pending.applied {
-                let len = pending.job.len();
+                let len = pending.job.len;
                 let limit = match self.stream.below("disk.killed", 3) {
                     0 => 0,
                     1 => len,
                     _ => self.torn(len),
                 };
-                let whole = matches!(pending.job.op, DiskOp::Flush) && limit == len;
+                let whole = pending.job.verb == Verb::Flush && limit == len;
                 if limit > 0 || (whole && self.stream.chance("disk.killed.flush", Ratio::new(1, 2)))
                 {
                     self.perform(&pending, limit, mem);
@@ -216,8 +194,9 @@ impl Disk {
     fn perform(&mut self, pending: &Pending, limit: u64, mem: &Mem) {
         let Pending { ref job, mark, .. } = *pending;
         let failed = pending.result.is_err();
-        match job.op {
-            DiskOp::Read { offset } => {
+        let Job { offset, durable, .. } = *job;
+        match job.verb {
+            Verb::Read => {
                 self.buffer.resize(limit as usize, 0);
                 self.image.read(offset, &mut self.buffer);
                 each_piece(&job.segments, limit, |addr, piece| {
@@ -225,7 +204,7 @@ impl Disk {
                     mem.write_slice(bytes, addr).expect("segments lie in guest memory");
                 });
             }
-            DiskOp::Write { offset, durable } => {
+            Verb::Write => {
                 self.buffer.resize(limit as usize, 0);
                 each_piece(&job.segments, limit, |addr, piece| {
                     let bytes = &mut self.buffer[piece];
@@ -233,32 +212,32 @@ impl Disk {
                 });
                 self.image.write(offset, &self.buffer, durable);
             }
-            DiskOp::Flush if failed => {}
-            DiskOp::Flush => self.image.flush(mark),
-            DiskOp::Discard { offset, durable, .. } => {
-                // A discarded range may keep its content.
+            Verb::Flush if !failed => self.image.flush(mark),
+            // A discarded range may keep its content.
+            Verb::Discard => {
                 if self.stream.chance("disk.discard", Ratio::new(1, 2)) {
                     self.image.zero(offset, limit, durable);
                 }
             }
-            DiskOp::WriteZeroes { offset, durable, .. } => self.image.zero(offset, limit, durable),
+            Verb::WriteZeroes => self.image.zero(offset, limit, durable),
+            Verb::Flush | Verb::GetId | Verb::Unknown => {}
         }
     }
 }
 
 /// Pieces of a buffer of `limit` bytes and where in guest memory each lies.
 fn each_piece(
-    segments: &[Segment],
+    segments: &[(u64, u32)],
     limit: u64,
     mut piece: impl FnMut(GuestAddress, std::ops::Range<usize>),
 ) {
     let mut at = 0;
-    for segment in segments {
-        let len = (segment.len as usize).min(limit as usize - at);
+    for (addr, len) in segments {
+        let len = (*len as usize).min(limit as usize - at);
         if len == 0 {
             break;
         }
-        piece(GuestAddress(segment.addr), at..at + len);
+        piece(GuestAddress(*addr), at..at + len);
         at += len;
     }
 }
@@ -269,18 +248,18 @@ mod tests {
     use crate::choices::Component;
     use crate::memory::Arena;
 
-    fn job(op: DiskOp, segments: &[(u64, u32)]) -> Job {
+    fn job(verb: Verb, offset: u64, segments: &[(u64, u32)]) -> Job {
         Job {
             id: ReqId { slot: 0, epoch: 0 },
             life: 1,
             conn: 1,
             vring: 0,
             head: 0,
-            op,
-            segments: segments
-                .iter()
-                .map(|(addr, len)| Segment { addr: *addr, len: *len })
-                .collect(),
+            verb,
+            offset,
+            len: segments.iter().map(|(_, len)| u64::from(*len)).sum(),
+            durable: false,
+            segments: segments.to_vec(),
         }
     }
 
@@ -295,15 +274,14 @@ mod tests {
     fn disk_moves_bytes_between_apply_and_completion_only() {
         let (mut disk, mem) = world(1);
         mem.write_slice(&[7; 512], GuestAddress(1000)).unwrap();
-        let plan = disk
-            .submit(job(DiskOp::Write { offset: 512, durable: false }, &[(1000, 500), (1500, 12)]));
+        let plan = disk.submit(job(Verb::Write, 512, &[(1000, 500), (1500, 12)]));
         assert!(plan.apply_after <= plan.done_after);
         assert_eq!(disk.image().sector(1)[0], 0);
         disk.apply(plan.key, &mem);
         assert_eq!(disk.image().sector(1), [7; 512]);
-        let plan = disk.submit(job(DiskOp::Read { offset: 512 }, &[(4000, 512)]));
+        let plan = disk.submit(job(Verb::Read, 512, &[(4000, 512)]));
         let (done, result) = disk.finish(plan.key, &mem).unwrap();
-        assert_eq!((done.len(), result), (512, Ok(())));
+        assert_eq!((done.len, result), (512, Ok(())));
         let mut got = [0; 512];
         mem.read_slice(&mut got, GuestAddress(4000)).unwrap();
         assert_eq!(got, [7; 512]);
@@ -315,7 +293,7 @@ mod tests {
         for seed in 0..200 {
             let (mut disk, mem) = world(seed);
             mem.write_slice(&[9; 2048], GuestAddress(0)).unwrap();
-            let plan = disk.submit(job(DiskOp::Write { offset: 0, durable: false }, &[(0, 2048)]));
+            let plan = disk.submit(job(Verb::Write, 0, &[(0, 2048)]));
             disk.process_died(1, &mem);
             let written = (0..4).take_while(|s| disk.image().sector(*s) == [9; 512]).count();
             assert!((written..4).all(|s| disk.image().sector(s as u64) == [0; 512]));

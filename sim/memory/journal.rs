@@ -22,7 +22,7 @@ impl Store {
     /// Whether a processor can do it in one piece. Longer or crooked ones may
     /// be cut by a kill.
     pub fn is_single(&self) -> bool {
-        matches!(self.len, 1 | 2 | 4 | 8) && self.offset % u64::from(self.len) == 0
+        matches!(self.len, 1 | 2 | 4 | 8) && self.offset.is_multiple_of(u64::from(self.len))
     }
 
     pub(super) fn data_range(&self) -> std::ops::Range<usize> {

@@ -5,7 +5,6 @@ use super::{RingView, Violation};
 use crate::disk::{Job, SECTOR};
 use crate::memory::Mem;
 use crate::trace::Verb;
-use midflight::blk::DiskOp;
 use vm_memory::{Bytes, GuestAddress};
 
 /// What every simulated device answers to GET_ID.
@@ -299,29 +298,23 @@ impl Ledger {
                 "request {request} goes to the disk twice on one connection"
             )));
         }
-        let same = match (job.op, ask.verb) {
-            (DiskOp::Read { .. }, Verb::Read)
-            | (DiskOp::Write { .. }, Verb::Write)
-            | (DiskOp::Discard { .. }, Verb::Discard)
-            | (DiskOp::WriteZeroes { .. }, Verb::WriteZeroes) => {
-                job.offset() == ask.sector * SECTOR && job.len() == ask.sectors * SECTOR
-            }
-            (DiskOp::Flush, Verb::Flush) => true,
-            _ => false,
-        };
+        let same = job.verb == ask.verb
+            && job.offset == ask.sector * SECTOR
+            && job.len == ask.sectors * SECTOR;
         if !same || ask.expect != Expect::Ok {
             return Err(broken(format!(
-                "request {request} asks to {} {} sectors @{}, the disk is asked for {:?} of {} bytes",
+                "request {request} asks to {} {} sectors @{}, the disk is asked to {} {} bytes @{}",
                 ask.verb.name(),
                 ask.sectors,
                 ask.sector,
-                job.op,
-                job.len()
+                job.verb.name(),
+                job.len,
+                job.offset
             )));
         }
-        let moved = job.segments.iter().map(|s| (s.addr, u64::from(s.len)));
+        let moved = job.segments.iter().map(|(addr, len)| (*addr, u64::from(*len)));
         let meant = ask.data.iter().map(|(addr, len)| (*addr, u64::from(*len)));
-        let moves = matches!(job.op, DiskOp::Read { .. } | DiskOp::Write { .. });
+        let moves = matches!(job.verb, Verb::Read | Verb::Write);
         if moves && joined(moved) != joined(meant) {
             return Err(broken(format!(
                 "request {request} has its data at {:x?}, the disk is given {:x?}",

@@ -8,9 +8,10 @@ use midflight::wire::{Dialect, request_name};
 /// How much to show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Detail {
-    /// Without the reading of sockets and with steps only where something was
-    /// stored.
+    /// Requests, kills and recoveries.
     Story,
+    /// The messages between the halves as well.
+    Messages,
     /// All of it.
     Everything,
 }
@@ -18,7 +19,7 @@ pub enum Detail {
 /// Render a slice of events. Pure: the same events give the same text.
 pub fn render(events: &[TraceEvent], detail: Detail) -> String {
     let mut out = String::new();
-    for event in events.iter().filter(|e| detail == Detail::Everything || tells(e.what)) {
+    for event in events.iter().filter(|e| shown(e.what, detail)) {
         let mut lanes = String::new();
         for lane in Lane::ALL {
             lanes.push(if lane == event.lane { '●' } else { '·' });
@@ -31,8 +32,12 @@ pub fn render(events: &[TraceEvent], detail: Detail) -> String {
     out
 }
 
-fn tells(what: What) -> bool {
-    !matches!(what, What::Delivered { .. } | What::Step { stores: 0, .. })
+fn shown(what: What, detail: Detail) -> bool {
+    match what {
+        What::Delivered { .. } | What::Step { stores: 0, .. } => detail == Detail::Everything,
+        What::Sent { .. } => detail != Detail::Story,
+        _ => true,
+    }
 }
 
 fn plural(n: u64, what: &str) -> String {

@@ -11,7 +11,7 @@ use crate::trace::{BackEvent, Lane, Verb, Wake, What};
 use midflight::backend::{
     self, Backend, CloseReason, Command, Input, MapFailed, MapRegion, Output,
 };
-use midflight::blk::{Completion, DeviceConfig, DiskOp, ReqId};
+use midflight::blk::{Completion, DeviceConfig, DiskOp, DiskRequest, ReqId};
 use midflight::time::Instant;
 
 /// A back-end process that lives.
@@ -324,22 +324,11 @@ impl World<'_> {
             .core
             .request(id)
             .ok_or_else(|| contract(format!("{id} goes to the disk, but nobody knows it")))?;
-        let job = Job {
-            id,
-            life: back.life,
-            conn: back.conn.unwrap_or(0),
-            vring: request.vring,
-            head: request.head,
-            op: request.op,
-            segments: request.segments.to_vec(),
-        };
+        let job = job(&request, back.life, back.conn.unwrap_or(0));
         self.stats.disk_requests += 1;
-        let (sector, sectors) = (job.offset() / 512, job.len() / 512);
-        let verb = verb(job.op);
-        self.trace.say(
-            Lane::Disk,
-            What::Issued { vring: job.vring, head: job.head, verb, sector, sectors },
-        );
+        let Job { vring, head, verb, offset, len, .. } = job;
+        let (sector, sectors) = (offset / 512, len / 512);
+        self.trace.say(Lane::Disk, What::Issued { vring, head, verb, sector, sectors });
         self.oracle.issued(&job)?;
         let plan = self.disk.submit(job);
         self.schedule(plan.apply_after, Event::DiskApply(plan.key));
@@ -564,12 +553,19 @@ impl World<'_> {
     }
 }
 
-fn verb(op: DiskOp) -> Verb {
-    match op {
-        DiskOp::Read { .. } => Verb::Read,
-        DiskOp::Write { .. } => Verb::Write,
-        DiskOp::Flush => Verb::Flush,
-        DiskOp::Discard { .. } => Verb::Discard,
-        DiskOp::WriteZeroes { .. } => Verb::WriteZeroes,
-    }
+/// The core's request in the words of the simulator.
+fn job(request: &DiskRequest<'_>, life: u32, conn: u32) -> Job {
+    let segments: Vec<_> = request.segments.iter().map(|s| (s.addr, s.len)).collect();
+    let moved = segments.iter().map(|(_, len)| u64::from(*len)).sum();
+    let (verb, offset, len, durable) = match request.op {
+        DiskOp::Read { offset } => (Verb::Read, offset, moved, false),
+        DiskOp::Write { offset, durable } => (Verb::Write, offset, moved, durable),
+        DiskOp::Flush => (Verb::Flush, 0, 0, false),
+        DiskOp::Discard { offset, len, durable } => (Verb::Discard, offset, len, durable),
+        DiskOp::WriteZeroes { offset, len, durable, .. } => {
+            (Verb::WriteZeroes, offset, len, durable)
+        }
+    };
+    let DiskRequest { id, vring, head, .. } = *request;
+    Job { id, life, conn, vring, head, verb, offset, len, durable, segments }
 }

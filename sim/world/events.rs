@@ -20,7 +20,7 @@ impl World<'_> {
             self.schedule(delay, Event::GuestTurn(vring));
         }
         loop {
-            let Some(event) = self.scheduler.next() else {
+            let Some(event) = self.scheduler.advance() else {
                 return Err(self.stuck("nothing is left to happen"));
             };
             let done = self.scheduler.done();

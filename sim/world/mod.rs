@@ -66,7 +66,7 @@ struct Kill {
 }
 
 /// What a run is asked for beside its seed.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Options {
     /// Keep the events.
     pub trace: bool,
@@ -76,12 +76,6 @@ pub struct Options {
     pub kill_at: Option<CrashPoint>,
     /// Note the shape of every step of the back-end.
     pub shapes: bool,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self { trace: false, judges: Judges::default(), kill_at: None, shapes: false }
-    }
 }
 
 /// See the module.
