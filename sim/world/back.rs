@@ -301,6 +301,10 @@ impl World<'_> {
                 ));
             }
             Output::Disk(id) => self.issue(id)?,
+            Output::MapLog { .. } => return Err(contract("no front-end here has a dirty log")),
+            Output::Cancel(id) => return Err(contract(format!("nobody suspends {id} here"))),
+            // One back-end at a time has the store here.
+            Output::AcquireStore | Output::ReleaseStore => {}
             Output::Release(handle) => {
                 if !back.handles.close(handle) {
                     return Err(contract(format!("back-end releases {handle} twice")));
