@@ -369,6 +369,9 @@ impl World<'_> {
             E::Draining { vring, inflight } => {
                 What::Back { event: BackEvent::Draining, a: vring.into(), b: inflight.into() }
             }
+            E::Suspending { .. } | E::Suspended { .. } | E::LogMapped { .. } => {
+                return Err(contract(format!("nobody asked for {event:?}")));
+            }
             E::VringBroken { vring, fault } => {
                 return Err(Violation::new("rings", format!("vring {vring} broken: {fault}")));
             }
