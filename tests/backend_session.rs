@@ -437,6 +437,21 @@ fn memory_is_not_taken_from_under_a_running_vring_or_a_request() {
 }
 
 #[test]
+fn memory_of_the_owner_before_is_forgotten_when_another_takes_over() {
+    let mut rig = negotiated();
+    rig.add_memory();
+    let live = rig.live.len();
+    rig.ok(R::SetOwner);
+    assert_eq!(rig.live.len(), live - 1);
+    rig.add_memory();
+    // Not while the device works: that is no new session.
+    let (mut rig, _) = Rig::running(disk());
+    rig.ok(R::SetOwner);
+    let h = rig.handle();
+    assert!(rig.refused(R::AddMemReg(guest_region(), h)).contains("overlaps"));
+}
+
+#[test]
 fn memory_that_cannot_be_mapped_is_refused_and_its_descriptor_released() {
     let mut rig = negotiated();
     rig.refuse_map = Some("file of 0 bytes, expected 4194304".to_owned());
