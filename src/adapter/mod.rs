@@ -34,5 +34,6 @@ mod serve;
 pub mod sigbus;
 mod signals;
 mod socket;
+mod spin;
 
 pub use cli::run;
