@@ -1,1 +1,15 @@
 //! Deterministic simulator for the midflight core.
+
+pub mod choices;
+pub mod crash;
+pub mod disk;
+pub mod guest;
+pub mod hash;
+pub mod memory;
+pub mod oracle;
+pub mod pattern;
+pub mod profile;
+pub mod run;
+pub mod scheduler;
+pub mod trace;
+pub mod world;

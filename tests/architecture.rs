@@ -28,7 +28,7 @@ const OUTSIDE: &[&str] = &[
     "std::net",
     "std::os",
     "std::fs",
-    "std::thread",
+    "std::thread::",
     "std::time",
     "std::process",
     "std::io",

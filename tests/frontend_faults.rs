@@ -50,7 +50,8 @@ fn frontend_gives_up_a_back_end_that_refuses_what_a_start_needs() {
 #[test]
 fn frontend_gives_up_for_good_on_a_back_end_that_is_unfit() {
     let no_queues = Unfit::TooFewQueues { wanted: 2, offered: 1 };
-    let cases: [(fn(&mut Peer), Unfit); 3] = [
+    type Spoil = fn(&mut Peer);
+    let cases: [(Spoil, Unfit); 3] = [
         (|peer| peer.queues = 1, no_queues),
         (|peer| peer.protocol &= !protocol::MQ, no_queues),
         (|peer| peer.protocol &= !protocol::CONFIG, Unfit::NoConfig),

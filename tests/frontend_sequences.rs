@@ -205,7 +205,6 @@ fn frontend_reconnects_with_its_region_and_the_used_indexes() {
     h.command(Command::Start(restart));
     let mut expected: Vec<String> = START_HEAD
         .iter()
-        .skip(0)
         .chain(&["SET_INFLIGHT_FD(fd900)"])
         .chain(&CALLS)
         .chain(&MEMORY)

@@ -19,6 +19,7 @@ mod log;
 
 mod capabilities;
 mod cli;
+pub mod client;
 mod clock;
 pub mod disk;
 mod error;

@@ -168,7 +168,7 @@ pub enum CloseReason {
 /// Something an operator may want to know. None needs an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// Negotiation ended: virtio features and protocol features in force.
+    /// Virtio features or protocol features in force have changed.
     Negotiated {
         /// Virtio feature bits.
         features: u64,

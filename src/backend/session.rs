@@ -24,7 +24,7 @@ pub const OFFERED_PROTOCOL_FEATURES: u64 = protocol::MQ
     | protocol::CONFIGURE_MEM_SLOTS;
 
 /// What was agreed with the front-end that is connected.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Session {
     /// Virtio features in force.
     pub features: u64,
@@ -256,8 +256,7 @@ impl<M: GuestMemory> Backend<M> {
                 return Err(FrontendFault::FeaturesWhileRunning { vring, from, to });
             }
         }
-        self.session.features = to;
-        self.event(Event::Negotiated { features: to, protocol: self.session.protocol });
+        self.agree(to, self.session.protocol);
         // spec: vhost-user, "Ring states": without bit 30 rings start enabled.
         // With it nothing changes: the message is sent again at run time.
         if to & virtio::PROTOCOL_FEATURES == 0 {
@@ -274,8 +273,17 @@ impl<M: GuestMemory> Backend<M> {
         if got & !offered != 0 {
             return Err(FrontendFault::Features { message: "SET_PROTOCOL_FEATURES", got, offered });
         }
-        self.session.protocol = got;
+        self.agree(self.session.features, got);
         Ok(())
+    }
+
+    /// Front-ends say the same more than once, and in either order.
+    fn agree(&mut self, features: u64, protocol: u64) {
+        let agreed = Session { features, protocol };
+        if agreed != self.session {
+            self.session = agreed;
+            self.event(Event::Negotiated { features, protocol });
+        }
     }
 
     fn get_config(&self, asked: ConfigPayload) -> Result<ConfigPayload, FrontendFault> {

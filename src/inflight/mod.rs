@@ -1,7 +1,7 @@
 //! The inflight region: what lets a successor finish a dead back-end's work.
 //!
 //! Every load and store of the region happens in this folder and nowhere else,
-//! and this folder does not know who is asking. [`split`] has one function for
+//! and this folder does not know who is asking. `split` has one function for
 //! each step of the spec's algorithm; `recover` reads a region that somebody
 //! else left behind. DESIGN.md, "Inflight region, store by store", has the
 //! argument why a kill between any two stores is safe, by the same step names.

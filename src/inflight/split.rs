@@ -13,7 +13,7 @@ use vm_memory::{AtomicAccess, Bytes, GuestAddress, GuestMemory};
 /// One vring's part of the region, as its only writer sees it.
 ///
 /// What this back-end needs back (the counter, the batch list) it keeps itself:
-/// after [`recover`](Self::recover) the region is only ever written.
+/// after [`attach`](Self::attach) the region is only ever written.
 #[derive(Clone, Debug)]
 pub struct SplitRegion {
     base: u64,

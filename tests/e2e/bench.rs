@@ -130,9 +130,21 @@ pub struct Rig {
 }
 
 impl Rig {
+    /// A front-end that never lost its back-end has nothing to complain of;
+    /// some refusals it survives by connecting again, and no data check sees
+    /// those.
+    fn check_quiet(&self) -> Result<(), String> {
+        let printed = self.vm.printed();
+        if self.daemon.starts > 1 || printed.is_empty() {
+            return Ok(());
+        }
+        Err(format!("qemu printed: {}", printed.trim().replace('\n', " | ")))
+    }
+
     /// Ends both the regular way.
     fn close(mut self) -> Result<(), String> {
         self.daemon.check_alive()?;
+        self.check_quiet()?;
         self.vm.quit()?;
         self.daemon.check_alive()?;
         self.daemon.terminate()
@@ -198,22 +210,38 @@ impl Bench {
             self.close_rig();
             self.logs.clear();
             let daemon = self.serve(spec.size, spec.disk.clone())?;
-            let disk = Disk { socket: daemon.socket.clone(), queues: spec.disk.queues };
-            let vm = match self.boot(spec.cpus, &disk) {
-                Ok(vm) => vm,
-                // Emulated processors sometimes die at boot, whatever the disk.
-                Err(what) => {
-                    println!("     boot failed once ({what}), trying again");
-                    self.boot_retries += 1;
-                    self.boot(spec.cpus, &disk)?
-                }
-            };
-            self.rig = Some(Rig { spec: spec.clone(), vm, daemon });
+            self.boot_rig(spec, daemon)?;
         }
         let rig = self.rig.as_mut().ok_or("no machine")?;
         rig.vm.check_alive()?;
         rig.daemon.check_alive()?;
         Ok(rig)
+    }
+
+    /// Ends the machine by `how`, checks that the daemon does not mind, and
+    /// boots another one on the same daemon.
+    pub fn next_machine(
+        &mut self,
+        how: impl FnOnce(Vm) -> Result<(), String>,
+    ) -> Result<&mut Rig, String> {
+        let Rig { spec, vm, mut daemon } = self.rig.take().ok_or("no machine")?;
+        how(vm)?;
+        daemon.check_alive()?;
+        self.boot_rig(&spec, daemon)
+    }
+
+    fn boot_rig(&mut self, spec: &Spec, daemon: Daemon) -> Result<&mut Rig, String> {
+        let disk = Disk { socket: daemon.socket.clone(), queues: spec.disk.queues };
+        let vm = match self.boot(spec.cpus, &disk) {
+            Ok(vm) => vm,
+            // Emulated processors sometimes die at boot, whatever the disk.
+            Err(what) => {
+                println!("     boot failed once ({what}), trying again");
+                self.boot_retries += 1;
+                self.boot(spec.cpus, &disk)?
+            }
+        };
+        Ok(self.rig.insert(Rig { spec: spec.clone(), vm, daemon }))
     }
 
     fn boot(&mut self, cpus: u32, disk: &Disk) -> Result<Vm, String> {
@@ -234,6 +262,14 @@ impl Bench {
                 self.troubles.push(format!("closing the machine with {what}: {error}"));
             }
         }
+    }
+
+    /// What is checked after every scenario, whatever it was about.
+    pub fn check(&mut self) -> Result<(), String> {
+        let Some(rig) = &mut self.rig else { return Ok(()) };
+        rig.vm.check_alive()?;
+        rig.daemon.check_alive()?;
+        rig.check_quiet()
     }
 
     /// The ends of all logs of the present machine.

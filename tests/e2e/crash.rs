@@ -4,8 +4,11 @@ use std::time::{Duration, Instant};
 
 use crate::Scenario;
 use crate::bench::{Bench, Figures, Rig, Spec};
+use crate::block;
+use crate::daemon::DiskOptions;
 use crate::run::{Plan, Run};
 use crate::steady;
+use crate::vm::Vm;
 
 /// Longest until everything that was outstanding at a kill has completed.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -18,6 +21,9 @@ pub fn scenarios() -> Vec<Scenario> {
         Scenario { name: "kill_while_stopped_then_cont", run: kill_while_stopped },
         Scenario { name: "kill_while_stopped_cont_before_next_daemon", run: cont_before_daemon },
         Scenario { name: "sigterm_during_io_successor_resumes", run: sigterm },
+        Scenario { name: "front_end_quits_or_dies_during_io", run: front_end_leaves },
+        Scenario { name: "kill_storm_on_a_fast_disk", run: storm_cached },
+        Scenario { name: "kill_storm_on_a_fast_direct_disk", run: storm_direct },
     ]
 }
 
@@ -107,4 +113,60 @@ fn sigterm(bench: &mut Bench) -> Result<Figures, String> {
         pause(round % 3 * 100);
         rig.daemon.start_again()
     })
+}
+
+/// The machine goes away, politely or not, with requests in flight. Nobody
+/// will ask for them again; the next machine must find a disk that works.
+fn front_end_leaves(bench: &mut Bench) -> Result<Figures, String> {
+    let mut figures = Figures::default();
+    for (seed, how) in [(46, Vm::quit as fn(Vm) -> Result<(), String>), (47, Vm::kill)] {
+        let guest = bench.rig(&Spec::slow())?.vm.guest.clone();
+        let plan = Plan { seed, ..Plan::slow() };
+        guest.ask(&format!("start {} fresh=1", plan.arguments()))?;
+        pause(500);
+        let inflight = guest.ask("status")?.number("inflight")?;
+        let rig = bench.next_machine(how)?;
+        let run = Run::start(&rig.vm.guest, &Plan { seed: seed + 10, ..plan })?;
+        run.wait_for(300, LIMIT)?;
+        figures.add(run.finish(&rig.daemon.image)?);
+        figures.note(format!("left with {inflight} in flight"));
+    }
+    Ok(figures)
+}
+
+/// Kills at moments that have nothing to do with what the daemon is doing, on
+/// a disk without delay: thousands of requests a second pass through every
+/// step of the tracking, so some kills fall between two of them.
+fn storm(bench: &mut Bench, seed: u64, direct: bool) -> Result<Figures, String> {
+    const KILLS: u32 = 30;
+    let disk = DiskOptions { queues: 2, direct, ..DiskOptions::default() };
+    let rig = bench.rig(&Spec { cpus: 2, size: 16 << 20, disk })?;
+    let plan = Plan { len: 2 << 20, most: 2, seed, ..Plan::default() };
+    let run = Run::start(&rig.vm.guest, &plan)?;
+    let (mut random, mut held, mut longest) = (block::mix(seed), 0, Duration::ZERO);
+    for kill in 0..KILLS {
+        random = block::mix(random);
+        std::thread::sleep(Duration::from_micros(40_000 + random % 60_000));
+        held += run.mark()?;
+        let start = Instant::now();
+        rig.daemon.kill()?;
+        rig.daemon.start_again()?;
+        run.wait_for_marked(LIMIT).map_err(|what| format!("kill {kill}: {what}"))?;
+        longest = longest.max(start.elapsed());
+        rig.daemon.check_alive()?;
+    }
+    let mut figures = run.finish(&rig.daemon.image)?;
+    figures.note(format!(
+        "{KILLS} kills, {held} operations outstanding at them, all completed after at most {} ms",
+        longest.as_millis()
+    ));
+    Ok(figures)
+}
+
+fn storm_cached(bench: &mut Bench) -> Result<Figures, String> {
+    storm(bench, 60, false)
+}
+
+fn storm_direct(bench: &mut Bench) -> Result<Figures, String> {
+    storm(bench, 61, true)
 }

@@ -143,7 +143,9 @@ fn main() -> ExitCode {
     let (mut passed, mut failed) = (0, 0);
     for scenario in &scenarios {
         let start = Instant::now();
-        let result = (scenario.run)(&mut bench);
+        let result = (scenario.run)(&mut bench).and_then(|figures| {
+            bench.check().map(|()| figures).map_err(|e| format!("afterwards {e}"))
+        });
         let seconds = start.elapsed().as_secs_f64();
         match result {
             Ok(figures) => {

@@ -9,9 +9,8 @@ use serde_json::json;
 use crate::Scenario;
 use crate::bench::{Bench, Figures, Spec};
 use crate::daemon::{Daemon, DiskOptions};
-use crate::process;
 use crate::run::{self, Plan, Run};
-use crate::vm::Vm;
+use crate::vm::{Vm, wait_for_disks};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -21,12 +20,6 @@ pub fn scenarios() -> Vec<Scenario> {
         Scenario { name: "read_only_disk_plugged", run: read_only },
         Scenario { name: "direct_disk_with_4k_blocks_plugged", run: direct },
     ]
-}
-
-fn wait_for_disks(vm: &Vm, expected: &str) -> Result<(), String> {
-    process::until(LIMIT, &format!("the guest's disks to be {expected}"), || {
-        Ok((vm.guest.ask("disks")?.text("disks")? == expected).then_some(()))
-    })
 }
 
 fn device_add(vm: &mut Vm, number: u32, queues: u32) -> Result<(), String> {
@@ -75,10 +68,10 @@ fn with_disk(
     let vm = &mut bench.rig(&Spec::plain())?.vm;
     chardev_add(vm, 1, &daemon.socket)?;
     device_add(vm, 1, queues)?;
-    wait_for_disks(vm, "vda,vdb")?;
+    wait_for_disks(&vm.guest, "vda,vdb")?;
     let figures = body(vm, &daemon)?;
     device_del(vm, 1)?;
-    wait_for_disks(vm, "vda")?;
+    wait_for_disks(&vm.guest, "vda")?;
     vm.execute("chardev-remove", json!({ "id": "socket1" }))?;
     daemon.check_alive()?;
     daemon.terminate()?;
@@ -97,10 +90,10 @@ fn unplug_and_plug(bench: &mut Bench) -> Result<Figures, String> {
     for _ in 0..TIMES {
         let known = run::generations(&guest, &plan)?;
         device_del(&mut rig.vm, 0)?;
-        wait_for_disks(&rig.vm, "none")?;
+        wait_for_disks(&rig.vm.guest, "none")?;
         rig.daemon.check_alive()?;
         device_add(&mut rig.vm, 0, rig.spec.disk.queues)?;
-        wait_for_disks(&rig.vm, "vda")?;
+        wait_for_disks(&rig.vm.guest, "vda")?;
         run::scan(&guest, &plan, &known)?;
         let run = Run::go_on(&guest, &plan)?;
         run.wait_for(1000, LIMIT)?;

@@ -228,6 +228,11 @@ impl Run {
         .map_err(|what| self.explain(what))
     }
 
+    /// Marks what is outstanding now, however little. Returns how many.
+    pub fn mark(&self) -> Result<u64, String> {
+        self.guest.ask("mark")?.number("inflight")
+    }
+
     /// Waits until everything outstanding at the mark has completed.
     pub fn wait_for_marked(&self, limit: Duration) -> Result<(), String> {
         process::until(limit, "every marked operation to complete", || {

@@ -12,6 +12,7 @@ use crate::Scenario;
 use crate::bench::{Bench, Figures, Spec};
 use crate::daemon::DiskOptions;
 use crate::run::{self, Plan, Run};
+use crate::vm;
 
 /// Longest a stretch of I/O may take.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -212,11 +213,9 @@ fn rebind(bench: &mut Bench) -> Result<Figures, String> {
         let known = run::generations(&guest, &plan)?;
         let device = guest.ask("device disk=vda")?.text("device")?.to_string();
         guest.ask(&format!("unbind device={device}"))?;
-        let disks = guest.ask("disks")?;
-        if disks.text("disks")? != "none" {
-            return Err(format!("disks after unbind: {}", disks.text("disks")?));
-        }
+        vm::wait_for_disks(&guest, "none")?;
         guest.ask(&format!("bind device={device}"))?;
+        vm::wait_for_disks(&guest, "vda")?;
         run::scan(&guest, &plan, &known)?;
         let run = Run::go_on(&guest, &plan)?;
         run.wait_for(1000, LIMIT)?;

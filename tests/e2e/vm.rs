@@ -38,6 +38,7 @@ pub struct Vm {
     process: Process,
     pub qmp: Qmp,
     pub guest: Guest,
+    log: PathBuf,
 }
 
 impl Vm {
@@ -98,7 +99,7 @@ impl Vm {
         };
         let qmp = Qmp::connect(connect(&control)?)?;
         let guest = Guest::connect(connect(&channel)?)?;
-        let mut vm = Self { process, qmp, guest };
+        let mut vm = Self { process, qmp, guest, log: file("qemu.log") };
         vm.wait_for_guest(None, end)?;
         Ok(vm)
     }
@@ -115,6 +116,11 @@ impl Vm {
                 }
             }
             self.check_alive()?;
+            // A processor that cannot go on does not end QEMU.
+            let status = self.execute("query-status", json!({}))?["status"].clone();
+            if status != json!("running") {
+                return Err(format!("the machine is in state {status}"));
+            }
             if Instant::now() > end {
                 return Err("the guest did not come up in time".to_string());
             }
@@ -144,10 +150,27 @@ impl Vm {
         self.execute("cont", json!({})).map(|_| ())
     }
 
+    /// What QEMU has printed so far. In peace it prints nothing.
+    pub fn printed(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// SIGKILL: the front-end is gone from one moment to the next.
+    pub fn kill(mut self) -> Result<(), String> {
+        self.process.kill()
+    }
+
     /// Lets QEMU end by itself, so that it stops its devices in order.
     pub fn quit(mut self) -> Result<(), String> {
         self.execute("quit", json!({}))?;
         let status = self.process.wait(Duration::from_secs(20))?;
         if status.success() { Ok(()) } else { Err(format!("qemu ended with {status}")) }
     }
+}
+
+/// Waits until the guest has exactly these disks, all of them complete.
+pub fn wait_for_disks(guest: &Guest, expected: &str) -> Result<(), String> {
+    process::until(Duration::from_secs(30), &format!("the guest's disks to be {expected}"), || {
+        Ok((guest.ask("disks")?.text("disks")? == expected).then_some(()))
+    })
 }

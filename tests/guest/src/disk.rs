@@ -9,12 +9,18 @@ fn read(path: &str) -> Result<String, String> {
         .map_err(|error| format!("cannot read {path}: {error}"))
 }
 
-/// Names of the virtio disks there are now, sorted, or "none".
+/// Names of the virtio disks there are now, sorted, or "none". One that is
+/// still coming, or already going, has a question mark.
 pub fn list() -> Result<String, String> {
     let mut names: Vec<String> = fs::read_dir("/sys/block")
         .map_err(|error| format!("cannot list /sys/block: {error}"))?
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
         .filter(|name| name.starts_with("vd"))
+        .map(|name| {
+            let parts = [format!("/sys/block/{name}/mq"), format!("/dev/{name}")];
+            let whole = parts.iter().all(|part| Path::new(part).exists());
+            if whole { name } else { name + "?" }
+        })
         .collect();
     names.sort();
     if names.is_empty() {

@@ -1,0 +1,131 @@
+//! One seed with its story, or many with a summary.
+
+use super::progress::{Progress, grouped};
+use super::seeds::Seeds;
+use midflight::time::Instant;
+use midflight_sim::memory::Arena;
+use midflight_sim::oracle::Violation;
+use midflight_sim::profile::Profile;
+use midflight_sim::run::{Sum, run, run_profile};
+use midflight_sim::trace::{Detail, render};
+use midflight_sim::world::{Options, Outcome};
+
+/// Seed of the run for newcomers: the kill finds requests in flight.
+const TOUR_SEED: u64 = 1;
+
+/// Failures printed; the others are counted.
+const SHOWN: usize = 5;
+
+pub fn one(seed: Option<u64>, detail: Option<Detail>) -> bool {
+    let options = Options { trace: detail.is_some(), ..Options::default() };
+    let mut arena = Arena::new();
+    let outcome = match seed {
+        Some(seed) => run(&mut arena, seed, &options),
+        None => run_profile(&mut arena, TOUR_SEED, Profile::tour(), &options),
+    };
+    match seed {
+        Some(seed) => println!("seed       {seed}"),
+        None => println!("a short run with one kill; `run --seed N` draws others"),
+    }
+    println!("{}", outcome.profile);
+    if let Some(detail) = detail {
+        print!("\n{}", render(outcome.trace.events(), detail));
+    }
+    println!();
+    report(seed, &outcome);
+    outcome.verdict.is_ok()
+}
+
+fn report(seed: Option<u64>, outcome: &Outcome) {
+    let s = &outcome.stats;
+    let at = Instant::from_nanos(outcome.at);
+    if let Err(violation) = &outcome.verdict {
+        failure(seed, violation);
+        println!("  where    t={at}, event {}", s.events);
+    } else {
+        println!("PASS       every request completed once, with an allowed value");
+    }
+    println!(
+        "counted    {} events in {at}, {} requests, {} stores, {} kills, {} shutdowns, {} lost connections, {} pauses",
+        s.events, s.requests, s.stores, s.kills, s.shutdowns, s.breaks, s.pauses
+    );
+    println!(
+        "recovered  {} vrings taken over with {} requests in flight, largest batch {}",
+        s.recoveries, s.resubmitted, s.largest_batch
+    );
+    println!("trace hash {:016x}", outcome.hash);
+}
+
+fn failure(seed: Option<u64>, violation: &Violation) {
+    let replay = seed.map_or_else(String::new, |seed| format!(" --seed {seed}"));
+    println!("FAIL       a promise was broken");
+    println!("  what     {}", violation.message);
+    println!("  oracle   {}", violation.oracle);
+    println!("  replay   cargo sim run{replay}");
+}
+
+pub fn many(seeds: Seeds) -> bool {
+    let mut arena = Arena::new();
+    let mut sum = Sum::default();
+    let mut progress = Progress::new("seeds");
+    for seed in seeds.range() {
+        let outcome = run(&mut arena, seed, &Options::default());
+        sum.add(seed, &outcome);
+        let note = match sum.failures.len() {
+            0 => String::new(),
+            n => format!("{n} failed"),
+        };
+        progress.show(sum.seeds, seeds.count(), &note);
+    }
+    progress.clear();
+    summary(&sum, progress.elapsed_ms());
+    sum.failures.is_empty()
+}
+
+fn summary(sum: &Sum, elapsed_ms: u64) {
+    for (seed, violation) in sum.failures.iter().take(SHOWN) {
+        failure(Some(*seed), violation);
+        println!();
+    }
+    let s = &sum.stats;
+    let per_second = |n: u64| grouped(1_000 * n / elapsed_ms.max(1));
+    println!("seeds       {}, {} failed", grouped(sum.seeds), sum.failures.len());
+    println!("events      {}", grouped(s.events));
+    println!("requests    {} completed and checked", grouped(s.requests));
+    println!("stores      {} of the back-end to shared memory", grouped(s.stores));
+    println!(
+        "trouble     {} kills, {} shutdowns, {} lost connections, {} pauses",
+        grouped(s.kills),
+        grouped(s.shutdowns),
+        grouped(s.breaks),
+        grouped(s.pauses)
+    );
+    println!(
+        "recoveries  {} vrings taken over with {} requests in flight, largest batch {}",
+        grouped(s.recoveries),
+        grouped(s.resubmitted),
+        s.largest_batch
+    );
+    println!(
+        "speed       {} seeds/s, {} events/s, {} simulated in {}.{:03}s",
+        per_second(sum.seeds),
+        per_second(s.events),
+        Instant::from_nanos(sum.at),
+        elapsed_ms / 1_000,
+        elapsed_ms % 1_000
+    );
+    println!("hash        {:016x} over all trace hashes", sum.hash());
+}
+
+/// One line a seed, for `diff`.
+pub fn hashes(seeds: Seeds) -> bool {
+    let mut arena = Arena::new();
+    let mut kept = true;
+    for seed in seeds.range() {
+        let outcome = run(&mut arena, seed, &Options::default());
+        kept &= outcome.verdict.is_ok();
+        let verdict = if outcome.verdict.is_ok() { "pass" } else { "FAIL" };
+        println!("{seed} {:016x} {verdict}", outcome.hash);
+    }
+    kept
+}

@@ -1,0 +1,118 @@
+//! Where the guest keeps things.
+//!
+//! Three regions: the first two are neighbours by guest address and two
+//! mappings for the back-end, so buffers may cross from one into the other;
+//! the third lies above 4 GiB.
+
+use crate::memory::{Arena, Mem, RegionId};
+use crate::oracle::RingView;
+use midflight::driver::RingLayout;
+
+/// A region of guest memory.
+#[derive(Clone, Copy, Debug)]
+pub struct GuestRegion {
+    /// Guest-physical address.
+    pub guest: u64,
+    /// Bytes.
+    pub size: u64,
+    /// Address the front-end has it at. Only a number.
+    pub user: u64,
+}
+
+const KIB: u64 = 1024;
+
+/// The regions of every guest.
+pub const REGIONS: [GuestRegion; 3] = [
+    GuestRegion { guest: 0, size: 128 * KIB, user: 0x7f00_0000_0000 },
+    GuestRegion { guest: 128 * KIB, size: 256 * KIB, user: 0x7f10_0000_0000 },
+    GuestRegion { guest: 1 << 32, size: 1024 * KIB, user: 0x7f20_0000_0000 },
+];
+
+/// First byte for rings; one ring takes less than a step.
+const RINGS: u64 = 4 * KIB;
+const RING_STEP: u64 = 8 * KIB;
+
+/// Bytes of a slot for an indirect table, before the header.
+pub const TABLE: u64 = KIB;
+/// Bytes of a slot beside table and data: header, status, gaps.
+const SLACK: u64 = 96;
+
+/// A guest's memory, and which part is for what.
+pub struct GuestMemory {
+    /// All of it.
+    pub mem: Mem,
+    /// Regions of the arena, as in [`REGIONS`].
+    pub ids: [RegionId; 3],
+}
+
+impl GuestMemory {
+    /// Zeroed memory.
+    pub fn new(arena: &mut Arena) -> Self {
+        let ids = REGIONS.map(|r| arena.region(r.size));
+        let view: Vec<_> = REGIONS.iter().zip(ids).map(|(r, id)| (r.guest, id)).collect();
+        Self { mem: arena.view(&view), ids }
+    }
+}
+
+/// Where the ring of a vring lies.
+///
+/// # Panics
+/// If the ring is too large for its place.
+pub fn ring(vring: u16, size: u16) -> RingLayout {
+    let base = RINGS + RING_STEP * u64::from(vring);
+    assert!(RingLayout::footprint(size) <= RING_STEP, "a ring of {size} entries has no room");
+    RingLayout::contiguous(size, base).expect("aligned and small")
+}
+
+/// The same for the oracle.
+pub fn ring_view(layout: &RingLayout, index: u16) -> RingView {
+    RingView {
+        size: layout.size,
+        avail: layout.avail,
+        used: layout.used,
+        avail_seen: index,
+        used_seen: index,
+    }
+}
+
+/// Bases of the request slots: the first ones across the border of the first
+/// two regions, the rest above 4 GiB.
+pub fn slots(count: u64, max_sectors: u64) -> Vec<u64> {
+    let step = (TABLE + SLACK + 512 * max_sectors).next_multiple_of(64);
+    let [low, middle, high] = REGIONS;
+    let low_first = RINGS + 4 * RING_STEP + 4 * KIB;
+    let low_end = middle.guest + middle.size;
+    // As many below the border as above it, so that one lies across.
+    let below = (low.guest + low.size - low_first) / step;
+    let in_low = ((low_end - low_first) / step).min(count.div_ceil(2).max(below + 1)).min(count);
+    let in_high = count - in_low;
+    assert!(in_high * step <= high.size, "{count} slots of {step} bytes have no room");
+    let low = (0..in_low).map(|i| low_first + 24 + i * step - (low_first + 24) % 16);
+    let high = (0..in_high).map(|i| high.guest + i * step);
+    low.chain(high).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guest_slots_lie_apart_inside_memory_and_some_cross_a_border() {
+        for (count, sectors) in [(1, 1), (96, 16), (24, 16), (10, 8)] {
+            let slots = slots(count, sectors);
+            assert_eq!(slots.len() as u64, count);
+            let len = TABLE + SLACK + 512 * sectors;
+            for pair in slots.windows(2) {
+                assert!(pair[0] + len <= pair[1]);
+            }
+            for slot in &slots {
+                let low = *slot >= 40 * KIB && slot + len <= 384 * KIB;
+                let high = *slot >= 1 << 32 && slot + len <= (1 << 32) + 1024 * KIB;
+                assert!(low || high, "{slot:#x}");
+                assert_eq!(slot % 16, 0);
+            }
+        }
+        let slots = slots(96, 16);
+        assert!(slots.iter().any(|s| *s < 128 * KIB && s + TABLE + 512 * 16 > 128 * KIB));
+    }
+}

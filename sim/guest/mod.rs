@@ -1,0 +1,356 @@
+//! The guest: a block driver on every vring, and something to do.
+
+pub mod memory;
+mod workload;
+
+use crate::choices::{Ratio, Stream};
+use crate::memory::Mem;
+use crate::oracle::{Ask, Expect, Oracle, Violation};
+use crate::pattern;
+use crate::profile::Profile;
+use crate::trace::{Lane, Trace, Verb, What};
+use midflight::driver::{
+    BlkDriver, BlkOp, BlkRequest, DriverError, Framing, RequestBuffers, RingFeatures, RingLayout,
+    Span, SplitDriver,
+};
+use std::collections::BTreeMap;
+use vm_memory::{Bytes, GuestAddress};
+use workload::Plan;
+
+/// A type that no block device knows.
+const UNKNOWN_TYPE: u32 = 0x7777;
+
+/// What a guest's turn leaves for the world to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Turn {
+    /// Signal the vring's kick.
+    pub kick: bool,
+    /// Give the guest another turn after so many nanoseconds.
+    pub again_after: Option<u64>,
+}
+
+struct Queue {
+    driver: BlkDriver,
+    free_slots: Vec<u64>,
+    /// Slot by request.
+    slots: BTreeMap<u64, u64>,
+    /// A call or a wish came while the guest was paused.
+    missed: bool,
+}
+
+/// See the module.
+pub struct Guest {
+    mem: Mem,
+    stream: Stream,
+    profile: Profile,
+    queues: Vec<Queue>,
+    depth: u64,
+    next_request: u64,
+    completed: u64,
+    paused: bool,
+    scratch: Vec<u8>,
+}
+
+fn blame(error: DriverError) -> Violation {
+    Violation::new("driver", error.to_string())
+}
+
+impl Guest {
+    /// A guest whose rings have been used up to the profile's first index.
+    pub fn new(mem: Mem, stream: Stream, profile: &Profile) -> Result<Self, Violation> {
+        let depth = profile.depth.min(u64::from(profile.ring_size)).max(1);
+        let mut slots = memory::slots(depth * u64::from(profile.queues), profile.max_sectors);
+        let mut queues = Vec::new();
+        for vring in 0..profile.queues {
+            let layout = memory::ring(vring, profile.ring_size);
+            queues.push(Queue {
+                driver: driver(&mem, layout, profile).map_err(blame)?,
+                free_slots: slots.split_off(slots.len() - depth as usize),
+                slots: BTreeMap::new(),
+                missed: false,
+            });
+        }
+        Ok(Self {
+            mem,
+            stream,
+            profile: profile.clone(),
+            queues,
+            depth,
+            next_request: 0,
+            completed: 0,
+            paused: false,
+            scratch: Vec::new(),
+        })
+    }
+
+    /// Where a vring's ring lies.
+    pub fn layout(&self, vring: u16) -> RingLayout {
+        *self.queues[usize::from(vring)].driver.ring().layout()
+    }
+
+    /// The decisions so far.
+    pub fn stream(&self) -> &Stream {
+        &self.stream
+    }
+
+    /// Whether everything asked for was done, and nothing is left to ask.
+    pub fn is_done(&self) -> bool {
+        self.completed == self.profile.requests
+    }
+
+    /// Used elements that the guest has not looked at, by vring.
+    pub fn unseen(&self, vring: u16, used_index: u16) -> u16 {
+        used_index.wrapping_sub(self.queues[usize::from(vring)].driver.ring().next_used())
+    }
+
+    /// Stop or go on.
+    pub fn pause(&mut self, on: bool) {
+        self.paused = on;
+    }
+
+    /// Whether it is stopped.
+    pub fn is_paused(&self) -> bool {
+        self.paused
+    }
+
+    /// Take up what came while the guest was paused: vrings to give a turn.
+    pub fn take_missed(&mut self) -> Vec<u16> {
+        let missed = (0u16..).zip(&mut self.queues);
+        missed.filter_map(|(i, q)| std::mem::take(&mut q.missed).then_some(i)).collect()
+    }
+
+    /// A vring's driver runs: takes what is used, asks for more.
+    pub fn turn(
+        &mut self,
+        vring: u16,
+        oracle: &mut Oracle,
+        trace: &mut Trace,
+    ) -> Result<Turn, Violation> {
+        if self.paused {
+            self.queues[usize::from(vring)].missed = true;
+            return Ok(Turn::default());
+        }
+        if self.stream.chance("calls off", Ratio::new(1, 2)) {
+            let queue = &mut self.queues[usize::from(vring)];
+            queue.driver.ring_mut().disable_calls(&self.mem).map_err(blame)?;
+        }
+        self.reap(vring, oracle, trace)?;
+        let room = self.room(vring);
+        if room > 0 {
+            let batch = self.stream.range("batch", 1, self.profile.batch.min(room));
+            for _ in 0..batch {
+                if !self.offer(vring, oracle, trace)? {
+                    break;
+                }
+            }
+        }
+        let queue = &mut self.queues[usize::from(vring)];
+        let published = queue.driver.publish(&self.mem).map_err(blame)?;
+        let mut turn = Turn::default();
+        if published > 0 {
+            turn.kick = queue.driver.kick_needed(&self.mem).map_err(blame)?;
+            let index = queue.driver.ring().avail_idx();
+            trace.say(Lane::Guest, What::Published { vring, index, kick: turn.kick });
+            oracle.published(&self.mem, vring)?;
+        }
+        self.ask_for_call(vring, &mut turn)?;
+        if turn.again_after.is_none() && self.room(vring) > 0 && published > 0 {
+            turn.again_after = Some(1_000 * self.stream.below("think", 60));
+        }
+        Ok(turn)
+    }
+
+    /// Requests this vring may put out now.
+    fn room(&self, vring: u16) -> u64 {
+        let queue = &self.queues[usize::from(vring)];
+        let left = self.profile.requests - self.next_request;
+        (self.depth - queue.slots.len() as u64).min(left)
+    }
+
+    fn ask_for_call(&mut self, vring: u16, turn: &mut Turn) -> Result<(), Violation> {
+        let queue = &mut self.queues[usize::from(vring)];
+        let out = u64::from(queue.driver.ring().outstanding());
+        if out == 0 {
+            return Ok(());
+        }
+        let count = match self.stream.below("call.after", 4) {
+            0 => self.stream.range("call.count", 1, out),
+            _ => 1,
+        };
+        let ring = queue.driver.ring_mut();
+        if ring.enable_calls_after(&self.mem, count as u16).map_err(blame)? {
+            turn.again_after = Some(0);
+        }
+        Ok(())
+    }
+
+    fn reap(&mut self, vring: u16, oracle: &Oracle, trace: &mut Trace) -> Result<(), Violation> {
+        let queue = &mut self.queues[usize::from(vring)];
+        while let Some(done) = queue.driver.reap(&self.mem).map_err(blame)? {
+            let request = done.token;
+            trace.say(
+                Lane::Guest,
+                What::Completed {
+                    vring,
+                    head: done.head,
+                    request,
+                    status: done.status.code(),
+                    len: done.len,
+                },
+            );
+            if oracle.ledger().holder(vring, done.head) == Some(request) {
+                let message = format!("request {request} is reaped, but has no used entry");
+                return Err(Violation::new("driver", message));
+            }
+            let slot = queue.slots.remove(&request).ok_or_else(|| {
+                Violation::new("driver", format!("request {request} is reaped twice"))
+            })?;
+            queue.free_slots.push(slot);
+            self.completed += 1;
+        }
+        Ok(())
+    }
+
+    /// Put one more request into the ring; false if it has no room now.
+    fn offer(
+        &mut self,
+        vring: u16,
+        oracle: &mut Oracle,
+        trace: &mut Trace,
+    ) -> Result<bool, Violation> {
+        let plan = workload::draw(&mut self.stream, &self.profile);
+        let framing = workload::framing(&mut self.stream, self.profile.indirect);
+        let spread = workload::spread(&mut self.stream, plan.data_len);
+        let Some(slot) = self.queues[usize::from(vring)].free_slots.pop() else {
+            return Ok(false);
+        };
+        let request = self.next_request;
+        let mut place = place(slot, &spread);
+        self.fill(&plan, &place.data, request);
+        let result = match self.submit(vring, request, &plan, &place, &framing) {
+            // A ring with nothing in it must take the plainest chain.
+            Err(DriverError::RingFull { .. })
+                if self.queues[usize::from(vring)].driver.pending().next().is_none() =>
+            {
+                place = self::place(slot, &[(plan.data_len, 0)][..usize::from(plan.data_len > 0)]);
+                self.fill(&plan, &place.data, request);
+                self.submit(vring, request, &plan, &place, &Framing::CLASSIC)
+            }
+            other => other,
+        };
+        let queue = &mut self.queues[usize::from(vring)];
+        let head = match result {
+            Ok(head) => head,
+            Err(DriverError::RingFull { .. }) => {
+                queue.free_slots.push(slot);
+                return Ok(false);
+            }
+            Err(other) => return Err(blame(other)),
+        };
+        queue.slots.insert(request, slot);
+        self.next_request += 1;
+        let Plan { verb, sector, sectors, expect, .. } = plan;
+        trace.say(Lane::Guest, What::Offered { vring, head, request, verb, sector, sectors });
+        oracle.offered(Ask {
+            request,
+            vring,
+            head,
+            verb,
+            sector,
+            sectors,
+            expect,
+            data: place.data.iter().map(|s| (s.addr, s.len)).collect(),
+            status: place.status,
+            published: None,
+            order: 0,
+        });
+        Ok(true)
+    }
+
+    fn submit(
+        &mut self,
+        vring: u16,
+        request: u64,
+        plan: &Plan,
+        place: &Place,
+        framing: &Framing,
+    ) -> Result<u16, DriverError> {
+        let Plan { sector, .. } = *plan;
+        let range = plan.range();
+        let op = match plan.verb {
+            Verb::Read => BlkOp::In { sector },
+            Verb::Write => BlkOp::Out { sector },
+            Verb::Flush => BlkOp::Flush,
+            Verb::GetId => BlkOp::GetId,
+            Verb::Discard => BlkOp::Discard(&range),
+            Verb::WriteZeroes => BlkOp::WriteZeroes(&range),
+            Verb::Unknown => BlkOp::Other { kind: UNKNOWN_TYPE, sector, writable: true },
+        };
+        let buffers = RequestBuffers {
+            header: place.header,
+            data: &place.data,
+            status: place.status,
+            table: Some(place.table),
+        };
+        let driver = &mut self.queues[usize::from(vring)].driver;
+        driver.submit(&self.mem, &BlkRequest { op, token: request }, &buffers, framing)
+    }
+
+    /// Give a write its content, and a read a buffer that is surely not right.
+    fn fill(&mut self, plan: &Plan, data: &[Span], request: u64) {
+        if matches!(plan.verb, Verb::Discard | Verb::WriteZeroes) {
+            return;
+        }
+        self.scratch.clear();
+        self.scratch.resize(plan.data_len as usize, 0xee);
+        if plan.verb == Verb::Write && plan.expect == Expect::Ok {
+            let tag = pattern::tag(request);
+            for (sector, content) in (plan.sector..).zip(self.scratch.chunks_exact_mut(512)) {
+                pattern::fill(content, tag, sector);
+            }
+        }
+        let mut at = 0;
+        for span in data {
+            let piece = &self.scratch[at..at + span.len as usize];
+            self.mem.write_slice(piece, GuestAddress(span.addr)).expect("slots lie in memory");
+            at += piece.len();
+        }
+    }
+}
+
+/// A driver over a ring whose indexes are both at the profile's first index,
+/// as an earlier life would have left it.
+fn driver(mem: &Mem, layout: RingLayout, profile: &Profile) -> Result<BlkDriver, DriverError> {
+    let features = RingFeatures { event_idx: profile.event_idx, indirect: profile.indirect };
+    let first = profile.first_index;
+    for index in [layout.avail_idx(), layout.used_idx()] {
+        mem.write_obj(first.to_le(), GuestAddress(index)).expect("rings lie in memory");
+    }
+    // With EVENT_IDX both sides left their wishes behind as well.
+    if profile.event_idx {
+        for event in [layout.used_event(), layout.avail_event()] {
+            mem.write_obj(first.to_le(), GuestAddress(event)).expect("rings lie in memory");
+        }
+    }
+    Ok(BlkDriver::over(SplitDriver::attach(mem, layout, features, first, &[])?))
+}
+
+/// Addresses of one request's parts.
+struct Place {
+    table: u64,
+    header: u64,
+    data: Vec<Span>,
+    status: u64,
+}
+
+/// Table, then header, data pieces and status as close as the holes allow.
+fn place(slot: u64, spread: &[(u64, u64)]) -> Place {
+    let header = slot + memory::TABLE;
+    let mut at = header + 16;
+    let mut data = Vec::new();
+    for (len, hole) in spread {
+        data.push(Span { addr: at, len: *len as u32 });
+        at += len + hole;
+    }
+    Place { table: slot, header, data, status: at }
+}

@@ -1,0 +1,103 @@
+//! The inflight region, read from the byte layout in the document: at every
+//! moment a successor must find exactly the requests that were fetched and not
+//! used, in the order in which they were fetched.
+// spec: vhost-user, "Inflight I/O tracking"
+
+use super::{Ledger, Violation};
+use crate::memory::Mem;
+
+/// The region's bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct RegionView<'a> {
+    /// All of it.
+    pub bytes: &'a [u8],
+    /// Vrings that share it.
+    pub queues: u16,
+}
+
+struct Part<'a>(&'a [u8]);
+
+impl Part<'_> {
+    fn u16(&self, at: usize) -> u16 {
+        u16::from_le_bytes([self.0[at], self.0[at + 1]])
+    }
+
+    fn version(&self) -> u16 {
+        self.u16(8)
+    }
+
+    fn last_batch_head(&self) -> u16 {
+        self.u16(12)
+    }
+
+    fn used_idx(&self) -> u16 {
+        self.u16(14)
+    }
+
+    fn inflight(&self, head: u16) -> bool {
+        self.0[16 + 16 * usize::from(head)] == 1
+    }
+
+    fn next(&self, head: u16) -> u16 {
+        self.u16(16 + 16 * usize::from(head) + 6)
+    }
+
+    fn counter(&self, head: u16) -> u64 {
+        let at = 16 + 16 * usize::from(head) + 8;
+        u64::from_le_bytes(self.0[at..at + 8].try_into().expect("eight bytes"))
+    }
+}
+
+/// `alive`: the back-end is between two steps, so the last batch is closed.
+pub(super) fn check(
+    ledger: &Ledger,
+    mem: &Mem,
+    region: RegionView<'_>,
+    vring: u16,
+    alive: bool,
+) -> Result<(), Violation> {
+    let broken =
+        |message: String| Err(Violation::new("region", format!("vring {vring}: {message}")));
+    let stride = region.bytes.len() / usize::from(region.queues.max(1));
+    let part = Part(&region.bytes[stride * usize::from(vring)..][..stride]);
+    let ring = ledger.ring(vring);
+    let mut found: Vec<u16> = Vec::new();
+    if part.version() != 0 {
+        found.extend((0..ring.size).filter(|head| part.inflight(*head)));
+        let used = ring.used_index(mem);
+        let batch = used.wrapping_sub(part.used_idx());
+        if batch > ring.size {
+            return broken(format!(
+                "used_idx of the region is {}, the ring's is {used}: no batch is that long",
+                part.used_idx()
+            ));
+        }
+        if alive && batch != 0 {
+            return broken(format!(
+                "used_idx of the region is {}, the ring's is {used}, and no batch is open",
+                part.used_idx()
+            ));
+        }
+        let mut head = part.last_batch_head();
+        for _ in 0..batch {
+            if head >= ring.size {
+                return broken(format!("batch links head {head} of {}", ring.size));
+            }
+            found.retain(|h| *h != head);
+            head = part.next(head);
+        }
+    }
+    found.sort_by_key(|head| part.counter(*head));
+    let fetched = ledger.used_count(vring) + found.len() as u64;
+    let expected: Vec<u16> = ledger
+        .outstanding(vring)
+        .take_while(|ask| ask.order < fetched)
+        .map(|ask| ask.head)
+        .collect();
+    if found != expected {
+        return broken(format!(
+            "a successor would resubmit heads {found:?}, but {fetched} were fetched and of those {expected:?} are not used"
+        ));
+    }
+    Ok(())
+}

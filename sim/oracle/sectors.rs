@@ -1,0 +1,269 @@
+//! Every read returns a value that some legal order of the writes allows.
+//!
+//! A sector is a register. While writes overlap in time it has a set of values
+//! it may hold; a read that ran alone settles it.
+
+use super::{Ask, Violation};
+use crate::disk::{Image, SECTOR};
+use crate::memory::Mem;
+use crate::pattern;
+use crate::trace::Verb;
+use std::collections::BTreeMap;
+use vm_memory::{Bytes, GuestAddress};
+
+/// A change to one sector.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Change {
+    pub request: u64,
+    /// Tag the sector has afterwards; 0 for zeroes.
+    pub tag: u64,
+    /// Tick of publication.
+    pub submitted: u64,
+    /// Tick of the used entry.
+    pub completed: Option<u64>,
+    /// Acknowledged, and the sector surely had this tag then.
+    pub certain: bool,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Sector {
+    history: Vec<Change>,
+    /// Indexes into `history` of what the sector may hold.
+    possible: Vec<usize>,
+}
+
+struct ReadUnderWay {
+    sector: u64,
+    /// By sector: tags that would be right, and whether anything was changing.
+    allowed: Vec<(Vec<u64>, bool)>,
+}
+
+pub(super) struct Sectors {
+    sectors: Vec<Sector>,
+    reads: BTreeMap<u64, ReadUnderWay>,
+    buffer: Vec<u8>,
+}
+
+impl Sectors {
+    pub fn new(sectors: u64) -> Self {
+        let zero =
+            Change { request: u64::MAX, tag: 0, submitted: 0, completed: Some(0), certain: true };
+        Self {
+            sectors: vec![Sector { history: vec![zero], possible: vec![0] }; sectors as usize],
+            reads: BTreeMap::new(),
+            buffer: Vec::new(),
+        }
+    }
+
+    /// Everything that ever happened to a sector.
+    pub fn history(&self, sector: u64) -> &[Change] {
+        &self.sectors[sector as usize].history
+    }
+
+    pub fn submitted(&mut self, ask: &Ask, tick: u64) {
+        let range = ask.sector as usize..(ask.sector + ask.sectors) as usize;
+        let tag = match ask.verb {
+            Verb::Read => {
+                let allowed = self.sectors[range].iter().map(Sector::tags).collect();
+                let read = ReadUnderWay { sector: ask.sector, allowed };
+                self.reads.insert(ask.request, read);
+                return;
+            }
+            Verb::Write => pattern::tag(ask.request),
+            Verb::Discard | Verb::WriteZeroes => 0,
+            Verb::Flush | Verb::GetId | Verb::Unknown => return,
+        };
+        let change =
+            Change { request: ask.request, tag, submitted: tick, completed: None, certain: false };
+        for sector in &mut self.sectors[range] {
+            sector.possible.push(sector.history.len());
+            sector.history.push(change);
+        }
+        for read in self.reads.values_mut() {
+            let end = read.sector + read.allowed.len() as u64;
+            for at in ask.sector.max(read.sector)..(ask.sector + ask.sectors).min(end) {
+                let (tags, changing) = &mut read.allowed[(at - read.sector) as usize];
+                tags.push(tag);
+                *changing = true;
+            }
+        }
+    }
+
+    /// A request is used. `ok`: it was acknowledged as done.
+    pub fn completed(&mut self, ask: &Ask, ok: bool, tick: u64) {
+        self.reads.remove(&ask.request);
+        if !matches!(ask.verb, Verb::Write | Verb::Discard | Verb::WriteZeroes) {
+            return;
+        }
+        // A discarded range may have kept its content; a failed write may have
+        // changed some of it.
+        let certain = ok && ask.verb != Verb::Discard;
+        for sector in &mut self.sectors[ask.sector as usize..(ask.sector + ask.sectors) as usize] {
+            sector.complete(ask.request, certain, tick);
+        }
+    }
+
+    /// Compare what a finished read has put into guest memory.
+    pub fn check_read(&mut self, mem: &Mem, ask: &Ask) -> Result<(), Violation> {
+        let broken = |message: String| Err(Violation::new("sectors", message));
+        self.buffer.clear();
+        for (addr, len) in &ask.data {
+            let at = self.buffer.len();
+            self.buffer.resize(at + *len as usize, 0);
+            mem.read_slice(&mut self.buffer[at..], GuestAddress(*addr))
+                .expect("buffers lie in guest memory");
+        }
+        let Some(read) = self.reads.get(&ask.request) else {
+            return broken(format!("request {} is no read under way", ask.request));
+        };
+        for (i, content) in self.buffer.chunks_exact(SECTOR as usize).enumerate() {
+            let at = ask.sector + i as u64;
+            let (allowed, changing) = &read.allowed[i];
+            let Some(tag) = pattern::decode(content, at) else {
+                return broken(format!(
+                    "request {} read sector {at}: the content is no write's, it begins with {:02x?}",
+                    ask.request,
+                    &content[..16]
+                ));
+            };
+            if !allowed.contains(&tag) {
+                return broken(format!(
+                    "request {} read sector {at}: found {}, expected one of {}",
+                    ask.request,
+                    writer(tag),
+                    allowed.iter().map(|t| writer(*t)).collect::<Vec<_>>().join(", ")
+                ));
+            }
+            if !changing {
+                self.sectors[at as usize].settle(tag);
+            }
+        }
+        Ok(())
+    }
+
+    /// Compare what lies on the disk.
+    pub fn check_image(&self, image: &Image) -> Result<(), Violation> {
+        for (at, sector) in (0u64..).zip(&self.sectors) {
+            let found = pattern::decode(image.sector(at), at);
+            let (allowed, _) = sector.tags();
+            if !found.is_some_and(|tag| allowed.contains(&tag)) {
+                let allowed: Vec<String> = allowed.into_iter().map(writer).collect();
+                return Err(Violation::new(
+                    "sectors",
+                    format!(
+                        "sector {at} of the disk holds {}, expected one of {}",
+                        found.map_or("what nobody wrote".into(), writer),
+                        allowed.join(", ")
+                    ),
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn writer(tag: u64) -> String {
+    if tag == 0 { "zeroes".into() } else { format!("write {}", tag - 1) }
+}
+
+impl Sector {
+    /// Tags it may hold, and whether one of them is still being written.
+    fn tags(&self) -> (Vec<u64>, bool) {
+        let tags = self.possible.iter().map(|i| self.history[*i].tag).collect();
+        let changing = self.possible.iter().any(|i| self.history[*i].completed.is_none());
+        (tags, changing)
+    }
+
+    fn complete(&mut self, request: u64, certain: bool, tick: u64) {
+        let Some(change) = self.history.iter_mut().rev().find(|c| c.request == request) else {
+            return;
+        };
+        change.completed = Some(tick);
+        change.certain = certain;
+        let submitted = change.submitted;
+        if certain {
+            // What was over before this began can no longer be seen.
+            let history = &self.history;
+            self.possible.retain(|i| {
+                history[*i].request == request
+                    || history[*i].completed.is_none_or(|at| at >= submitted)
+            });
+        }
+    }
+
+    /// A read that met no writer has seen this; later ones see it too.
+    fn settle(&mut self, tag: u64) {
+        let history = &self.history;
+        self.possible.retain(|i| history[*i].tag == tag || history[*i].completed.is_none());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oracle::Expect;
+
+    fn ask(request: u64, verb: Verb) -> Ask {
+        Ask {
+            request,
+            vring: 0,
+            head: 0,
+            verb,
+            sector: 3,
+            sectors: 1,
+            expect: Expect::Ok,
+            data: Vec::new(),
+            status: 0,
+            published: None,
+            order: 0,
+        }
+    }
+
+    fn tags(s: &Sectors) -> Vec<u64> {
+        let mut tags = s.sectors[3].tags().0;
+        tags.sort_unstable();
+        tags
+    }
+
+    #[test]
+    fn sectors_overlapping_writes_leave_either_value() {
+        let mut s = Sectors::new(8);
+        let (a, b, c) = (ask(1, Verb::Write), ask(2, Verb::Write), ask(3, Verb::Write));
+        s.submitted(&a, 10);
+        s.submitted(&b, 11);
+        assert_eq!(tags(&s), [0, 2, 3]);
+        s.completed(&a, true, 12);
+        assert_eq!(tags(&s), [2, 3]);
+        s.completed(&b, true, 13);
+        assert_eq!(tags(&s), [2, 3]);
+        s.submitted(&c, 14);
+        s.completed(&c, true, 15);
+        assert_eq!(tags(&s), [4]);
+    }
+
+    #[test]
+    fn sectors_discarded_or_failed_ranges_keep_the_old_value_possible() {
+        let mut s = Sectors::new(8);
+        let (a, d) = (ask(1, Verb::Write), ask(2, Verb::Discard));
+        s.submitted(&a, 10);
+        s.completed(&a, true, 11);
+        s.submitted(&d, 12);
+        s.completed(&d, true, 13);
+        assert_eq!(tags(&s), [0, 2]);
+        let f = ask(3, Verb::Write);
+        s.submitted(&f, 14);
+        s.completed(&f, false, 15);
+        assert_eq!(tags(&s), [0, 2, 4]);
+        s.sectors[3].settle(2);
+        assert_eq!(tags(&s), [2]);
+    }
+
+    #[test]
+    fn sectors_a_read_may_see_writes_that_start_while_it_runs() {
+        let mut s = Sectors::new(8);
+        let r = ask(1, Verb::Read);
+        s.submitted(&r, 10);
+        s.submitted(&ask(2, Verb::Write), 11);
+        assert_eq!(s.reads[&1].allowed, [(vec![0, 3], true)]);
+    }
+}

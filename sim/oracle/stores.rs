@@ -1,0 +1,88 @@
+//! The back-end stores only where a device may: used rings, the inflight
+//! region, and what it may write of requests that are in flight. Never in a
+//! buffer that it has given back.
+// spec: virtio 1.2, "The Virtqueue Used Ring": the device writes buffers
+// before it returns them.
+
+use super::ledger::joined;
+use super::{Ledger, Violation};
+use crate::memory::Mem;
+use crate::trace::Verb;
+
+/// One store to guest memory.
+#[derive(Clone, Copy, Debug)]
+pub struct GuestStore {
+    /// Guest-physical address.
+    pub addr: u64,
+    /// Bytes.
+    pub len: u64,
+}
+
+/// Judges the stores of one step, in their order.
+pub(super) struct Watch<'a> {
+    ledger: &'a Ledger,
+    mem: &'a Mem,
+    /// Requests given back in this step.
+    ended: Vec<u64>,
+    /// By vring: next used index to look at.
+    seen: Vec<u16>,
+}
+
+impl<'a> Watch<'a> {
+    pub fn new(ledger: &'a Ledger, mem: &'a Mem) -> Self {
+        let seen = (0..ledger.vrings()).map(|v| ledger.ring(v).used_seen).collect();
+        Self { ledger, mem, ended: Vec::new(), seen }
+    }
+
+    /// `value`: what was stored, where it is a used index.
+    pub fn store(&mut self, store: GuestStore, value: &[u8]) -> Result<(), Violation> {
+        for vring in 0..self.ledger.vrings() {
+            let ring = self.ledger.ring(vring);
+            let used = ring.used..ring.used + 6 + 8 * u64::from(ring.size);
+            if !used.contains(&store.addr) || store.addr + store.len > used.end {
+                continue;
+            }
+            if store.addr == ring.used + 2 && store.len == 2 {
+                self.publish(vring, u16::from_le_bytes([value[0], value[1]]));
+            }
+            return Ok(());
+        }
+        match self.request_at(store) {
+            None => Err(Violation::new(
+                "memory",
+                format!(
+                    "back-end stores {} bytes at {:#x}, where no request in flight lets it",
+                    store.len, store.addr
+                ),
+            )),
+            Some(request) if self.ended.contains(&request) => Err(Violation::new(
+                "memory",
+                format!("back-end writes to request {request} after it was given back"),
+            )),
+            Some(_) => Ok(()),
+        }
+    }
+
+    fn publish(&mut self, vring: u16, index: u16) {
+        let seen = &mut self.seen[usize::from(vring)];
+        // More than a ring at once is for the oracle of rings to say.
+        while *seen != index && self.ended.len() < 1 << 16 {
+            let head = self.ledger.ring(vring).used_head(self.mem, *seen);
+            self.ended.extend(self.ledger.holder(vring, head));
+            *seen = seen.wrapping_add(1);
+        }
+    }
+
+    fn request_at(&self, store: GuestStore) -> Option<u64> {
+        let end = store.addr + store.len;
+        let inside = |addr: u64, len: u64| store.addr >= addr && end <= addr + len;
+        (0..self.ledger.vrings()).flat_map(|v| self.ledger.outstanding(v)).find_map(|ask| {
+            let answer = inside(ask.status, 1)
+                || (ask.verb == Verb::GetId
+                    && joined(ask.data.iter().map(|(addr, len)| (*addr, u64::from(*len))))
+                        .into_iter()
+                        .any(|(addr, len)| inside(addr, len)));
+            answer.then_some(ask.request)
+        })
+    }
+}

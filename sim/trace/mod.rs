@@ -1,0 +1,333 @@
+//! What happened, as values.
+//!
+//! Every event goes into the hash; only a run that somebody looks at keeps
+//! them. No event holds a pointer, a `usize` or a host address.
+
+mod text;
+
+use crate::hash::Rolling;
+pub use text::{Detail, render};
+
+/// Who an event is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Lane {
+    /// The guest's driver.
+    Guest,
+    /// The front-end.
+    Front,
+    /// The socket between the halves.
+    Link,
+    /// The back-end process.
+    Back,
+    /// The disk.
+    Disk,
+    /// The host: processes, signals.
+    Host,
+}
+
+impl Lane {
+    /// Every lane, left to right.
+    pub const ALL: [Self; 6] =
+        [Self::Guest, Self::Front, Self::Link, Self::Back, Self::Disk, Self::Host];
+
+    /// Its name, as a column shows it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Guest => "guest",
+            Self::Front => "front",
+            Self::Link => "link",
+            Self::Back => "back",
+            Self::Disk => "disk",
+            Self::Host => "host",
+        }
+    }
+}
+
+/// Kind of a guest request or disk operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+#[allow(missing_docs)] // The names of the VIRTIO document.
+pub enum Verb {
+    Read,
+    Write,
+    Flush,
+    GetId,
+    Discard,
+    WriteZeroes,
+    Unknown,
+}
+
+impl Verb {
+    /// As a sentence has it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Flush => "flush",
+            Self::GetId => "get id",
+            Self::Discard => "discard",
+            Self::WriteZeroes => "write zeroes",
+            Self::Unknown => "unknown request",
+        }
+    }
+}
+
+/// What woke the back-end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+#[allow(missing_docs)] // The variants of `midflight::backend::Input`.
+pub enum Wake {
+    Connected,
+    Received,
+    PeerClosed,
+    Mapped,
+    InflightAllocated,
+    InflightMapped,
+    Kick,
+    DiskDone,
+    Timeout,
+    Command,
+}
+
+impl Wake {
+    /// As a sentence has it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Connected => "front-end connected",
+            Self::Received => "message",
+            Self::PeerClosed => "peer closed",
+            Self::Mapped => "memory mapped",
+            Self::InflightAllocated => "inflight region allocated",
+            Self::InflightMapped => "inflight region mapped",
+            Self::Kick => "kick",
+            Self::DiskDone => "disk done",
+            Self::Timeout => "timeout",
+            Self::Command => "command",
+        }
+    }
+}
+
+/// What the front-end reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum FrontEvent {
+    /// Negotiated.
+    Ready,
+    /// Every vring is started.
+    Running,
+    /// Every vring is stopped.
+    Stopped,
+    /// The connection is gone.
+    Lost,
+    /// Nobody took the connection.
+    NotThere,
+}
+
+impl FrontEvent {
+    /// As a sentence has it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ready => "ready: negotiated",
+            Self::Running => "vrings run",
+            Self::Stopped => "vrings are stopped",
+            Self::Lost => "connection lost",
+            Self::NotThere => "nobody listens, will try again",
+        }
+    }
+}
+
+/// What the back-end reports beside its vrings; two numbers go with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum BackEvent {
+    /// Features and protocol features in force.
+    Negotiated,
+    /// Vring and base.
+    BaseContradicted,
+    /// Vring and head.
+    DiskFailed,
+    /// Slot and epoch.
+    LateCompletion,
+    /// Vring and number of requests.
+    Draining,
+}
+
+/// One thing that happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // Field names are those of the documents; units are bytes and sectors.
+pub enum What {
+    /// The guest put a request into its ring, not visible yet.
+    Offered { vring: u16, head: u16, request: u64, verb: Verb, sector: u64, sectors: u64 },
+    /// The guest stored the available index.
+    Published { vring: u16, index: u16, kick: bool },
+    /// The guest was called.
+    Interrupted { vring: u16 },
+    /// The guest took a used entry.
+    Completed { vring: u16, head: u16, request: u64, status: u8, len: u32 },
+    /// The guest was stopped or let go on.
+    Paused { on: bool },
+    /// The front-end wants to connect.
+    Connecting,
+    /// The front-end reports.
+    Front(FrontEvent),
+    /// A message or a piece of one arrived.
+    Delivered { to_back: bool, bytes: u64, handles: u64 },
+    /// A connection is gone.
+    Hangup { to_back: bool },
+    /// A back-end process began to live.
+    Started { life: u32 },
+    /// The back-end handled something.
+    Step { wake: Wake, stores: u64, outputs: u64 },
+    /// The back-end called the guest.
+    Call { vring: u16 },
+    /// The back-end runs a vring.
+    VringRunning { vring: u16, next_avail: u16, used: u16, resubmitted: u16 },
+    /// The back-end stopped a vring.
+    VringStopped { vring: u16, base: u16 },
+    /// The back-end reports something else.
+    Back { event: BackEvent, a: u64, b: u64 },
+    /// The disk was asked.
+    Issued { vring: u16, head: u16, verb: Verb, sector: u64, sectors: u64 },
+    /// Bytes moved.
+    Applied { vring: u16, head: u16 },
+    /// The disk is done.
+    Done { vring: u16, head: u16, ok: bool },
+    /// The back-end process was killed.
+    Killed { life: u32, kept: u64, stores: u64, outputs_kept: u64, outputs: u64, moved: u64 },
+    /// No more trouble from here on.
+    Settling,
+    /// The back-end process ended as it was asked to.
+    Exited { life: u32 },
+    /// A message is on its way. `code` is that of the request, also in an answer.
+    Sent { to_back: bool, code: u32, bytes: u64, handles: u64 },
+}
+
+/// An event with its place in the run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TraceEvent {
+    /// Virtual nanoseconds.
+    pub at: u64,
+    /// Number of the scheduler event it belongs to.
+    pub seq: u64,
+    /// Who.
+    pub lane: Lane,
+    /// What.
+    pub what: What,
+}
+
+impl What {
+    /// Number of the variant and its fields, for the hash. The numbers are
+    /// part of what a pinned hash means.
+    fn fields(self) -> (u64, [u64; 6]) {
+        let b = u64::from(matches!(
+            self,
+            Self::Published { kick: true, .. }
+                | Self::Paused { on: true }
+                | Self::Delivered { to_back: true, .. }
+                | Self::Sent { to_back: true, .. }
+                | Self::Hangup { to_back: true }
+                | Self::Done { ok: true, .. }
+        ));
+        match self {
+            Self::Offered { vring, head, request, verb, sector, sectors } => {
+                (1, [vring.into(), head.into(), request, verb as u64, sector, sectors])
+            }
+            Self::Published { vring, index, .. } => (2, [vring.into(), index.into(), b, 0, 0, 0]),
+            Self::Interrupted { vring } => (3, [vring.into(), 0, 0, 0, 0, 0]),
+            Self::Completed { vring, head, request, status, len } => {
+                (4, [vring.into(), head.into(), request, status.into(), len.into(), 0])
+            }
+            Self::Paused { .. } => (5, [b, 0, 0, 0, 0, 0]),
+            Self::Connecting => (6, [0; 6]),
+            Self::Front(event) => (7, [event as u64, 0, 0, 0, 0, 0]),
+            Self::Delivered { bytes, handles, .. } => (8, [b, bytes, handles, 0, 0, 0]),
+            Self::Hangup { .. } => (9, [b, 0, 0, 0, 0, 0]),
+            Self::Started { life } => (10, [life.into(), 0, 0, 0, 0, 0]),
+            Self::Step { wake, stores, outputs } => (11, [wake as u64, stores, outputs, 0, 0, 0]),
+            Self::Call { vring } => (12, [vring.into(), 0, 0, 0, 0, 0]),
+            Self::VringRunning { vring, next_avail, used, resubmitted } => {
+                (13, [vring.into(), next_avail.into(), used.into(), resubmitted.into(), 0, 0])
+            }
+            Self::VringStopped { vring, base } => (14, [vring.into(), base.into(), 0, 0, 0, 0]),
+            Self::Back { event, a, b } => (15, [event as u64, a, b, 0, 0, 0]),
+            Self::Issued { vring, head, verb, sector, sectors } => {
+                (16, [vring.into(), head.into(), verb as u64, sector, sectors, 0])
+            }
+            Self::Applied { vring, head } => (17, [vring.into(), head.into(), 0, 0, 0, 0]),
+            Self::Done { vring, head, .. } => (18, [vring.into(), head.into(), b, 0, 0, 0]),
+            Self::Killed { life, kept, stores, outputs_kept, outputs, moved } => {
+                (19, [life.into(), kept, stores, outputs_kept, outputs, moved])
+            }
+            Self::Settling => (20, [0; 6]),
+            Self::Exited { life } => (21, [life.into(), 0, 0, 0, 0, 0]),
+            Self::Sent { code, bytes, handles, .. } => (22, [b, code.into(), bytes, handles, 0, 0]),
+        }
+    }
+}
+
+/// The trace of one run.
+#[derive(Debug, Default)]
+pub struct Trace {
+    hash: Rolling,
+    at: u64,
+    seq: u64,
+    kept: Option<Vec<TraceEvent>>,
+}
+
+impl Trace {
+    /// A trace that keeps its events if asked to.
+    pub fn new(keep: bool) -> Self {
+        Self { kept: keep.then(Vec::new), ..Self::default() }
+    }
+
+    /// Virtual time, and the number of the scheduler event, of what follows.
+    pub fn clock(&mut self, at: u64, seq: u64) {
+        (self.at, self.seq) = (at, seq);
+    }
+
+    /// Something happened.
+    pub fn say(&mut self, lane: Lane, what: What) {
+        let event = TraceEvent { at: self.at, seq: self.seq, lane, what };
+        let (tag, fields) = event.what.fields();
+        self.hash.u64(event.at);
+        self.hash.u64(event.seq);
+        self.hash.u64(u64::from(event.lane as u8) << 32 | tag);
+        for field in fields {
+            self.hash.u64(field);
+        }
+        if let Some(kept) = &mut self.kept {
+            kept.push(event);
+        }
+    }
+
+    /// Hash over everything that happened.
+    pub fn hash(&self) -> u64 {
+        self.hash.finish()
+    }
+
+    /// The events, if they were kept.
+    pub fn events(&self) -> &[TraceEvent] {
+        self.kept.as_deref().unwrap_or(&[])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trace_hash_is_the_same_with_and_without_keeping() {
+        let mut kept = Trace::new(true);
+        let mut bare = Trace::new(false);
+        for t in [&mut kept, &mut bare] {
+            t.clock(5, 1);
+            t.say(Lane::Host, What::Settling);
+            t.clock(6, 1);
+            t.say(Lane::Host, What::Started { life: 2 });
+        }
+        assert_eq!(kept.hash(), bare.hash());
+        assert_ne!(kept.hash(), Trace::new(false).hash());
+        assert_eq!((kept.events().len(), bare.events().len()), (2, 0));
+    }
+}

@@ -1,0 +1,130 @@
+//! A trace as text: one line an event, the lane shown by place and by name.
+
+use super::{BackEvent, Lane, TraceEvent, What};
+use core::fmt::Write;
+use midflight::time::Instant;
+use midflight::wire::{Dialect, request_name};
+
+/// How much to show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detail {
+    /// Requests, kills and recoveries.
+    Story,
+    /// The messages between the halves as well.
+    Messages,
+    /// All of it.
+    Everything,
+}
+
+/// Render a slice of events. Pure: the same events give the same text.
+pub fn render(events: &[TraceEvent], detail: Detail) -> String {
+    let mut out = String::new();
+    for event in events.iter().filter(|e| shown(e.what, detail)) {
+        let mut lanes = String::new();
+        for lane in Lane::ALL {
+            lanes.push(if lane == event.lane { '●' } else { '·' });
+            lanes.push(' ');
+        }
+        let at = Instant::from_nanos(event.at).to_string();
+        let _ =
+            writeln!(out, "{at:>13}  {lanes} {:<6} {}", event.lane.name(), sentence(event.what));
+    }
+    out
+}
+
+fn shown(what: What, detail: Detail) -> bool {
+    match what {
+        What::Delivered { .. } | What::Step { stores: 0, .. } => detail == Detail::Everything,
+        What::Sent { .. } => detail != Detail::Story,
+        _ => true,
+    }
+}
+
+fn plural(n: u64, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
+fn riding(handles: u64) -> String {
+    if handles == 0 { String::new() } else { format!(" with {}", plural(handles, "descriptor")) }
+}
+
+fn place(sector: u64, sectors: u64) -> String {
+    if sectors == 0 { String::new() } else { format!(" {} @{sector}", plural(sectors, "sector")) }
+}
+
+fn sentence(what: What) -> String {
+    match what {
+        What::Offered { vring, head, request, verb, sector, sectors } => format!(
+            "vring {vring}: request {request} at head {head}: {}{}",
+            verb.name(),
+            place(sector, sectors)
+        ),
+        What::Published { vring, index, kick } => {
+            format!("vring {vring}: avail index {index}{}", if kick { ", kick" } else { "" })
+        }
+        What::Interrupted { vring } => format!("vring {vring}: called"),
+        What::Completed { vring, head, request, status, len } => {
+            let status = match status {
+                0 => "ok".into(),
+                1 => "I/O error".into(),
+                2 => "unsupported".into(),
+                other => format!("status {other}"),
+            };
+            format!(
+                "vring {vring}: request {request} at head {head} used: {status}, {len} bytes written"
+            )
+        }
+        What::Paused { on: true } => "paused".into(),
+        What::Paused { on: false } => "goes on".into(),
+        What::Connecting => "connects".into(),
+        What::Front(event) => event.name().into(),
+        What::Delivered { to_back, bytes, handles } => {
+            let arrow = if to_back { "front → back" } else { "back → front" };
+            format!("{arrow}: {} read{}", plural(bytes, "byte"), riding(handles))
+        }
+        What::Hangup { to_back: true } => "back-end sees the connection closed".into(),
+        What::Hangup { to_back: false } => "front-end sees the connection closed".into(),
+        What::Started { life } => format!("back-end process {life} starts"),
+        What::Step { wake, stores, outputs } => format!(
+            "{}: {}, {}",
+            wake.name(),
+            plural(stores, "store"),
+            plural(outputs, "wish").replace("wishs", "wishes")
+        ),
+        What::Call { vring } => format!("vring {vring}: calls the guest"),
+        What::VringRunning { vring, next_avail, used, resubmitted } => format!(
+            "vring {vring}: runs from avail {next_avail}, used {used}, {resubmitted} resubmitted"
+        ),
+        What::VringStopped { vring, base } => format!("vring {vring}: stopped at {base}"),
+        What::Back { event, a, b } => match event {
+            BackEvent::Negotiated => {
+                format!("negotiated: features {a:#x}, protocol features {b:#x}")
+            }
+            BackEvent::BaseContradicted => {
+                format!("vring {a}: base {b} contradicts the inflight region, which is believed")
+            }
+            BackEvent::DiskFailed => format!("vring {a} head {b}: the disk failed"),
+            BackEvent::LateCompletion => format!("req {a}.{b} is done too late, dropped"),
+            BackEvent::Draining => format!("vring {a}: waits for {}", plural(b, "request")),
+        },
+        What::Issued { vring, head, verb, sector, sectors } => {
+            format!("vring {vring} head {head}: {}{}", verb.name(), place(sector, sectors))
+        }
+        What::Applied { vring, head } => format!("vring {vring} head {head}: bytes move"),
+        What::Done { vring, head, ok } => {
+            format!("vring {vring} head {head}: {}", if ok { "done" } else { "failed" })
+        }
+        What::Killed { life, kept, stores, outputs_kept, outputs, moved } => format!(
+            "back-end process {life} is KILLED after store {kept} of {stores} and wish {outputs_kept} of {outputs}; {} of its disk requests had moved bytes",
+            moved
+        ),
+        What::Settling => "no more trouble from here on".into(),
+        What::Exited { life } => format!("back-end process {life} ends as asked"),
+        What::Sent { to_back, code, bytes, handles } => {
+            let arrow = if to_back { "front → back" } else { "back → front" };
+            let name = request_name(code, &Dialect::default()).unwrap_or("unknown message");
+            let answer = if to_back { "" } else { ", answer" };
+            format!("{arrow}: {name}{answer}, {}{}", plural(bytes, "byte"), riding(handles))
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! The run loop, and what each event does.
+
+use super::{Event, World};
+use crate::guest::Turn;
+use crate::oracle::Violation;
+use crate::trace::{Lane, What};
+
+/// Events a whole run may take.
+const MAX_EVENTS: u64 = 400_000;
+/// Events from the end of trouble to the end of the run.
+const MAX_SETTLE_EVENTS: u64 = 60_000;
+
+impl World<'_> {
+    pub(super) fn run_events(&mut self) -> Result<(), Violation> {
+        self.trace.clock(0, 0);
+        self.start_back()?;
+        self.front_begin()?;
+        for vring in 0..self.profile.queues {
+            let delay = 1_000 * self.host.below("first", 2_000);
+            self.schedule(delay, Event::GuestTurn(vring));
+        }
+        loop {
+            let Some(event) = self.scheduler.advance() else {
+                return Err(self.stuck("nothing is left to happen"));
+            };
+            let done = self.scheduler.done();
+            self.trace.clock(self.scheduler.now(), done);
+            self.happen(event)?;
+            if self.guest.is_done() {
+                return Ok(());
+            }
+            if self.settling_since.is_none() && self.is_settling() {
+                self.settling_since = Some(done);
+                self.trace.say(Lane::Host, What::Settling);
+            }
+            if self.settling_since.is_some_and(|since| done - since > MAX_SETTLE_EVENTS)
+                || done > MAX_EVENTS
+            {
+                return Err(self.stuck("events go on, but requests do not end"));
+            }
+        }
+    }
+
+    fn happen(&mut self, event: Event) -> Result<(), Violation> {
+        match event {
+            Event::GuestTurn(vring) => self.guest_turn(vring)?,
+            Event::GuestCall(vring) => {
+                let counter = &mut self.calls[usize::from(vring)];
+                counter.waking = false;
+                counter.count = 0;
+                self.trace.say(Lane::Guest, What::Interrupted { vring });
+                self.guest_turn(vring)?;
+            }
+            Event::Pause => self.pause()?,
+            Event::Resume => self.resume()?,
+            Event::FrontConnect => self.front_connect()?,
+            Event::FrontRead => self.front_read()?,
+            Event::FrontTimer(at) => self.front_timer(at)?,
+            Event::FrontHangup(conn) => self.front_hangup(conn)?,
+            Event::ToBack(conn, piece) => {
+                if let Some(back) = self.back.as_mut().filter(|b| b.conn == Some(conn)) {
+                    back.inbox.push(piece);
+                    self.arm_reading();
+                }
+            }
+            Event::ToFront(conn, piece) => {
+                if self.front.conn == Some(conn) {
+                    self.front.inbox.push(piece);
+                    self.arm_front_reading();
+                }
+            }
+            Event::BackStart => self.start_back()?,
+            Event::BackRead(life) => self.back_read(life)?,
+            Event::BackKick(vring) => self.back_kick(vring)?,
+            Event::BackTimer(life, at) => self.back_timer(life, at)?,
+            Event::BackReap(life) => self.back_reap(life)?,
+            Event::BackAnswer(life, answer) => self.back_answer(life, answer)?,
+            Event::DiskApply(key) => {
+                if let Some(job) = self.disk.apply(key, &self.guest_memory.mem) {
+                    let what = What::Applied { vring: job.vring, head: job.head };
+                    self.trace.say(Lane::Disk, what);
+                }
+            }
+            Event::DiskDone(key) => self.disk_done(key)?,
+            Event::Kill(life) => {
+                if self.back.as_ref().is_some_and(|b| b.life == life) {
+                    self.die(0, 0, 0, 0)?;
+                }
+            }
+            Event::Break(conn) => {
+                if self.front.conn == Some(conn) {
+                    self.stats.breaks += 1;
+                    self.hang_up_front(conn);
+                    let delay = self.host_delay();
+                    self.schedule(delay, Event::BackHangup(conn));
+                }
+            }
+            Event::Shutdown(life) => self.shutdown(life)?,
+            Event::BackHangup(conn) => self.back_hangup(conn)?,
+        }
+        Ok(())
+    }
+
+    fn guest_turn(&mut self, vring: u16) -> Result<(), Violation> {
+        let Turn { kick, again_after } =
+            self.guest.turn(vring, &mut self.oracle, &mut self.trace)?;
+        if kick {
+            self.kicks[usize::from(vring)].count += 1;
+            self.wake_kick(vring);
+        }
+        if let Some(after) = again_after {
+            self.schedule(after, Event::GuestTurn(vring));
+        }
+        Ok(())
+    }
+
+    /// Why nothing goes on, as far as the rings tell.
+    fn stuck(&self, how: &str) -> Violation {
+        let mem = &self.guest_memory.mem;
+        let ledger = self.oracle.ledger();
+        for vring in 0..self.profile.queues {
+            let unseen = self.guest.unseen(vring, ledger.ring(vring).used_index(mem));
+            if unseen > 0 {
+                return Violation::new(
+                    "notification",
+                    format!(
+                        "{how}: vring {vring} has {unseen} used entries the guest was never called for"
+                    ),
+                );
+            }
+        }
+        for vring in 0..self.profile.queues {
+            if let Some(ask) = ledger.outstanding(vring).next() {
+                return Violation::new(
+                    "liveness",
+                    format!(
+                        "{how}: request {} (vring {vring}, head {}, {}) was never completed; {}",
+                        ask.request,
+                        ask.head,
+                        ask.verb.name(),
+                        match ledger.issued_in(ask.request) {
+                            Some(life) => format!("back-end {life} had asked the disk for it"),
+                            None => "no back-end ever asked the disk for it".into(),
+                        }
+                    ),
+                );
+            }
+        }
+        Violation::new("liveness", format!("{how}: the guest waits for nothing"))
+    }
+}

@@ -1,0 +1,369 @@
+//! The front-end process: when it connects, starts and stops, and what it
+//! tells the core about guest memory.
+
+use super::link::Inbox;
+use super::objects::{Handles, Object, Objects};
+use super::{Event, World};
+use crate::guest::memory::{GuestMemory, REGIONS};
+use crate::oracle::Violation;
+use crate::profile::Profile;
+use crate::trace::{FrontEvent, Lane, What};
+use midflight::Handle;
+use midflight::frontend::{
+    self, Base, Command, Failure, Frontend, FrontendConfig, Input, Output, Phase, Start,
+    VringStart, VringWiring,
+};
+use midflight::time::{Duration, Instant};
+use midflight::wire::MemRegion;
+use midflight::wire::features::{protocol, virtio};
+
+/// Bytes of the configuration space through the write zeroes fields.
+// spec: virtio 1.2, "Block Device", "Device configuration layout"
+const CONFIG_LEN: u16 = 60;
+
+/// From the loss of a connection to the next attempt.
+const BACKOFF: Duration = Duration::from_micros(300);
+
+/// The front-end process. It lives for the whole run.
+pub struct FrontProcess {
+    core: Frontend,
+    pub handles: Handles,
+    /// The connection it has, by number.
+    pub conn: Option<u32>,
+    pub inbox: Inbox,
+    kicks: Vec<Handle>,
+    calls: Vec<Handle>,
+    timer: Option<u64>,
+    reading: bool,
+    /// The owner wants the vrings to run.
+    wanted: bool,
+    /// The last stop told where to go on.
+    bases_known: bool,
+    started_before: bool,
+}
+
+fn contract(message: impl Into<String>) -> Violation {
+    Violation::new("contract", message)
+}
+
+/// A front-end that owns the guest's memory and signals.
+pub fn new(
+    objects: &mut Objects,
+    profile: &Profile,
+    guest_memory: &GuestMemory,
+) -> Result<FrontProcess, Violation> {
+    let mut handles = Handles::default();
+    let mut open = |object| handles.open(objects.add(object));
+    let queues = profile.queues;
+    let memory: Vec<_> = REGIONS
+        .iter()
+        .zip(guest_memory.ids)
+        .map(|(r, id)| {
+            let region =
+                MemRegion { guest_addr: r.guest, size: r.size, user_addr: r.user, mmap_offset: 0 };
+            (region, open(Object::Memory(id)))
+        })
+        .collect();
+    let kicks = (0..queues).map(|v| open(Object::Kick(v))).collect();
+    let calls: Vec<_> = (0..queues).map(|v| open(Object::Call(v))).collect();
+    let wiring = calls
+        .iter()
+        .map(|call| VringWiring { call: Some(*call), err: Some(open(Object::Err)) })
+        .collect();
+    let mut core = Frontend::new(config(profile), wiring).map_err(|e| contract(e.to_string()))?;
+    core.handle_input(Instant::ZERO, Input::Command(Command::SetMemory(memory)))
+        .map_err(|e| contract(e.to_string()))?;
+    Ok(FrontProcess {
+        core,
+        handles,
+        conn: None,
+        inbox: Inbox::default(),
+        kicks,
+        calls,
+        timer: None,
+        reading: false,
+        wanted: true,
+        bases_known: false,
+        started_before: false,
+    })
+}
+
+impl World<'_> {
+    fn front_step(&mut self, input: Input<'_>) -> Result<(), Violation> {
+        let now = Instant::from_nanos(self.now());
+        let front = &mut self.front;
+        front.core.handle_input(now, input).map_err(|e| contract(format!("front-end: {e}")))?;
+        let outputs: Vec<_> = std::iter::from_fn(|| front.core.poll_output()).collect();
+        for output in outputs {
+            self.front_output(output)?;
+        }
+        self.arm_front_timer();
+        Ok(())
+    }
+
+    fn front_command(&mut self, command: Command) -> Result<(), Violation> {
+        self.front_step(Input::Command(command))
+    }
+
+    /// Connect for the first time.
+    pub(super) fn front_begin(&mut self) -> Result<(), Violation> {
+        self.front_command(Command::Connect)
+    }
+
+    fn front_output(&mut self, output: Output) -> Result<(), Violation> {
+        let front = &mut self.front;
+        match output {
+            Output::Connect => {
+                self.trace.say(Lane::Front, What::Connecting);
+                let delay = self.host_delay();
+                self.schedule(delay, Event::FrontConnect);
+            }
+            Output::Send { bytes, handles } => {
+                let objects = handles
+                    .iter()
+                    .map(|h| {
+                        front.handles.get(*h).ok_or_else(|| contract(format!("{h} is not open")))
+                    })
+                    .collect::<Result<Vec<_>, _>>()?;
+                let conn = front.conn.ok_or_else(|| contract("sends without a connection"))?;
+                self.send_to_back(conn, &bytes, objects);
+            }
+            Output::ChannelSend { .. } => return Err(contract("there is no channel to send on")),
+            Output::Release(handle) => {
+                if !front.handles.close(handle) {
+                    return Err(contract(format!("front-end releases {handle} twice")));
+                }
+            }
+            Output::Close(failure) => {
+                return Err(Violation::new("session", format!("front-end closes: {failure}")));
+            }
+            Output::Event(event) => self.front_event(event)?,
+        }
+        Ok(())
+    }
+
+    fn front_event(&mut self, event: frontend::Event) -> Result<(), Violation> {
+        use frontend::Event as E;
+        let say = match event {
+            E::Ready { .. } => FrontEvent::Ready,
+            E::Running => FrontEvent::Running,
+            E::Stopped { .. } => FrontEvent::Stopped,
+            E::Disconnected { failure: Failure::BackendClosed, .. } => FrontEvent::Lost,
+            E::Disconnected { failure: Failure::ConnectFailed(_), .. } => FrontEvent::NotThere,
+            other => return Err(Violation::new("session", format!("front-end: {other:?}"))),
+        };
+        self.trace.say(Lane::Front, What::Front(say));
+        match say {
+            FrontEvent::Ready if self.front.wanted => self.start_vrings()?,
+            FrontEvent::Running => self.vrings_run(),
+            FrontEvent::Stopped => {
+                self.front.bases_known = true;
+                self.plan_resume();
+            }
+            FrontEvent::Lost => {
+                self.front.conn = None;
+                // A pause that was cut short goes on without its answer.
+                if !self.front.wanted && !self.front.bases_known {
+                    self.plan_resume();
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn start_vrings(&mut self) -> Result<(), Violation> {
+        let first = self.profile.first_index;
+        let front = &mut self.front;
+        let user = REGIONS[0].user;
+        let mut vrings = Vec::new();
+        for index in 0..self.profile.queues {
+            let layout = self.guest.layout(index);
+            let base = if !front.started_before {
+                Base::At(first)
+            } else if front.bases_known {
+                Base::Kept
+            } else {
+                // What QEMU does after its back-end has died.
+                let used = layout.load_used_idx(&self.guest_memory.mem);
+                Base::At(used.ok_or_else(|| contract("the used ring is not in memory"))?)
+            };
+            vrings.push(VringStart {
+                index,
+                size: layout.size,
+                desc: user + layout.desc,
+                avail: user + layout.avail,
+                used: user + layout.used,
+                base,
+                kick: (!self.profile.polled).then(|| front.kicks[usize::from(index)]),
+                call: Some(front.calls[usize::from(index)]),
+            });
+        }
+        front.started_before = true;
+        front.bases_known = false;
+        let features = accepted_features(&self.profile);
+        self.front_command(Command::Start(Start { features: Some(features), vrings }))
+    }
+
+    /// The back-end runs every vring: kick them, let the guest go on.
+    fn vrings_run(&mut self) {
+        for vring in 0..self.profile.queues {
+            self.kicks[usize::from(vring)].count += 1;
+            self.wake_kick(vring);
+        }
+        if self.guest.is_paused() {
+            self.guest.pause(false);
+            self.stats.pauses += 1;
+            self.trace.say(Lane::Guest, What::Paused { on: false });
+            for vring in self.guest.take_missed() {
+                self.schedule(0, Event::GuestTurn(vring));
+            }
+        }
+        if self.pauses_left > 0 {
+            self.pauses_left -= 1;
+            let delay = 1_000 * self.front_stream.range("pause.after", 10, 3_000);
+            self.schedule(delay, Event::Pause);
+        }
+        if self.breaks_left > 0 {
+            self.breaks_left -= 1;
+            let delay = 1_000 * self.front_stream.range("break.after", 10, 3_000);
+            let conn = self.front.conn.unwrap_or(0);
+            self.schedule(delay, Event::Break(conn));
+        }
+    }
+
+    /// Stop the guest, then the vrings.
+    pub(super) fn pause(&mut self) -> Result<(), Violation> {
+        if self.front.core.phase() != Phase::Running || self.guest.is_paused() {
+            return Ok(());
+        }
+        self.guest.pause(true);
+        self.trace.say(Lane::Guest, What::Paused { on: true });
+        self.front.wanted = false;
+        self.front_command(Command::Stop)
+    }
+
+    fn plan_resume(&mut self) {
+        let delay = 1_000 * self.front_stream.range("pause.for", 1, 500);
+        self.schedule(delay, Event::Resume);
+    }
+
+    pub(super) fn resume(&mut self) -> Result<(), Violation> {
+        self.front.wanted = true;
+        if self.front.core.phase() == Phase::Ready { self.start_vrings() } else { Ok(()) }
+    }
+
+    /// An attempt to connect meets a back-end that listens, or nobody.
+    pub(super) fn front_connect(&mut self) -> Result<(), Violation> {
+        if self.front.core.phase() != Phase::Connecting {
+            return Ok(());
+        }
+        match self.accept()? {
+            Some(conn) => {
+                self.front.conn = Some(conn);
+                self.front.inbox = Inbox::default();
+                self.front_step(Input::Connected { channel: None })
+            }
+            None => self.front_step(Input::ConnectFailed("nobody listens".into())),
+        }
+    }
+
+    pub(super) fn arm_front_reading(&mut self) {
+        if !self.front.reading && !self.front.inbox.is_empty() {
+            self.front.reading = true;
+            let delay = self.host_delay();
+            self.schedule(delay, Event::FrontRead);
+        }
+    }
+
+    pub(super) fn front_read(&mut self) -> Result<(), Violation> {
+        self.front.reading = false;
+        if self.front.conn.is_none() {
+            return Ok(());
+        }
+        let wanted = self.front.core.wanted();
+        let Some(piece) = self.front.inbox.read(wanted) else { return Ok(()) };
+        let handles: Vec<_> = piece.objects.iter().map(|o| self.front.handles.open(*o)).collect();
+        let (bytes, count) = (piece.bytes.len() as u64, handles.len() as u64);
+        self.trace.say(Lane::Link, What::Delivered { to_back: false, bytes, handles: count });
+        self.front_step(Input::Received { bytes: &piece.bytes, handles })?;
+        if self.front.inbox.is_closed() {
+            return self.front_closed();
+        }
+        self.arm_front_reading();
+        Ok(())
+    }
+
+    /// Nothing more comes on this connection; what has come is read first.
+    pub(super) fn front_hangup(&mut self, conn: u32) -> Result<(), Violation> {
+        if self.front.conn != Some(conn) {
+            return Ok(());
+        }
+        self.front.inbox.close();
+        if self.front.inbox.is_closed() { self.front_closed() } else { Ok(()) }
+    }
+
+    fn front_closed(&mut self) -> Result<(), Violation> {
+        self.trace.say(Lane::Link, What::Hangup { to_back: false });
+        self.front.conn = None;
+        self.front.inbox = Inbox::default();
+        self.front_step(Input::PeerClosed)
+    }
+
+    fn arm_front_timer(&mut self) {
+        let due = self.front.core.poll_timeout().map(|(at, _)| at.as_nanos().max(self.now()));
+        if due != self.front.timer {
+            self.front.timer = due;
+            if let Some(at) = due {
+                self.scheduler.at(at, Event::FrontTimer(at));
+            }
+        }
+    }
+
+    pub(super) fn front_timer(&mut self, at: u64) -> Result<(), Violation> {
+        if self.front.timer != Some(at) {
+            return Ok(());
+        }
+        self.front.timer = None;
+        self.front_step(Input::Timeout)
+    }
+}
+
+fn config(profile: &Profile) -> FrontendConfig {
+    let mut accepted = protocol::MQ | protocol::CONFIG | protocol::INFLIGHT_SHMFD;
+    if profile.reply_ack {
+        accepted |= protocol::REPLY_ACK;
+    }
+    if profile.mem_slots {
+        accepted |= protocol::CONFIGURE_MEM_SLOTS;
+    }
+    FrontendConfig {
+        virtio_features: accepted_features(profile),
+        protocol_features: accepted,
+        queue_size: profile.region_size,
+        config_len: CONFIG_LEN,
+        reconnect_backoff: Some(BACKOFF),
+        ..FrontendConfig::new(profile.queues)
+    }
+}
+
+/// What the guest's driver accepts.
+fn accepted_features(profile: &Profile) -> u64 {
+    let mut features = virtio::VERSION_1
+        | virtio::BLK_BLK_SIZE
+        | virtio::BLK_SEG_MAX
+        | virtio::BLK_DISCARD
+        | virtio::BLK_WRITE_ZEROES;
+    let wanted = [
+        (profile.event_idx, virtio::EVENT_IDX),
+        (profile.indirect, virtio::INDIRECT_DESC),
+        (profile.flush, virtio::BLK_FLUSH),
+        (profile.queues > 1, virtio::BLK_MQ),
+    ];
+    for (on, bit) in wanted {
+        if on {
+            features |= bit;
+        }
+    }
+    features
+}

@@ -1,0 +1,130 @@
+//! One direction of the socket: ordered bytes in pieces, descriptors riding on
+//! the first byte of their piece.
+
+use super::objects::ObjectId;
+use crate::choices::{Ratio, Stream};
+use std::collections::VecDeque;
+
+/// Bytes that arrive together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// The bytes.
+    pub bytes: Vec<u8>,
+    /// What rides on the first of them.
+    pub objects: Vec<ObjectId>,
+}
+
+/// Cut what is sent at drawn places.
+pub fn cut(s: &mut Stream, split: Ratio, bytes: &[u8], objects: Vec<ObjectId>) -> Vec<Piece> {
+    let mut pieces = Vec::new();
+    let mut rest = bytes;
+    let mut objects = objects;
+    while rest.len() > 1 && s.chance("link.split", split) {
+        let at = s.range("link.cut", 1, rest.len() as u64 - 1) as usize;
+        pieces.push(Piece { bytes: rest[..at].to_vec(), objects: std::mem::take(&mut objects) });
+        rest = &rest[at..];
+    }
+    pieces.push(Piece { bytes: rest.to_vec(), objects });
+    pieces
+}
+
+/// What has arrived at one end and was not read yet.
+#[derive(Debug, Default)]
+pub struct Inbox {
+    pieces: VecDeque<Piece>,
+    closing: bool,
+}
+
+impl Inbox {
+    /// A piece arrives.
+    pub fn push(&mut self, piece: Piece) {
+        self.pieces.push_back(piece);
+    }
+
+    /// Nothing more will arrive.
+    pub fn close(&mut self) {
+        self.closing = true;
+    }
+
+    /// Whether everything was read and nothing more will arrive.
+    pub fn is_closed(&self) -> bool {
+        self.closing && self.pieces.is_empty()
+    }
+
+    /// Whether there is nothing to read.
+    pub fn is_empty(&self) -> bool {
+        self.pieces.is_empty()
+    }
+
+    /// One read of at most `limit` bytes. A read ends where the next piece
+    /// carries descriptors, as it does on a real socket.
+    pub fn read(&mut self, limit: usize) -> Option<Piece> {
+        let first = self.pieces.front_mut()?;
+        if limit == 0 {
+            return None;
+        }
+        let mut got = Piece { bytes: Vec::new(), objects: std::mem::take(&mut first.objects) };
+        while got.bytes.len() < limit {
+            let Some(piece) = self.pieces.front_mut() else { break };
+            if !piece.objects.is_empty() {
+                break;
+            }
+            let take = piece.bytes.len().min(limit - got.bytes.len());
+            got.bytes.extend(piece.bytes.drain(..take));
+            if piece.bytes.is_empty() {
+                self.pieces.pop_front();
+            }
+        }
+        Some(got)
+    }
+}
+
+/// Keeps pieces of one direction in order.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wire {
+    last: u64,
+}
+
+impl Wire {
+    /// When something sent now arrives.
+    pub fn arrival(&mut self, now: u64, latency: u64) -> u64 {
+        self.last = self.last.max(now + latency);
+        self.last
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::choices::Component;
+
+    #[test]
+    fn link_descriptors_stay_on_their_byte_however_it_is_cut() {
+        for seed in 0..50 {
+            let mut s = Stream::new(seed, Component::Link);
+            let mut inbox = Inbox::default();
+            let mut expected = Vec::new();
+            for message in 0..6u8 {
+                let bytes = vec![message; 20];
+                let objects =
+                    if message % 2 == 0 { vec![] } else { vec![ObjectId(message.into())] };
+                if message % 2 == 1 {
+                    expected.push((20 * usize::from(message), ObjectId(message.into())));
+                }
+                for piece in cut(&mut s, Ratio::new(1, 2), &bytes, objects) {
+                    inbox.push(piece);
+                }
+            }
+            let (mut at, mut seen) = (0, Vec::new());
+            while !inbox.is_empty() {
+                let limit = s.range("limit", 1, 30) as usize;
+                let got = inbox.read(limit).unwrap();
+                assert!(got.bytes.len() <= limit && !got.bytes.is_empty());
+                seen.extend(got.objects.iter().map(|o| (at, *o)));
+                at += got.bytes.len();
+            }
+            assert_eq!(at, 120);
+            assert_eq!(seen, expected);
+        }
+    }
+}

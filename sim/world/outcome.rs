@@ -1,0 +1,103 @@
+//! What a run leaves behind.
+
+use crate::oracle::Violation;
+use crate::profile::Profile;
+use crate::trace::Trace;
+
+/// A moment in a run at which the back-end dies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CrashPoint {
+    /// Step of the back-end, from 0.
+    pub step: u64,
+    /// Stores of the step that happen.
+    pub kept: u64,
+    /// Bytes that happen of the store after those.
+    pub cut: u32,
+    /// Wishes of the step that are carried out; none unless all stores happen.
+    pub outputs: u64,
+}
+
+/// What a step of the back-end did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StepShape {
+    /// Bytes of each store, 0 for one that happens in one piece.
+    pub stores: Vec<u32>,
+    /// Number of wishes.
+    pub outputs: u64,
+}
+
+/// Counted over a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Scheduler events.
+    pub events: u64,
+    /// Requests the guest completed.
+    pub requests: u64,
+    /// Requests the disk was asked.
+    pub disk_requests: u64,
+    /// Stores of the back-end to shared memory.
+    pub stores: u64,
+    /// Kills of the back-end.
+    pub kills: u64,
+    /// Times the back-end ended because it was asked to.
+    pub shutdowns: u64,
+    /// Most used entries that became visible at once in a vring.
+    pub largest_batch: u64,
+    /// Vrings that were taken over with requests in flight.
+    pub recoveries: u64,
+    /// Requests that were resubmitted.
+    pub resubmitted: u64,
+    /// Pauses that ended.
+    pub pauses: u64,
+    /// Connections that broke though nobody died.
+    pub breaks: u64,
+}
+
+/// A finished run.
+#[derive(Debug)]
+pub struct Outcome {
+    /// What was drawn.
+    pub profile: Profile,
+    /// The first promise that was broken, if one was.
+    pub verdict: Result<(), Violation>,
+    /// Hash over everything that happened.
+    pub hash: u64,
+    /// Counters.
+    pub stats: Stats,
+    /// Virtual nanoseconds.
+    pub at: u64,
+    /// The trace, if it was kept.
+    pub trace: Trace,
+    /// Shapes of the back-end's steps, if they were asked for.
+    pub shapes: Vec<StepShape>,
+}
+
+impl Stats {
+    /// Add another run's.
+    pub fn add(&mut self, other: &Self) {
+        let Self {
+            events,
+            requests,
+            disk_requests,
+            stores,
+            kills,
+            shutdowns,
+            largest_batch,
+            recoveries,
+            resubmitted,
+            pauses,
+            breaks,
+        } = other;
+        self.events += events;
+        self.requests += requests;
+        self.disk_requests += disk_requests;
+        self.stores += stores;
+        self.kills += kills;
+        self.shutdowns += shutdowns;
+        self.largest_batch = self.largest_batch.max(*largest_batch);
+        self.recoveries += recoveries;
+        self.resubmitted += resubmitted;
+        self.pauses += pauses;
+        self.breaks += breaks;
+    }
+}

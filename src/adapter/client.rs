@@ -1,0 +1,365 @@
+//! A guest without a virtual machine: the front-end and the guest driver over
+//! a real socket, with real guest memory and eventfds.
+//!
+//! It is what a test needs to put requests to any back-end, midflight's own
+//! or another's. It blocks: one thread waits for the control socket and for
+//! calls, and a lost back-end is connected to again, with the kept inflight
+//! region, while somebody waits for requests.
+
+mod link;
+mod requests;
+
+use super::clock::Clock;
+use super::handles::Handles;
+use super::socket::Socket;
+use crate::Handle;
+use crate::driver::{BlkDriver, BlkStatus, DriverError, RingFeatures, RingLayout};
+use crate::frontend::{
+    ApiMisuse, Base, Command, ConfigError, Event, Failure, Frontend, FrontendConfig, Input, Phase,
+    Start, VringStart, VringWiring,
+};
+use crate::time::Duration;
+use crate::wire::MemRegion;
+use crate::wire::features::virtio;
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::io::Errno;
+use std::collections::VecDeque;
+use std::fs::File;
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
+
+/// Guest memory of a client.
+pub type ClientMemory = GuestMemoryMmap<()>;
+
+/// Distance of user addresses from guest-physical ones. Nothing is mapped
+/// there: user addresses are only names that both ends agree on.
+const USER: u64 = 0x7000_0000_0000;
+const PAGE: u64 = 4096;
+
+/// What to connect to, and as what.
+#[derive(Clone, Debug)]
+pub struct ClientConfig {
+    /// The back-end's socket.
+    pub socket: PathBuf,
+    /// Features, vrings, reconnection.
+    pub frontend: FrontendConfig,
+    /// Entries of each ring.
+    pub ring_size: u16,
+    /// Bytes of guest memory, a multiple of 4096. Rings come first.
+    pub memory_size: u64,
+    /// How long anything may take before it is an error.
+    pub patience: Duration,
+}
+
+/// What stopped a client.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The system refused something.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The configuration makes no sense.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The connection failed and will not be tried again.
+    #[error(transparent)]
+    Connection(#[from] Failure),
+    /// The ring broke, or a request could not be built.
+    #[error(transparent)]
+    Driver(#[from] DriverError),
+    /// A command at the wrong time.
+    #[error(transparent)]
+    Misuse(#[from] ApiMisuse),
+    /// Guest memory is too small for that.
+    #[error("expected at most {room} bytes of data, got {wanted}")]
+    TooBig {
+        /// Bytes there are.
+        room: u64,
+        /// Bytes wanted.
+        wanted: u64,
+    },
+    /// The device failed a request.
+    #[error("request failed with status {}", .0.code())]
+    Request(BlkStatus),
+    /// Nothing happened for too long.
+    #[error("timed out waiting for {what}{}", .answer.map(|a| format!(" ({a} is not answered)")).unwrap_or_default())]
+    TimedOut {
+        /// What was waited for.
+        what: &'static str,
+        /// Message that the back-end has not answered.
+        answer: Option<&'static str>,
+    },
+}
+
+/// Something that must wait until the front-end's outputs are taken.
+enum Next {
+    Connect,
+    Lost,
+    Restart,
+    KickAll,
+}
+
+/// One vring of the guest.
+struct Queue {
+    layout: RingLayout,
+    kick: Handle,
+    call: Handle,
+    /// `None` until the first start.
+    driver: Option<BlkDriver>,
+}
+
+/// A guest of one disk.
+pub struct Client {
+    config: ClientConfig,
+    frontend: Frontend,
+    clock: Clock,
+    handles: Handles,
+    memory: ClientMemory,
+    queues: Vec<Queue>,
+    socket: Option<Socket>,
+    channel: Option<Socket>,
+    /// Offered and let through.
+    features: u64,
+    /// What the guest accepted at its first start.
+    accepted: Option<u64>,
+    /// The owner wants the vrings to run, whatever the back-end does.
+    wanted: bool,
+    next: VecDeque<Next>,
+    events: Vec<Event>,
+    failure: Option<Failure>,
+}
+
+impl Client {
+    /// Connect and negotiate.
+    pub fn connect(config: ClientConfig) -> Result<Self, ClientError> {
+        let mut handles = Handles::default();
+        let event = |handles: &mut Handles| {
+            let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+            let fd = eventfd(0, flags).map_err(|e| system("cannot make an eventfd", e))?;
+            Ok::<_, ClientError>(handles.insert(fd))
+        };
+        let mut queues = Vec::new();
+        let mut wiring = Vec::new();
+        for q in 0..config.frontend.num_queues {
+            let (kick, call) = (event(&mut handles)?, event(&mut handles)?);
+            let err = Some(event(&mut handles)?);
+            wiring.push(VringWiring { call: Some(call), err });
+            let base = u64::from(q) * ring_stride(config.ring_size);
+            let layout =
+                RingLayout::contiguous(config.ring_size, base).map_err(DriverError::from)?;
+            queues.push(Queue { layout, kick, call, driver: None });
+        }
+        let (memory, memfd) = guest_memory(config.memory_size)?;
+        let region =
+            MemRegion { guest_addr: 0, size: config.memory_size, user_addr: USER, mmap_offset: 0 };
+        let table = vec![(region, handles.insert(memfd))];
+        let mut client = Self {
+            frontend: Frontend::new(config.frontend.clone(), wiring)?,
+            clock: Clock::start(),
+            handles,
+            memory,
+            queues,
+            socket: None,
+            channel: None,
+            features: 0,
+            accepted: None,
+            wanted: false,
+            next: VecDeque::new(),
+            events: Vec::new(),
+            failure: None,
+            config,
+        };
+        client.command(Command::SetMemory(table))?;
+        client.command(Command::Connect)?;
+        client.wait("negotiation", |c| c.frontend.phase() == Phase::Ready)?;
+        Ok(client)
+    }
+
+    /// Start every vring: zeroed rings the first time and after a reset,
+    /// otherwise where they stopped.
+    pub fn start(&mut self) -> Result<(), ClientError> {
+        let accepted = *self.accepted.get_or_insert(self.features);
+        let features = RingFeatures {
+            event_idx: accepted & virtio::EVENT_IDX != 0,
+            indirect: accepted & virtio::INDIRECT_DESC != 0,
+        };
+        for queue in &mut self.queues {
+            if queue.driver.is_none() {
+                queue.driver = Some(BlkDriver::start(&self.memory, queue.layout, features)?);
+            }
+        }
+        self.wanted = true;
+        let start = self.start_command(|_| Base::Kept);
+        match self.command(start) {
+            // The back-end died before it could say where it stopped.
+            Err(ClientError::Misuse(ApiMisuse::BaseUnknown(_))) => {
+                let start = self.start_command(|layout| self.used_base(layout));
+                self.command(start)?;
+            }
+            other => other?,
+        }
+        self.wait("the start", |c| c.frontend.phase() == Phase::Running)
+    }
+
+    /// Stop every vring; returns their bases.
+    pub fn stop(&mut self) -> Result<Vec<(u16, u16)>, ClientError> {
+        self.wanted = false;
+        self.events.retain(|event| !matches!(event, Event::Stopped { .. }));
+        self.command(Command::Stop)?;
+        self.wait("the stop", |c| c.frontend.phase() == Phase::Ready)?;
+        let bases = self.events.iter().rev().find_map(|event| match event {
+            Event::Stopped { bases } => Some(bases.clone()),
+            _ => None,
+        });
+        // A back-end that died instead of answering leaves no bases.
+        Ok(bases.unwrap_or_default())
+    }
+
+    /// Reset the device. Requests that were not reaped are gone.
+    pub fn reset(&mut self) -> Result<(), ClientError> {
+        self.wanted = false;
+        self.command(Command::Reset)?;
+        self.wait("the reset", |c| c.frontend.phase() == Phase::Ready)?;
+        self.accepted = None;
+        for queue in &mut self.queues {
+            queue.driver = None;
+        }
+        Ok(())
+    }
+
+    /// Close the connection at once, as a front-end that is killed does.
+    pub fn disconnect(&mut self) -> Result<(), ClientError> {
+        self.wanted = false;
+        self.command(Command::Disconnect)
+    }
+
+    /// Give the front-end any command.
+    pub fn command(&mut self, command: Command) -> Result<(), ClientError> {
+        self.frontend.handle_input(self.clock.now(), Input::Command(command))?;
+        self.drain()
+    }
+
+    /// Read configuration space, and wait.
+    pub fn read_config(&mut self, offset: u32, size: u16) -> Result<Vec<u8>, ClientError> {
+        self.events.retain(|event| !matches!(event, Event::ConfigRead { .. }));
+        self.command(Command::ReadConfig { offset, size })?;
+        let answered = |c: &Self| {
+            c.events.iter().any(|e| matches!(e, Event::ConfigRead { .. } | Event::Refused { .. }))
+        };
+        self.wait("the configuration", answered)?;
+        let data = self.events.iter().find_map(|event| match event {
+            Event::ConfigRead { data, .. } => Some(data.to_vec()),
+            _ => None,
+        });
+        Ok(data.unwrap_or_default())
+    }
+
+    /// Wait until `done`, serving the connection.
+    pub fn wait(
+        &mut self,
+        what: &'static str,
+        done: impl Fn(&Self) -> bool,
+    ) -> Result<(), ClientError> {
+        let until = self.clock.now() + self.config.patience;
+        while !done(self) {
+            self.turn(what, until)?;
+        }
+        Ok(())
+    }
+
+    /// Serve the connection for `time`, or until something has happened.
+    pub fn pump(&mut self, time: Duration) -> Result<(), ClientError> {
+        let until = self.clock.now() + time;
+        match self.turn("nothing", until) {
+            Err(ClientError::TimedOut { .. }) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Guest memory.
+    pub fn memory(&self) -> &ClientMemory {
+        &self.memory
+    }
+
+    /// Guest-physical addresses behind the rings: the caller's to use, except
+    /// that the blocking requests use them too.
+    pub fn data_area(&self) -> Range<u64> {
+        let rings = self.queues.len() as u64 * ring_stride(self.config.ring_size);
+        rings..self.config.memory_size
+    }
+
+    /// The driver of a vring that has been started.
+    pub fn driver(&mut self, vring: u16) -> Result<(&mut BlkDriver, &ClientMemory), ClientError> {
+        let driver = self.queues.get_mut(usize::from(vring)).and_then(|q| q.driver.as_mut());
+        let driver = driver.ok_or(ApiMisuse::BadVring(vring))?;
+        Ok((driver, &self.memory))
+    }
+
+    /// Where the front-end stands.
+    pub fn phase(&self) -> Phase {
+        self.frontend.phase()
+    }
+
+    /// Virtio features that the back-end offers and the configuration lets through.
+    pub fn features(&self) -> u64 {
+        self.features
+    }
+
+    /// Everything that has happened, oldest first; the list is emptied.
+    pub fn take_events(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.events)
+    }
+
+    /// Only guest memory knows how far a dead back-end came.
+    fn used_base(&self, layout: &RingLayout) -> Base {
+        Base::At(layout.load_used_idx(&self.memory).unwrap_or(0))
+    }
+
+    fn start_command(&self, base: impl Fn(&RingLayout) -> Base) -> Command {
+        let vrings = (0u16..).zip(&self.queues).map(|(index, queue)| VringStart {
+            index,
+            size: queue.layout.size,
+            desc: USER + queue.layout.desc,
+            avail: USER + queue.layout.avail,
+            used: USER + queue.layout.used,
+            base: base(&queue.layout),
+            kick: Some(queue.kick),
+            call: Some(queue.call),
+        });
+        Command::Start(Start { features: self.accepted, vrings: vrings.collect() })
+    }
+}
+
+/// Bytes from one ring to the next.
+fn ring_stride(size: u16) -> u64 {
+    RingLayout::footprint(size).next_multiple_of(PAGE)
+}
+
+/// Memory of a guest, in a file of a size that nobody can change.
+fn guest_memory(size: u64) -> Result<(ClientMemory, OwnedFd), ClientError> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let fd = memfd_create("midflight-guest", flags)
+        .map_err(|e| system("cannot make guest memory", e))?;
+    ftruncate(&fd, size).map_err(|e| system("cannot size guest memory", e))?;
+    fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
+        .map_err(|e| system("cannot seal guest memory", e))?;
+    let what = "cannot map guest memory";
+    let copy = fd.try_clone().map_err(|source| ClientError::System { what, source })?;
+    let file = FileOffset::new(File::from(copy), 0);
+    let too_big = |_| ClientError::TooBig { room: usize::MAX as u64, wanted: size };
+    let len = usize::try_from(size).map_err(too_big)?;
+    let memory = ClientMemory::from_ranges_with_files([(GuestAddress(0), len, Some(file))])
+        .map_err(|e| ClientError::System { what, source: std::io::Error::other(e.to_string()) })?;
+    Ok((memory, fd))
+}
+
+fn system(what: &'static str, errno: Errno) -> ClientError {
+    ClientError::System { what, source: errno.into() }
+}

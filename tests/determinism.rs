@@ -1,0 +1,83 @@
+//! A seed means one run, always and everywhere.
+//!
+//! A change of the core, of a message sequence or of the simulator changes
+//! what happens in a run, and with it these hashes. After a change on purpose
+//! print the new ones with `cargo sim hashes --seeds 0..8`, and raise
+//! `midflight_sim::choices::SCHEMA` if old seeds now draw another run.
+
+use midflight_sim::memory::Arena;
+use midflight_sim::run::{Sum, run};
+use midflight_sim::world::Options;
+
+/// Seed and trace hash; the same in debug and release and on any machine.
+const PINNED: [(u64, u64); 8] = [
+    (0, 0x431f_38c5_3c40_d0d8),
+    (1, 0xd5ae_50d2_4908_19e7),
+    (2, 0x153e_cfaf_d668_f41c),
+    (3, 0x510e_e5a4_c068_c37c),
+    (4, 0x7c24_bc34_53a9_a2dd),
+    (5, 0xb968_cfa0_52d3_6e85),
+    (6, 0xf975_913d_15a2_de3f),
+    (7, 0x9a13_6496_d2a1_a78c),
+];
+
+#[test]
+fn determinism_hashes_of_a_handful_of_seeds_are_pinned() {
+    let mut arena = Arena::new();
+    let got = PINNED.map(|(seed, _)| (seed, run(&mut arena, seed, &Options::default()).hash));
+    let show = |(seed, hash): (u64, u64)| format!("({seed}, {hash:#018x})");
+    assert_eq!(got.map(show), PINNED.map(show), "see the head of this file");
+}
+
+#[test]
+fn determinism_the_same_seed_twice_is_the_same_run() {
+    let (mut one, mut other) = (Arena::new(), Arena::new());
+    for seed in 100..140 {
+        let first = run(&mut one, seed, &Options::default());
+        let second = run(&mut other, seed, &Options::default());
+        assert_eq!(first.hash, second.hash, "seed {seed}");
+        assert_eq!(first.stats, second.stats, "seed {seed}");
+    }
+}
+
+#[test]
+fn determinism_neither_order_nor_memory_of_earlier_runs_matters() {
+    let mut arena = Arena::new();
+    let forward: Vec<u64> =
+        (0..20).map(|seed| run(&mut arena, seed, &Options::default()).hash).collect();
+    let mut backward: Vec<u64> =
+        (0..20).rev().map(|seed| run(&mut arena, seed, &Options::default()).hash).collect();
+    backward.reverse();
+    assert_eq!(forward, backward);
+}
+
+#[test]
+fn determinism_looking_at_a_run_does_not_change_it() {
+    let mut arena = Arena::new();
+    for seed in 0..20 {
+        let blind = run(&mut arena, seed, &Options::default());
+        let options = Options { trace: true, shapes: true, ..Options::default() };
+        let watched = run(&mut arena, seed, &options);
+        assert_eq!(blind.hash, watched.hash, "seed {seed}");
+        assert!(!watched.trace.events().is_empty());
+        assert!(blind.trace.events().is_empty());
+    }
+}
+
+#[test]
+fn determinism_different_seeds_are_different_runs() {
+    let mut arena = Arena::new();
+    let mut hashes: Vec<u64> =
+        (0..50).map(|seed| run(&mut arena, seed, &Options::default()).hash).collect();
+    hashes.sort_unstable();
+    hashes.dedup();
+    assert_eq!(hashes.len(), 50);
+    let sum_of = |seeds: [u64; 2]| {
+        let mut sum = Sum::default();
+        for seed in seeds {
+            sum.add(seed, &run(&mut Arena::new(), seed, &Options::default()));
+        }
+        sum.hash()
+    };
+    assert_ne!(sum_of([1, 2]), sum_of([2, 1]));
+}

@@ -1,0 +1,26 @@
+//! A back-end killed at any store of a short run is survived.
+
+use midflight_sim::crash::{at_every_store, short_run};
+use midflight_sim::memory::Arena;
+
+#[test]
+fn inflight_kill_at_every_store_of_a_short_run_completes_each_request_once() {
+    let mut arena = Arena::new();
+    let mut points = 0;
+    for batch in 1..=3 {
+        for event_idx in [false, true] {
+            let report = at_every_store(&mut arena, 1, &short_run(batch, event_idx), |_, _| {});
+            for (point, violation) in &report.failures {
+                println!("batch {batch}, event index {event_idx}, {point:?}: {violation}");
+            }
+            assert_eq!(report.failures.len(), 0);
+            // The run really publishes batches of this length.
+            assert_eq!(report.batch, batch);
+            assert!(report.between_stores > report.stores);
+            assert!(report.recoveries > 0 && report.resubmitted > 0);
+            points += report.points();
+        }
+    }
+    println!("{points} crash points explored");
+    assert!(points > 1_000);
+}
