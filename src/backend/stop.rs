@@ -4,7 +4,6 @@ use super::session::Reply;
 use super::setup::Pending;
 use super::vring::Vring;
 use super::{Backend, CloseReason, Event, FrontendFault, Link, Output};
-use crate::memory::MemoryTable;
 use crate::wire::{FrontendReplyBody, VringState};
 use vm_memory::GuestMemory;
 
