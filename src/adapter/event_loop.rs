@@ -9,9 +9,10 @@ use super::memory::{self, GuestMem, Memory};
 use super::poller::{Poller, Source};
 use super::signals::Signals;
 use super::socket::{Received, Socket};
+use super::spin::Spin;
 use super::{events, sigbus};
 use crate::Handle;
-use crate::backend::{Backend, Command, Input, MapFailed, Output};
+use crate::backend::{ApiMisuse, Backend, Command, Input, MapFailed, Output};
 use crate::blk::Completion;
 use crate::time::Instant;
 use rustix::io::Errno;
@@ -42,6 +43,7 @@ pub struct EventLoop {
     completions: Vec<Completion>,
     /// Answers to outputs, given when all outputs are taken.
     answers: VecDeque<Answer>,
+    spin: Spin,
     stopping: bool,
 }
 
@@ -80,6 +82,7 @@ impl EventLoop {
             disk,
             completions: Vec::new(),
             answers: VecDeque::new(),
+            spin: Spin::default(),
             stopping: false,
         })
     }
@@ -100,8 +103,7 @@ impl EventLoop {
     fn run(mut self) -> io::Result<()> {
         while !self.is_over() {
             let until = self.next_wakeup();
-            self.poller.wait(self.clock.now(), until)?;
-            let now = self.clock.now();
+            let now = self.wait(until)?;
             while let Some(source) = self.poller.next() {
                 self.ready(now, source);
             }
@@ -123,6 +125,27 @@ impl EventLoop {
             }
         }
         Ok(())
+    }
+
+    /// Wait for something to become ready, or for `until`; the time after it.
+    fn wait(&mut self, until: Option<Instant>) -> io::Result<Instant> {
+        let start = self.clock.now();
+        if until.is_some_and(|until| until <= start) {
+            self.poller.wait(start, until)?;
+            return Ok(start);
+        }
+        let spin_end = start + self.spin.limit();
+        let mut now = start;
+        while now < spin_end && until.is_none_or(|until| now < until) {
+            if self.poller.wait(now, Some(now))? {
+                return Ok(self.clock.now());
+            }
+            now = self.clock.now();
+        }
+        self.poller.wait(now, until)?;
+        let now = self.clock.now();
+        self.spin.learn(now.saturating_since(start));
+        Ok(now)
     }
 
     fn is_over(&self) -> bool {
@@ -276,14 +299,21 @@ impl EventLoop {
         self.told(now, told);
     }
 
-    fn told(&mut self, now: Instant, told: Result<(), crate::backend::ApiMisuse>) {
+    fn told(&mut self, now: Instant, told: Result<(), ApiMisuse>) {
         if let Err(misuse) = told {
-            // A bug of ours. The client may have provoked it and is cut off;
-            // the daemon lives.
-            say!("internal error: {misuse}");
-            debug_assert!(false, "the back-end was misused: {misuse}");
+            self.misused(&misuse);
         }
         self.drain(now);
+    }
+
+    /// A bug of ours. The client may have provoked it and is cut off; the
+    /// daemon lives.
+    fn misused(&mut self, misuse: &ApiMisuse) {
+        say!("internal error: {misuse}");
+        debug_assert!(false, "the back-end was misused: {misuse}");
+        if let Some(socket) = &mut self.socket {
+            socket.shut();
+        }
     }
 
     /// Carry out every wish, and give the answers that some want.
@@ -302,8 +332,7 @@ impl EventLoop {
                 Answer::InflightAllocated(result) => Input::InflightAllocated(result),
             };
             if let Err(misuse) = self.backend.handle_input(now, input) {
-                say!("internal error: {misuse}");
-                debug_assert!(false, "the back-end was misused: {misuse}");
+                self.misused(&misuse);
             }
         }
         if self.socket.is_none() && self.backend.is_idle() {

@@ -35,7 +35,7 @@ use crate::memory::MemoryTable;
 use crate::time::{Duration, Instant};
 use crate::vring::chain::Chain;
 use crate::wire::features::virtio;
-use crate::wire::{Decoder, Dialect, FrontendRequests};
+use crate::wire::{Decoder, Dialect, FrontendRequests, PushReason};
 use late::Late;
 use requests::Requests;
 use session::Session;
@@ -257,10 +257,16 @@ impl<M: GuestMemory> Backend<M> {
             return Err(misuse);
         }
         let wanted = self.wanted() as u64;
-        self.decoder.push(bytes, handles).map_err(|refused| {
-            self.release(refused.handles);
-            ApiMisuse::NotWanted { got: bytes.len() as u64, wanted }
-        })
+        let Err(refused) = self.decoder.push(bytes, handles) else { return Ok(()) };
+        self.release(refused.handles);
+        match refused.reason {
+            // How many descriptors ride with a byte is up to the peer.
+            PushReason::Handles { max, would_be } => {
+                self.close(FrontendFault::TooManyHandles { got: would_be, max });
+                Ok(())
+            }
+            _ => Err(ApiMisuse::NotWanted { got: bytes.len() as u64, wanted }),
+        }
     }
 
     /// Everything that follows from what has changed: waits that are over,

@@ -143,8 +143,7 @@ impl<M: GuestMemory> Backend<M> {
                 return Ok(Answer(FrontendReplyBody::U64(self.offered_protocol_features())));
             }
             R::SetProtocolFeatures(features) => self.set_protocol_features(features)?,
-            // One front-end at a time owns the device by being connected.
-            R::SetOwner => {}
+            R::SetOwner => self.set_owner(),
             // Deprecated; the document lets a back-end ignore it.
             R::ResetOwner => {}
             R::GetQueueNum => {

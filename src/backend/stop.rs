@@ -6,7 +6,6 @@ use super::setup::{Pending, Stopping};
 use super::vring::Vring;
 use super::{Backend, CloseReason, Event, FrontendFault, Link, Output};
 use crate::bugs::{self, Bug};
-use crate::memory::MemoryTable;
 use crate::time::Instant;
 use crate::wire::{FrontendReplyBody, VringState};
 use vm_memory::GuestMemory;
@@ -190,17 +189,28 @@ impl<M: GuestMemory> Backend<M> {
         self.writeback = true;
     }
 
+    /// A session begins. QEMU may begin a second one over the same connection,
+    /// when the device is unplugged and another is plugged in on its socket:
+    /// memory is then sent once more, without having been removed.
+    // spec: vhost-user, VHOST_USER_SET_OWNER
+    pub(super) fn set_owner(&mut self) {
+        if self.requests.is_empty() && self.vrings.iter().all(|v| v.run.is_none()) {
+            self.forget_memory();
+            self.inflight = None;
+        }
+    }
+
     /// The disk is done with the front-end that left.
     fn left(&mut self) {
         self.link = Link::Idle;
+        self.forget_memory();
+    }
+
+    fn forget_memory(&mut self) {
         let table = core::mem::take(&mut self.table);
         if self.memory.take().is_some() {
             self.out.push_back(Output::Unmap);
         }
-        self.release(handles(&table));
+        self.release(table.regions().iter().map(|r| r.handle));
     }
-}
-
-fn handles(table: &MemoryTable) -> Vec<crate::Handle> {
-    table.regions().iter().map(|r| r.handle).collect()
 }
