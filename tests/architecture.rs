@@ -19,6 +19,7 @@ const RULE: &[(&str, &[&str])] = &[
     ("inflight", &["wire", "bugs"]),
     ("blk", &["vring", "memory"]),
     ("backend", &["wire", "memory", "vring", "inflight", "blk", "time", "handle", "bugs"]),
+    ("migration", &["inflight"]),
     ("frontend", &["wire", "time", "handle"]),
     ("driver", &[]),
 ];
