@@ -81,6 +81,11 @@ impl<'a> RegionView<'a> {
         self.shape
     }
 
+    /// Where a vring's part begins, in bytes.
+    pub fn offset(&self, vring: u16) -> u64 {
+        self.shape.base(vring)
+    }
+
     /// The header of a part, unchecked but for the vring having one.
     pub fn header(&self, vring: u16) -> Result<Header, InflightFault> {
         if vring >= self.shape.num_queues {
