@@ -187,14 +187,17 @@ pub struct GuestRam<'a> {
     pub(super) pages: BTreeMap<u64, Option<Page<'a>>>,
 }
 
-impl GuestRam<'_> {
+impl<'a> GuestRam<'a> {
+    /// The page that a guest-physical address is in, as it came last.
+    pub fn page(&self, gpa: u64) -> Option<Page<'a>> {
+        let offset = gpa.checked_rem(self.page_size)?;
+        *self.pages.get(&(gpa - offset))?
+    }
+
     /// The little-endian number at a guest-physical address that is a multiple
     /// of 2. `None` if the stream does not tell.
     pub fn le16(&self, gpa: u64) -> Option<u16> {
-        if self.page_size == 0 {
-            return None;
-        }
-        match (*self.pages.get(&(gpa - gpa % self.page_size))?)? {
+        match self.page(gpa)? {
             Page::Fill(byte) => Some(u16::from_le_bytes([byte, byte])),
             Page::Bytes(bytes) => {
                 let at = usize::try_from(gpa % self.page_size).ok()?;
