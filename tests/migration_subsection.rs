@@ -1,6 +1,6 @@
 //! The inflight subsection: the bytes of QEMU 11.1, and every way to spoil them.
 
-use midflight::inflight::RegionView;
+use midflight::inflight::{RegionView, RingState};
 use midflight::migration::{InflightImage, InflightSubsection, Live, REGION_MAX, What};
 use proptest::prelude::*;
 
@@ -42,7 +42,8 @@ fn migration_subsection_decodes_to_the_requests_in_flight() {
     assert_eq!((header.last_batch_head, header.used_idx), (0, 7));
     let order = [Live { counter: 8, head: 2 }, Live { counter: 9, head: 1 }];
     assert_eq!(part.flagged, order);
-    let takeover = midflight::migration::takeover(Some(&view), 0, 3, 9, 7).unwrap();
+    let takeover =
+        midflight::migration::takeover(Some(&view), 0, 9, RingState::unseen(3, 7)).unwrap();
     assert_eq!(takeover.resubmit, order);
     assert_eq!(takeover.next_avail, 9);
     assert_eq!(takeover.contradictions, []);
@@ -150,6 +151,7 @@ proptest! {
         size in 0u16..20,
         base: u16,
         used: u16,
+        avail: u16,
         valid: bool,
     ) {
         if valid && region.len() >= 16 {
@@ -160,8 +162,9 @@ proptest! {
         }
         let Ok(view) = RegionView::new(&region, queues, size) else { return Ok(()) };
         let _ = InflightImage::try_from(view);
+        let ring = RingState { size, used_idx: used, avail_idx: avail };
         for vring in 0..queues + 1 {
-            if let Ok(t) = midflight::migration::takeover(Some(&view), vring, size, base, used) {
+            if let Ok(t) = midflight::migration::takeover(Some(&view), vring, base, ring) {
                 prop_assert!(t.resubmit.len() + t.closes.len() <= 2 * usize::from(size));
                 prop_assert!(t.resubmit.is_sorted());
             }

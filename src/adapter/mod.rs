@@ -36,5 +36,6 @@ mod serve;
 pub mod sigbus;
 mod signals;
 mod socket;
+mod spin;
 
 pub use cli::run;

@@ -14,5 +14,5 @@ mod view;
 
 pub use layout::{RegionShape, region_size};
 pub use recover::{InflightFault, Plan, Recovery};
-pub use split::{RegionGone, SplitRegion};
+pub use split::{RegionGone, RingState, SplitRegion};
 pub use view::{Header, RegionView};

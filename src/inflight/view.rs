@@ -3,6 +3,7 @@
 
 use super::layout::{self, RegionShape};
 use super::recover::{self, InflightFault, Plan};
+use super::split::RingState;
 use core::sync::atomic::Ordering;
 use vm_memory::{AtomicAccess, Bytes, GuestAddress, GuestMemory};
 
@@ -103,12 +104,7 @@ impl<'a> RegionView<'a> {
 
     /// What [`SplitRegion::attach`](super::SplitRegion::attach) would do with
     /// this region, by the very same code; `None` for a fresh one.
-    pub fn plan(
-        &self,
-        vring: u16,
-        ring_size: u16,
-        used_idx: u16,
-    ) -> Result<Option<Plan>, InflightFault> {
-        recover::plan(&Still(self.bytes), &self.shape, vring, ring_size, used_idx)
+    pub fn plan(&self, vring: u16, ring: RingState) -> Result<Option<Plan>, InflightFault> {
+        recover::plan(&Still(self.bytes), &self.shape, vring, ring)
     }
 }

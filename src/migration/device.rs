@@ -6,7 +6,7 @@ use super::ram::GuestRam;
 use super::stream::{Section, Stream};
 use super::subsection::InflightSubsection;
 use super::virtio::DeviceState;
-use crate::inflight::{InflightFault, RegionView};
+use crate::inflight::{InflightFault, RegionView, RingState};
 use core::ops::Range;
 
 /// End of the section's name, after the path of the device.
@@ -91,10 +91,15 @@ impl<'a> BlkDevice<'a> {
         queue.map_or((None, None), |q| (read(q.used), read(q.avail)))
     }
 
-    /// What a back-end at the destination would do with a ring whose used
-    /// index is `used`. `None` if the guest has not set the ring up, or the
-    /// rings are packed.
-    pub fn takeover(&self, vring: u16, used: u16) -> Option<Result<Takeover, InflightFault>> {
+    /// What a back-end at the destination would do with a ring that has this
+    /// used index, and this available index if that is known. `None` if the
+    /// guest has not set the ring up, or the rings are packed.
+    pub fn takeover(
+        &self,
+        vring: u16,
+        used_idx: u16,
+        avail_idx: Option<u16>,
+    ) -> Option<Result<Takeover, InflightFault>> {
         let state = self.state.as_ref().ok().filter(|s| !s.packed())?;
         let queue = state.queues.get(usize::from(vring)).filter(|q| q.desc != 0)?;
         let view = match self.region().transpose() {
@@ -102,14 +107,18 @@ impl<'a> BlkDevice<'a> {
             Err(fault) => return Some(Err(fault)),
         };
         // The state was refused if a ring were larger.
-        let size = queue.size as u16;
-        Some(takeover(view.as_ref(), vring, size, queue.last_avail_idx, used))
+        let mut ring = RingState::unseen(queue.size as u16, used_idx);
+        ring.avail_idx = avail_idx.unwrap_or(ring.avail_idx);
+        Some(takeover(view.as_ref(), vring, queue.last_avail_idx, ring))
     }
 
     /// What is wrong with the region as a whole.
-    pub fn oversize(&self) -> Option<Contradiction> {
-        let inflight = self.inflight.filter(|i| !i.region.is_empty())?;
-        oversize(inflight.region.len() as u64, self.queues()?, inflight.queue_size)
+    pub fn contradiction(&self) -> Option<Contradiction> {
+        let inflight = self.inflight?;
+        match inflight.region.len() {
+            0 => Some(Contradiction::Empty),
+            len => oversize(len as u64, self.queues()?, inflight.queue_size),
+        }
     }
 }
 

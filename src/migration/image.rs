@@ -4,7 +4,7 @@
 //! Layout and rules are those of [`inflight`](crate::inflight); nothing here
 //! knows an offset.
 
-use crate::inflight::{Header, InflightFault, Plan, RegionView, region_size};
+use crate::inflight::{Header, InflightFault, Plan, RegionView, RingState, region_size};
 
 /// A head in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,7 +42,8 @@ impl TryFrom<RegionView<'_>> for InflightImage {
         let part = |vring| -> Result<PartImage, InflightFault> {
             let header = view.header(vring)?;
             // The region's own used index stands for the ring's: no batch.
-            let plan = view.plan(vring, shape.queue_size, header.used_idx)?;
+            let ring = RingState::unseen(shape.queue_size, header.used_idx);
+            let plan = view.plan(vring, ring)?;
             let flagged = plan.map_or_else(Vec::new, |plan| live(&plan));
             Ok(PartImage { header, flagged })
         };
@@ -100,6 +101,10 @@ pub enum Contradiction {
     /// A suspended back-end leaves no batch open.
     #[error("{0} requests are published but not retired, expected none after a stop")]
     OpenBatch(usize),
+    /// The device never started, and its source said so in a way that cannot
+    /// be loaded.
+    #[error("inflight region is empty: qemu 11.1 refuses to load such a stream")]
+    Empty,
     /// The region would hold more queues.
     #[error(
         "inflight region has {got} bytes, expected {expected} for {queues} queues of this size"
@@ -114,18 +119,18 @@ pub enum Contradiction {
     },
 }
 
-/// Judge one vring: its region if there is one, its size, the base that the
-/// front-end brings, and the used index in guest memory. Fails where a back-end
-/// would refuse to start the vring.
+/// Judge one vring: its region if there is one, the base that the front-end
+/// brings, and the ring in guest memory. Fails where a back-end would refuse to
+/// start the vring.
 pub fn takeover(
     region: Option<&RegionView<'_>>,
     vring: u16,
-    ring_size: u16,
     base: u16,
-    used: u16,
+    ring: RingState,
 ) -> Result<Takeover, InflightFault> {
     let mut found = Takeover { fresh: true, next_avail: base, ..Takeover::default() };
-    let plan = region.map(|view| view.plan(vring, ring_size, used)).transpose()?.flatten();
+    let plan = region.map(|view| view.plan(vring, ring)).transpose()?.flatten();
+    let used = ring.used_idx;
     let Some(plan) = plan else {
         if base != used {
             let lost = base.wrapping_sub(used);

@@ -3,6 +3,7 @@
 use super::op::Op;
 use super::{bounce, zeroes};
 use crate::adapter::image::Image;
+use crate::adapter::memory::Iov;
 use crate::blk::{DiskError, DiskOp};
 use rustix::fs::{FallocateFlags, fallocate, fdatasync};
 use rustix::io::Errno;
@@ -48,18 +49,20 @@ fn transfer(image: &Image, op: &mut Op) -> Result<(), DiskError> {
     Ok(())
 }
 
-/// One preadv2(2) or pwritev2(2) for the next pieces.
+/// One call for the next pieces, the plainest that does it.
 fn call(image: &Image, op: &Op) -> Result<usize, Errno> {
     let window = op.window();
-    let (iov, count) = (window.as_ptr().cast::<libc::iovec>(), window.len() as libc::c_int);
     let (fd, offset) = (image.fd().as_raw_fd(), op.offset as libc::off_t);
+    let (iov, count) = (window.as_ptr().cast::<libc::iovec>(), window.len() as libc::c_int);
     let flags = if op.durable() { libc::RWF_DSYNC } else { 0 };
     // SAFETY: `iov` points to `count` descriptors of memory that stays mapped
     // while the request is counted on its table. If the peer has truncated it,
     // the call fails with EFAULT.
     let n = unsafe {
-        match op.kind {
-            DiskOp::Read { .. } => libc::preadv2(fd, iov, count, offset, 0),
+        match (op.kind, window) {
+            (DiskOp::Read { .. }, [Iov(one)]) => libc::pread(fd, one.iov_base, one.iov_len, offset),
+            (DiskOp::Read { .. }, _) => libc::preadv(fd, iov, count, offset),
+            (_, [Iov(one)]) if flags == 0 => libc::pwrite(fd, one.iov_base, one.iov_len, offset),
             _ => libc::pwritev2(fd, iov, count, offset, flags),
         }
     };

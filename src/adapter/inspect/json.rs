@@ -52,7 +52,7 @@ fn disk(disk: &Disk<'_>) -> Value {
         "unreadable": device.and_then(|d| d.state.as_ref().err()).map(|e| e.to_string()),
         "inflight": region,
         "unusable": disk.unusable.as_ref().map(|e| e.to_string()),
-        "contradiction": disk.oversize.as_ref().map(|c| c.to_string()),
+        "contradiction": disk.contradiction.as_ref().map(|c| c.to_string()),
         "queues": disk.queues.iter().map(queue).collect::<Vec<_>>(),
     })
 }

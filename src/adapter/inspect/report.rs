@@ -1,6 +1,6 @@
 //! What there is to say about a file, whatever it is printed as.
 
-use crate::inflight::{Header, InflightFault, RegionView, region_size};
+use crate::inflight::{Header, InflightFault, RegionView, RingState, region_size};
 use crate::migration::{
     BlkDevice, Contradiction, Live, QueueState, Stream, StreamFault, Takeover, blk_devices,
     takeover,
@@ -23,7 +23,7 @@ pub struct Disk<'a> {
     pub region: Option<(u16, u64, u64)>,
     /// What is wrong with the region as a whole.
     pub unusable: Option<InflightFault>,
-    pub oversize: Option<Contradiction>,
+    pub contradiction: Option<Contradiction>,
     pub queues: Vec<Queue>,
 }
 
@@ -95,12 +95,12 @@ pub fn of_stream(bytes: &[u8]) -> Result<Report<'_>, StreamFault> {
                 header,
                 offset: view.map(|v| start + v.offset(vring)),
                 flagged: flagged(view.as_ref(), vring),
-                takeover: assumed.and_then(|used| device.takeover(vring, used)),
+                takeover: assumed.and_then(|used| device.takeover(vring, used, avail)),
             }
         };
         let queues = (0..device.queues().unwrap_or(0)).map(queue).collect();
-        let oversize = device.oversize();
-        disks.push(Disk { region, unusable, oversize, queues, device: Some(device) });
+        let contradiction = device.contradiction();
+        disks.push(Disk { region, unusable, contradiction, queues, device: Some(device) });
     }
     Ok(Report { stream: Some(stream), bytes: bytes.len() as u64, disks })
 }
@@ -138,7 +138,9 @@ pub fn of_region(
             header,
             offset: Some(view.offset(vring)),
             flagged: flagged(Some(&view), vring),
-            takeover: used.map(|used| takeover(Some(&view), vring, queue_size, used, used)),
+            takeover: used.map(|used| {
+                takeover(Some(&view), vring, used, RingState::unseen(queue_size, used))
+            }),
         }
     };
     let queues = (0..queues).map(queue).collect();
@@ -146,7 +148,7 @@ pub fn of_region(
         device: None,
         region: Some((queue_size, usual as u64, 0)),
         unusable: None,
-        oversize: None,
+        contradiction: None,
         queues,
     };
     Ok(Report { stream: None, bytes: len, disks: vec![disk] })
@@ -158,6 +160,7 @@ fn flagged(view: Option<&RegionView<'_>>, vring: u16) -> Vec<Live> {
     let Some(view) = view else { return Vec::new() };
     let Ok(header) = view.header(vring) else { return Vec::new() };
     let size = view.shape().queue_size;
-    let found = takeover(Some(view), vring, size, header.used_idx, header.used_idx);
+    let ring = RingState::unseen(size, header.used_idx);
+    let found = takeover(Some(view), vring, header.used_idx, ring);
     found.map_or_else(|_| Vec::new(), |t| t.resubmit)
 }

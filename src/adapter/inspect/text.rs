@@ -73,13 +73,13 @@ fn disk(out: &mut String, disk: &Disk<'_>) {
             }
         }
         None => {
-            put!(out, "  no inflight region: the source drained, or was never started");
+            put!(out, "  no inflight region: the source drained, or never started the device");
         }
     }
     if let Some(fault) = &disk.unusable {
         put!(out, "    refused: {fault}");
     }
-    if let Some(contradiction) = &disk.oversize {
+    if let Some(contradiction) = &disk.contradiction {
         put!(out, "    contradiction: {contradiction}");
     }
     for (vring, found) in disk.queues.iter().enumerate() {
