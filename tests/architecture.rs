@@ -19,9 +19,8 @@ const RULE: &[(&str, &[&str])] = &[
     ("vring", &["memory", "dirty"]),
     ("inflight", &["wire", "bugs"]),
     ("blk", &["vring", "memory"]),
-    ("backend", &["wire", "memory", "vring", "inflight", "blk", "time", "handle", "bugs"]),
-    ("migration", &["inflight"]),
     ("backend", &["wire", "memory", "vring", "inflight", "blk", "time", "handle", "bugs", "dirty"]),
+    ("migration", &["inflight"]),
     ("frontend", &["wire", "time", "handle"]),
     ("driver", &[]),
 ];

@@ -313,7 +313,7 @@ fn migration_stream_with_one_byte_changed_is_refused_or_read() {
 #[test]
 fn migration_stream_with_many_sections_or_blocks_is_refused() {
     let mut bytes = b"QEVM\0\0\0\x03".to_vec();
-    let mut memory = (u64::MAX & !0xfff | 4).to_be_bytes().to_vec();
+    let mut memory = (!0xfffu64 | 4).to_be_bytes().to_vec();
     for block in 0u32..5000 {
         memory.push(4);
         memory.extend(block.to_be_bytes());
