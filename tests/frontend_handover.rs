@@ -61,13 +61,11 @@ fn harness(dialect: Dialect) -> Harness {
 
 fn peer(dialect: Dialect) -> Peer {
     let suspend = dialect.get_vring_base_inflight() | dialect.get_vring_base_skip_drain();
-    let peer = Peer::default();
-    Peer {
-        features: peer.features | virtio::LOG_ALL,
-        protocol: PROTOCOL | protocol::LOG_SHMFD | suspend,
-        dialect,
-        ..peer
-    }
+    let mut peer = Peer::default();
+    peer.features |= virtio::LOG_ALL;
+    peer.protocol |= protocol::LOG_SHMFD | suspend;
+    peer.dialect = dialect;
+    peer
 }
 
 fn ready(dialect: Dialect) -> Harness {
