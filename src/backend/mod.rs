@@ -1,7 +1,7 @@
 //! The back-end half: one device, one front-end at a time.
 //!
 //! ```text
-//! session   what the front-end says      -> answers, settings, pending wishes
+//! session   what the front-end says      -> settings, answer, pending wishes
 //! setup     memory and inflight region   -> what a vring needs to run
 //! start     a vring begins to run        -> recovery, resubmission
 //! fetch     kick to disk request
@@ -10,6 +10,7 @@
 //! stop      drain, suspend, reset, disconnect, shut down
 //! ```
 
+mod answer;
 mod complete;
 mod fault;
 mod fetch;
@@ -18,6 +19,7 @@ mod late;
 mod policy;
 mod requests;
 mod session;
+mod settings;
 mod setup;
 mod start;
 mod stop;
