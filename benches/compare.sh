@@ -51,6 +51,10 @@ find_qsd() {
     fi
 }
 
+# Work of others on the machine waits for ours, where we may say so. Without it
+# a wakeup takes milliseconds on a busy machine.
+first=(chrt --rr 1)
+"${first[@]}" true 2>/dev/null || first=()
 (($(nproc) >= 2)) || fail 'two CPUs are needed, one for the load and one for the back-end'
 qsd=$(find_qsd)
 if [[ -z ${MIDFLIGHT:-} || -z ${LOAD:-} ]]; then
@@ -82,7 +86,7 @@ start() { # PLACE DIR
     # Locks and caches apart: each has a file of its own, with equal content.
     "$load" --fill "$dir/midflight" --size-mib $size_mib
     "$load" --fill "$dir/qsd" --size-mib $size_mib
-    on=(taskset -c $backend_cpu)
+    on=("${first[@]}" taskset -c $backend_cpu)
     "${on[@]}" "$midflight" serve --socket-path "$sockets/$place.midflight" \
         --blk-file "$dir/midflight" --queue-size-max 256 2>"$sockets/log.midflight" &
     pids[$place.midflight]=$!
@@ -101,7 +105,7 @@ start() { # PLACE DIR
             sleep 0.1
         done
         # Reads every page once or more, and checks that data comes back right.
-        taskset -c $load_cpu "$load" --socket "$sockets/$place.$who" --verify --time-ms 300 >/dev/null ||
+        "${first[@]}" taskset -c $load_cpu "$load" --socket "$sockets/$place.$who" --verify --time-ms 300 >/dev/null ||
             fail "$who on $place does not read what was written"
     done
     cat "$dir/midflight" "$dir/qsd" >/dev/null
@@ -120,7 +124,7 @@ point() { # PLACE DEPTH
     local r_iops='' r_cpu=''
     for ((run = 0; run < runs; run++)); do
         for who in midflight qsd; do
-            line=$(taskset -c $load_cpu "$load" --socket "$sockets/$place.$who" \
+            line=$("${first[@]}" taskset -c $load_cpu "$load" --socket "$sockets/$place.$who" \
                 --pid "${pids[$place.$who]}" --depth "$depth" --time-ms "$time_ms") || fail "$who failed"
             ((!details)) || printf '  %-10s %s\n' "$who" "$line" >&2
             iops[$who]+="$(value iops "$line")"$'\n'
