@@ -2,7 +2,9 @@
 
 use super::requests::Requests;
 use super::vring::Run;
-use super::{Backend, CHAINS_PER_CALL, Event, FrontendFault, Output, POLL_INTERVAL};
+use super::{
+    Backend, CHAINS_PER_CALL, CHAINS_UNDIVIDED, Event, FrontendFault, Output, POLL_INTERVAL,
+};
 use crate::blk::{self, Action, DeviceConfig};
 use crate::inflight::InflightFault;
 use crate::time::Instant;
@@ -122,7 +124,8 @@ impl<M: GuestMemory> Backend<M> {
 impl<M: GuestMemory> Fetcher<'_, M> {
     /// True if chains may be left that this call was not allowed to take.
     fn fetch(&mut self) -> Result<bool, Broken> {
-        let mut left = CHAINS_PER_CALL;
+        let there = self.run.ring.available(self.mem)?;
+        let mut left = there.div_ceil(2).clamp(CHAINS_UNDIVIDED, CHAINS_PER_CALL);
         self.run.ring.disable_kicks(self.mem)?;
         loop {
             while let Some(head) = self.run.ring.pop(self.mem)? {

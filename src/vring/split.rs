@@ -102,15 +102,23 @@ impl SplitRing {
         self.queue.desc_table()
     }
 
+    /// How many heads the guest says are available; more than the ring holds
+    /// if it errs.
+    pub fn available<M: GuestMemory>(&self, mem: &M) -> Result<u16, GuestFault> {
+        let gone = |_| GuestFault::Ring { part: "available ring" };
+        let avail = self.queue.avail_idx(mem, Ordering::Acquire).map_err(gone)?.0;
+        Ok(avail.wrapping_sub(self.queue.next_avail()))
+    }
+
     /// F1: the next available head, `None` if there is none.
     pub fn pop<M: GuestMemory>(&mut self, mem: &M) -> Result<Option<u16>, GuestFault> {
         let (next, size) = (self.queue.next_avail(), self.queue.size());
         let gone = GuestFault::Ring { part: "available ring" };
-        let avail = self.queue.avail_idx(mem, Ordering::Acquire).map_err(|_| gone)?.0;
-        let ahead = avail.wrapping_sub(next);
+        let ahead = self.available(mem)?;
         if ahead == 0 {
             return Ok(None);
         }
+        let avail = next.wrapping_add(ahead);
         let mut heads = self.queue.iter(mem).map_err(|e| match e {
             Error::InvalidAvailRingIndex => GuestFault::AvailJump { avail, next, ahead, size },
             _ => gone,
