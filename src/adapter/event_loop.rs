@@ -3,6 +3,7 @@
 use super::clock::Clock;
 use super::disk::Disk;
 use super::handles::Handles;
+use super::idle::Idle;
 use super::listener::Listener;
 use super::memory::{self, GuestMem, Memory};
 use super::poller::{Poller, Source};
@@ -10,7 +11,7 @@ use super::signals::Signals;
 use super::socket::{Received, Socket};
 use super::{events, sigbus};
 use crate::Handle;
-use crate::backend::{Backend, Command, Input, MapFailed, Output};
+use crate::backend::{Backend, CHAINS_PER_CALL, Command, Input, MapFailed, Output};
 use crate::blk::Completion;
 use crate::time::Instant;
 use rustix::io::Errno;
@@ -39,6 +40,7 @@ pub struct EventLoop {
     completions: Vec<Completion>,
     /// Answers to outputs, given when all outputs are taken.
     answers: VecDeque<Answer>,
+    idle: Idle,
     stopping: bool,
 }
 
@@ -68,8 +70,9 @@ impl EventLoop {
             kicks: Vec::new(),
             memory: Memory::default(),
             disk,
-            completions: Vec::new(),
+            completions: Vec::with_capacity(usize::from(CHAINS_PER_CALL)),
             answers: VecDeque::new(),
+            idle: Idle::default(),
             stopping: false,
         })
     }
@@ -89,9 +92,7 @@ impl EventLoop {
 
     fn run(mut self) -> io::Result<()> {
         while !self.is_over() {
-            let until = self.next_wakeup();
-            self.poller.wait(self.clock.now(), until)?;
-            let now = self.clock.now();
+            let now = self.wait()?;
             while let Some(source) = self.poller.next() {
                 self.ready(now, source);
             }
@@ -112,6 +113,28 @@ impl EventLoop {
             }
         }
         Ok(())
+    }
+
+    /// Wait for readiness or for the time to go on; returns the time then.
+    fn wait(&mut self) -> io::Result<Instant> {
+        let until = self.next_wakeup();
+        let start = self.clock.now();
+        if until.is_some_and(|until| until <= start) {
+            // Not a wait: there is work to go on with.
+            self.poller.wait(start, until)?;
+            return Ok(self.clock.now());
+        }
+        let mut now = start;
+        while self.idle.stays_awake(start, now) && !self.poller.is_ready() {
+            self.poller.wait(now, Some(now))?;
+            now = self.clock.now();
+        }
+        if !self.poller.is_ready() {
+            self.poller.wait(now, until)?;
+            now = self.clock.now();
+        }
+        self.idle.waited(start, now);
+        Ok(now)
     }
 
     fn is_over(&self) -> bool {
@@ -284,6 +307,7 @@ impl EventLoop {
     fn obey(&mut self, now: Instant, output: Output) {
         match output {
             Output::Disk(id) => {
+                self.idle.worked();
                 if let Some(request) = self.backend.request(id) {
                     self.disk.start(now, &request, &mut self.memory);
                 }

@@ -26,6 +26,7 @@ mod error;
 mod event_loop;
 mod events;
 mod handles;
+mod idle;
 pub mod image;
 mod listener;
 mod lock;

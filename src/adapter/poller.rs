@@ -91,6 +91,11 @@ impl Poller {
         }
     }
 
+    /// Whether something became ready that [`Poller::next`] has not returned.
+    pub fn is_ready(&self) -> bool {
+        !self.events.is_empty()
+    }
+
     /// The next of what became ready.
     pub fn next(&mut self) -> Option<Source> {
         self.events.pop().map(|event| Source::from_token(event.data.u64()))
