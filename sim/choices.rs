@@ -31,6 +31,8 @@ pub enum Component {
     Kill = 6,
     /// Latency of kicks, calls and wake-ups.
     Host = 7,
+    /// When the guest acts in the middle of a step of the back-end.
+    Race = 8,
 }
 
 /// A chance as a fraction of whole numbers.

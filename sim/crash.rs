@@ -82,6 +82,8 @@ pub fn short_run(batch: u64, event_idx: bool) -> Profile {
         kill_stores: 0,
         kill_idle: Ratio::NEVER,
         gentle: Ratio::NEVER,
+        races: Ratio::NEVER,
+        first_kick: true,
         polled: false,
         pauses: 0,
         breaks: 0,

@@ -60,6 +60,11 @@ pub struct Profile {
     pub kill_idle: Ratio,
     /// Kills that are none: the process is asked to end, and may finish.
     pub gentle: Ratio,
+    /// Steps of the back-end in which the guest acts between two stores.
+    pub races: Ratio,
+    /// The front-end kicks every vring when they run, so that a back-end that
+    /// does not look by itself would get along.
+    pub first_kick: bool,
     /// Vrings have no kick descriptor, the back-end polls.
     pub polled: bool,
     /// Times the guest is paused and resumed.
@@ -97,6 +102,8 @@ impl Profile {
             kill_stores: 80,
             kill_idle: Ratio::NEVER,
             gentle: Ratio::NEVER,
+            races: Ratio::NEVER,
+            first_kick: true,
             polled: false,
             pauses: 0,
             breaks: 0,
@@ -146,6 +153,8 @@ impl Profile {
             kill_stores: *s.pick("kill_stores", &[10, 40, 200]),
             kill_idle: *s.pick("kill_idle", &[Ratio::NEVER, Ratio::new(1, 4), Ratio::new(1, 1)]),
             gentle: *s.pick("gentle", &[Ratio::NEVER, Ratio::new(1, 4)]),
+            races: *s.pick("races", &[Ratio::NEVER, Ratio::new(1, 20), Ratio::new(1, 3)]),
+            first_kick: s.chance("first_kick", on),
             polled: s.chance("polled", Ratio::new(1, 10)),
             pauses: if s.chance("pauses.on", Ratio::new(1, 3)) {
                 s.range("pauses", 1, 3)
@@ -190,16 +199,23 @@ impl core::fmt::Display for Profile {
         )?;
         writeln!(
             f,
-            "session    reply ack {}, memory slots {}, vrings polled {}, messages in pieces {}",
+            "session    reply ack {}, memory slots {}, vrings polled {}, first kick {}, messages in pieces {}",
             switch(self.reply_ack),
             switch(self.mem_slots),
             switch(self.polled),
+            switch(self.first_kick),
             self.split
         )?;
         write!(
             f,
-            "trouble    {} kills within {} stores each (between steps {}, gentle {}), {} pauses, {} lost connections",
-            self.kills, self.kill_stores, self.kill_idle, self.gentle, self.pauses, self.breaks
+            "trouble    {} kills within {} stores each (between steps {}, gentle {}), {} pauses, {} lost connections, guest between stores {}",
+            self.kills,
+            self.kill_stores,
+            self.kill_idle,
+            self.gentle,
+            self.pauses,
+            self.breaks,
+            self.races
         )
     }
 }

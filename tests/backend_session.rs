@@ -63,8 +63,8 @@ fn session_a_refused_message_says_what_was_expected_and_what_came() {
             "SET_FEATURES has bits 0x8000000000000000, expected none outside",
         ),
         (
-            R::SetProtocolFeatures(1 << 1),
-            "SET_PROTOCOL_FEATURES has bits 0x2, expected none outside 0xb209",
+            R::SetProtocolFeatures(1 << 2),
+            "SET_PROTOCOL_FEATURES has bits 0x4, expected none outside 0xb20b",
         ),
         (R::SetVringNum(state(2, 8)), "SET_VRING_NUM names vring 2, expected less than 2"),
         (
@@ -131,6 +131,20 @@ fn session_a_front_end_that_cannot_be_told_no_is_disconnected() {
         assert!(rig.live.is_empty(), "{name} leaked {:?}", rig.live);
         assert!(rig.backend.is_idle());
     }
+}
+
+#[test]
+fn session_descriptors_without_end_and_without_a_message_close_the_connection() {
+    let mut rig = Rig::new(disk());
+    for byte in [1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0] {
+        let handles = (0..8).map(|_| rig.handle()).collect();
+        if rig.closed.is_none() {
+            rig.input(Input::Received { bytes: &[byte], handles });
+        }
+    }
+    let Some(CloseReason::FrontendMisbehaved(fault)) = &rig.closed else { panic!() };
+    let text = "72 descriptors came before a whole message, expected at most 64";
+    assert_eq!(fault.to_string(), text);
 }
 
 #[test]
@@ -434,6 +448,21 @@ fn memory_is_not_taken_from_under_a_running_vring_or_a_request() {
     assert!(!rig.live.contains(&h));
     rig.finish_all();
     assert_eq!(reaped(&rig, &mut driver), 2, "what waited is fetched afterwards");
+}
+
+#[test]
+fn memory_of_the_owner_before_is_forgotten_when_another_takes_over() {
+    let mut rig = negotiated();
+    rig.add_memory();
+    let live = rig.live.len();
+    rig.ok(R::SetOwner);
+    assert_eq!(rig.live.len(), live - 1);
+    rig.add_memory();
+    // Not while the device works: that is no new session.
+    let (mut rig, _) = Rig::running(disk());
+    rig.ok(R::SetOwner);
+    let h = rig.handle();
+    assert!(rig.refused(R::AddMemReg(guest_region(), h)).contains("overlaps"));
 }
 
 #[test]

@@ -46,8 +46,8 @@ fn report(seed: Option<u64>, outcome: &Outcome) {
         println!("PASS       every request completed once, with an allowed value");
     }
     println!(
-        "counted    {} events in {at}, {} requests, {} stores, {} kills, {} shutdowns, {} lost connections, {} pauses",
-        s.events, s.requests, s.stores, s.kills, s.shutdowns, s.breaks, s.pauses
+        "counted    {} events in {at}, {} requests, {} stores, {} kills, {} shutdowns, {} lost connections, {} pauses, guest between stores {} times",
+        s.events, s.requests, s.stores, s.kills, s.shutdowns, s.breaks, s.pauses, s.races
     );
     println!(
         "recovered  {} vrings taken over with {} requests in flight, largest batch {}",
@@ -94,11 +94,12 @@ fn summary(sum: &Sum, elapsed_ms: u64) {
     println!("requests    {} completed and checked", grouped(s.requests));
     println!("stores      {} of the back-end to shared memory", grouped(s.stores));
     println!(
-        "trouble     {} kills, {} shutdowns, {} lost connections, {} pauses",
+        "trouble     {} kills, {} shutdowns, {} lost connections, {} pauses, guest between stores {} times",
         grouped(s.kills),
         grouped(s.shutdowns),
         grouped(s.breaks),
-        grouped(s.pauses)
+        grouped(s.pauses),
+        grouped(s.races)
     );
     println!(
         "recoveries  {} vrings taken over with {} requests in flight, largest batch {}",

@@ -30,11 +30,49 @@ impl Store {
     }
 }
 
+/// Whose stores are seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Writer {
+    /// Guest, disk, front-end.
+    #[default]
+    Others,
+    /// The back-end, in a step.
+    BackEnd,
+    /// Nobody: the simulator moves an image about.
+    Nobody,
+}
+
+/// Somebody who acts between two stores of a step: another processor.
+pub struct Race {
+    /// Store of the step.
+    pub at: u64,
+    /// Before that store, instead of after it.
+    pub before: bool,
+    /// What happens then.
+    pub act: Box<dyn FnOnce()>,
+}
+
+impl Race {
+    /// Number of stores that have happened when it does.
+    pub(super) fn happened(&self) -> usize {
+        self.at as usize + usize::from(!self.before)
+    }
+}
+
+/// A store at which somebody else acts, and the bytes it has replaced.
+pub(super) struct Meeting {
+    pub race: Race,
+    pub old: Vec<u8>,
+}
+
 /// See the module.
 #[derive(Default)]
 pub struct Journal {
-    armed: bool,
+    writer: Writer,
+    race: Option<Race>,
     stores: Vec<Store>,
+    /// So many of them are in the shadow already: somebody has seen them.
+    settled: usize,
     data: Vec<u8>,
     shadows: Vec<Shadow>,
 }
@@ -70,32 +108,52 @@ impl Journal {
         offset: usize,
         len: usize,
         read: impl FnOnce(&mut [u8]),
-    ) {
-        if len == 0 {
-            return;
+    ) -> Option<Meeting> {
+        match self.writer {
+            _ if len == 0 => return None,
+            Writer::Nobody => return None,
+            Writer::Others => {
+                read(self.shadows[region as usize].touch(offset, len));
+                return None;
+            }
+            Writer::BackEnd => {}
         }
-        if self.armed {
-            let data = self.data.len();
-            self.data.resize(data + len, 0);
-            read(&mut self.data[data..]);
-            self.stores.push(Store {
-                region,
-                offset: offset as u64,
-                len: u32::try_from(len).expect("a region is below 4 GiB"),
-                data,
-            });
-        } else {
-            read(self.shadows[region as usize].touch(offset, len));
-        }
+        let index = self.stores.len() as u64;
+        let meets = self.race.as_ref().is_some_and(|race| race.at == index);
+        let old = if meets { self.image(region, offset, len) } else { Vec::new() };
+        let data = self.data.len();
+        self.data.resize(data + len, 0);
+        read(&mut self.data[data..]);
+        self.stores.push(Store {
+            region,
+            offset: offset as u64,
+            len: u32::try_from(len).expect("a region is below 4 GiB"),
+            data,
+        });
+        let race = if meets { self.race.take() } else { None };
+        race.map(|race| Meeting { race, old })
     }
 
-    pub(super) fn arm(&mut self) {
-        debug_assert!(self.stores.is_empty(), "the last step was not settled");
-        self.armed = true;
+    /// Bytes as the stores of this step have left them so far.
+    fn image(&self, region: u32, offset: usize, len: usize) -> Vec<u8> {
+        let mut image = self.shadow(region)[offset..offset + len].to_vec();
+        for store in self.stores.iter().filter(|s| s.region == region) {
+            let at = store.offset as usize;
+            for (i, byte) in (at..).zip(self.bytes(store)) {
+                if let Some(place) = i.checked_sub(offset).and_then(|i| image.get_mut(i)) {
+                    *place = *byte;
+                }
+            }
+        }
+        image
     }
 
-    pub(super) fn disarm(&mut self) {
-        self.armed = false;
+    pub(super) fn set_writer(&mut self, writer: Writer) {
+        self.writer = writer;
+    }
+
+    pub(super) fn set_race(&mut self, race: Option<Race>) {
+        self.race = race;
     }
 
     pub(super) fn stores(&self) -> &[Store] {
@@ -115,18 +173,36 @@ impl Journal {
         self.shadows[region as usize].touched.clone()
     }
 
-    pub(super) fn commit(&mut self) {
-        for store in &self.stores {
+    /// The first `count` stores have surely happened.
+    pub(super) fn settle(&mut self, count: usize) {
+        for store in &self.stores[self.settled..count] {
             self.shadows[store.region as usize]
                 .touch(store.offset as usize, store.len as usize)
                 .copy_from_slice(&self.data[store.data..][..store.len as usize]);
         }
-        self.stores.clear();
-        self.data.clear();
+        self.settled = count;
     }
 
-    pub(super) fn take(&mut self) -> (Vec<Store>, Vec<u8>) {
-        (std::mem::take(&mut self.stores), std::mem::take(&mut self.data))
+    pub(super) fn commit(&mut self) {
+        self.settle(self.stores.len());
+        self.forget();
+    }
+
+    /// Stores that are not in the shadow, what was stored, and how many came
+    /// before.
+    pub(super) fn take_unsettled(&mut self) -> (Vec<Store>, Vec<u8>, u64) {
+        let stores = self.stores.split_off(self.settled);
+        let data = std::mem::take(&mut self.data);
+        let settled = self.settled as u64;
+        self.forget();
+        (stores, data, settled)
+    }
+
+    /// Forget the step.
+    pub(super) fn forget(&mut self) {
+        self.stores.clear();
+        self.data.clear();
+        self.settled = 0;
     }
 
     pub(super) fn untouch(&mut self, region: u32) {

@@ -1,12 +1,12 @@
 //! The `Bitmap` that sees every store to shared memory.
 
-use super::journal::Journal;
+use super::journal::{Journal, Meeting, Writer};
 use std::cell::{OnceCell, RefCell};
 use std::fmt;
 use std::rc::Rc;
 use std::sync::Weak;
 use vm_memory::bitmap::{Bitmap, BitmapSlice, WithBitmapSlice};
-use vm_memory::{MmapRegion, VolatileMemory};
+use vm_memory::{MmapRegion, VolatileMemory, VolatileSlice};
 
 /// Tells the journal of every store into one region, in program order.
 ///
@@ -37,9 +37,36 @@ impl StoreLog {
         let Ok(slice) = mapping.get_slice(offset, len) else {
             return;
         };
-        self.journal.borrow_mut().saw(self.region, offset, len, |into| {
+        let meeting = self.journal.borrow_mut().saw(self.region, offset, len, |into| {
             slice.copy_to(into);
         });
+        if let Some(meeting) = meeting {
+            self.meet(meeting, &slice);
+        }
+    }
+
+    /// Let somebody act next to the store that was just seen.
+    fn meet(&self, Meeting { race, old }: Meeting, slice: &VolatileSlice<'_, LogSlice<'_>>) {
+        let mut new = vec![0; old.len()];
+        slice.copy_to(&mut new);
+        // What is before this moment stays, whenever the back-end dies.
+        self.journal.borrow_mut().settle(race.happened());
+        let set_writer = |writer| self.journal.borrow_mut().set_writer(writer);
+        let put = |bytes: &[u8]| {
+            set_writer(Writer::Nobody);
+            slice.copy_from(bytes);
+        };
+        // Between its loads and this store the back-end has looked at nothing,
+        // so acting "before" it can be done after the fact.
+        if race.before {
+            put(&old);
+        }
+        set_writer(Writer::Others);
+        (race.act)();
+        if race.before {
+            put(&new);
+        }
+        set_writer(Writer::BackEnd);
     }
 }
 

@@ -4,8 +4,8 @@
 mod journal;
 mod log;
 
-use journal::Journal;
-pub use journal::Store;
+use journal::{Journal, Writer};
+pub use journal::{Race, Store};
 pub use log::{LogSlice, StoreLog};
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -17,6 +17,18 @@ use vm_memory::{
 
 /// What the core sees as guest memory and as an inflight region.
 pub type Mem = GuestMemoryMmap<StoreLog>;
+
+/// The stores of the step that is open or has ended.
+#[derive(Clone)]
+pub struct Stores(Rc<RefCell<Journal>>);
+
+impl Stores {
+    /// Look at them, in order.
+    pub fn with<T>(&self, look: impl FnOnce(&mut dyn Iterator<Item = (&Store, &[u8])>) -> T) -> T {
+        let journal = self.0.borrow();
+        look(&mut journal.stores().iter().map(|store| (store, journal.bytes(store))))
+    }
+}
 
 /// One region of the arena.
 struct Region {
@@ -50,8 +62,9 @@ impl Arena {
     /// Forget the run: every region is zero and free again.
     pub fn reset(&mut self) {
         let mut journal = self.journal.borrow_mut();
-        journal.disarm();
-        journal.take();
+        journal.set_writer(Writer::Others);
+        journal.set_race(None);
+        journal.forget();
         drop(journal);
         for region in &mut self.regions {
             region.used = false;
@@ -135,12 +148,25 @@ impl Arena {
 
     /// From now on, stores are the back-end's.
     pub fn begin_step(&self) {
-        self.journal.borrow_mut().arm();
+        debug_assert_eq!(self.step_len(), 0, "the last step was not settled");
+        self.journal.borrow_mut().set_writer(Writer::BackEnd);
+    }
+
+    /// In the next step, let somebody else act between two stores.
+    pub fn plan_race(&self, race: Race) {
+        self.journal.borrow_mut().set_race(Some(race));
+    }
+
+    /// The stores of a step, for somebody who acts in the middle of it.
+    pub fn stores(&self) -> Stores {
+        Stores(Rc::clone(&self.journal))
     }
 
     /// The back-end has returned; its stores wait for `commit` or `crash`.
     pub fn end_step(&self) {
-        self.journal.borrow_mut().disarm();
+        let mut journal = self.journal.borrow_mut();
+        journal.set_writer(Writer::Others);
+        journal.set_race(None);
     }
 
     /// Number of stores of the open or ended step.
@@ -155,15 +181,6 @@ impl Arena {
         look(store, journal.bytes(store))
     }
 
-    /// Look at every store of the ended step, in order.
-    pub fn with_stores<T>(
-        &self,
-        look: impl FnOnce(&mut dyn Iterator<Item = (&Store, &[u8])>) -> T,
-    ) -> T {
-        let journal = self.journal.borrow();
-        look(&mut journal.stores().iter().map(|store| (store, journal.bytes(store))))
-    }
-
     /// All stores of the step have happened.
     pub fn commit(&self) {
         self.journal.borrow_mut().commit();
@@ -172,14 +189,15 @@ impl Arena {
     /// Only the first `keep` stores have happened, and the first `cut` bytes of
     /// the one after.
     pub fn crash(&self, keep: u64, cut: u32) {
-        let (stores, data) = self.journal.borrow_mut().take();
+        let (stores, data, settled) = self.journal.borrow_mut().take_unsettled();
+        debug_assert!(keep >= settled, "what somebody has seen has happened");
         for store in &stores {
             let old = self.journal.borrow().shadow(store.region)[store.offset as usize..]
                 [..store.len as usize]
                 .to_vec();
             self.write(store.region, store.offset, &old);
         }
-        for (index, store) in (0u64..).zip(&stores) {
+        for (index, store) in (settled..).zip(&stores) {
             let len = match index.cmp(&keep) {
                 std::cmp::Ordering::Less => store.len,
                 std::cmp::Ordering::Equal => cut.min(store.len),
@@ -286,6 +304,34 @@ mod tests {
         assert_eq!(arena.with_store(0, |_, bytes| bytes.to_vec()), [5, 0]);
         arena.commit();
         assert_eq!(byte(&arena, a, 2), 7);
+    }
+
+    #[test]
+    fn memory_somebody_else_acts_before_or_after_a_store() {
+        for before in [true, false] {
+            let (arena, id, mem) = arena();
+            mem.write_obj(7u8, GuestAddress(0x1000)).unwrap();
+            let seen = Rc::new(RefCell::new(0u8));
+            let (other, note) = (mem.clone(), Rc::clone(&seen));
+            let act = Box::new(move || {
+                *note.borrow_mut() = other.read_obj(GuestAddress(0x1000)).unwrap();
+                other.write_obj(99u8, GuestAddress(0x1010)).unwrap();
+            });
+            arena.plan_race(Race { at: 1, before, act });
+            arena.begin_step();
+            mem.write_obj(8u8, GuestAddress(0x1000)).unwrap();
+            mem.write_obj(9u8, GuestAddress(0x1000)).unwrap();
+            let back: u8 = mem.read_obj(GuestAddress(0x1010)).unwrap();
+            arena.end_step();
+            assert_eq!((*seen.borrow(), back), (if before { 8 } else { 9 }, 99));
+            // The other's store is none of the back-end's, and survives it.
+            assert_eq!(arena.step_len(), 2);
+            // The back-end can only die after what the other has seen.
+            let (keep, left) = if before { (1, 8) } else { (2, 9) };
+            arena.crash(keep, 0);
+            assert_eq!((byte(&arena, id, 0), byte(&arena, id, 0x10)), (left, 99));
+            assert_eq!(arena.unseen_store(), None);
+        }
     }
 
     #[test]

@@ -61,6 +61,8 @@ pub struct Oracle {
     sectors: Sectors,
     order: order::Order,
     write_through: bool,
+    /// Completed in the middle of a step, to be checked at its end.
+    unchecked: Vec<u64>,
 }
 
 impl Oracle {
@@ -74,6 +76,7 @@ impl Oracle {
             sectors: Sectors::new(sectors),
             order: order::Order::new(queues),
             write_through,
+            unchecked: Vec::new(),
         }
     }
 
@@ -113,8 +116,9 @@ impl Oracle {
     }
 
     /// Stores of the back-end have become visible: look for used entries. The
-    /// number of them in the vring that has most.
-    pub fn after_stores(&mut self, mem: &Mem, image: &Image) -> Result<u64, Violation> {
+    /// number of them in the vring that has most. Without `image` in the middle
+    /// of a step, in which the disk does nothing.
+    pub fn after_stores(&mut self, mem: &Mem, image: Option<&Image>) -> Result<u64, Violation> {
         self.tick += 1;
         let mut most = 0;
         for vring in 0..self.ledger.vrings() {
@@ -130,10 +134,15 @@ impl Oracle {
                 }
                 self.sectors.completed(ask, done.ok, self.tick);
                 if done.ok {
-                    self.check_durable(id, image)?;
+                    self.unchecked.push(id);
                 }
             }
             most = most.max(self.ledger.used_count(vring) - before);
+        }
+        if let Some(image) = image {
+            for id in std::mem::take(&mut self.unchecked) {
+                self.check_durable(id, image)?;
+            }
         }
         Ok(most)
     }

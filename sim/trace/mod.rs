@@ -199,6 +199,8 @@ pub enum What {
     Settling,
     /// The back-end process ended as it was asked to.
     Exited { life: u32 },
+    /// The guest acts next to this store of the back-end's step that follows.
+    Race { vring: u16, store: u64, before: bool },
     /// A message is on its way. `code` is that of the request, also in an answer.
     Sent { to_back: bool, code: u32, bytes: u64, handles: u64 },
 }
@@ -226,6 +228,7 @@ impl What {
                 | Self::Paused { on: true }
                 | Self::Delivered { to_back: true, .. }
                 | Self::Sent { to_back: true, .. }
+                | Self::Race { before: true, .. }
                 | Self::Hangup { to_back: true }
                 | Self::Done { ok: true, .. }
         ));
@@ -261,6 +264,7 @@ impl What {
             }
             Self::Settling => (20, [0; 6]),
             Self::Exited { life } => (21, [life.into(), 0, 0, 0, 0, 0]),
+            Self::Race { vring, store, .. } => (23, [b, vring.into(), store, 0, 0, 0]),
             Self::Sent { code, bytes, handles, .. } => (22, [b, code.into(), bytes, handles, 0, 0]),
         }
     }

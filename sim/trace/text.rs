@@ -120,6 +120,10 @@ fn sentence(what: What) -> String {
         ),
         What::Settling => "no more trouble from here on".into(),
         What::Exited { life } => format!("back-end process {life} ends as asked"),
+        What::Race { vring, store, before } => format!(
+            "vring {vring}: acts just {} store {store} of the step that follows",
+            if before { "before" } else { "after" }
+        ),
         What::Sent { to_back, code, bytes, handles } => {
             let arrow = if to_back { "front → back" } else { "back → front" };
             let name = request_name(code, &Dialect::default()).unwrap_or("unknown message");

@@ -4,9 +4,8 @@ use super::link::Inbox;
 use super::objects::{Handles, Object, ObjectId};
 use super::{CrashPoint, Event, StepShape, World};
 use crate::disk::Job;
-use crate::guest::memory::{GuestMemory, REGIONS};
 use crate::memory::Mem;
-use crate::oracle::{GuestStore, Violation};
+use crate::oracle::Violation;
 use crate::trace::{BackEvent, Lane, Verb, Wake, What};
 use midflight::backend::{
     self, Backend, CloseReason, Command, Input, MapFailed, MapRegion, Output,
@@ -90,6 +89,10 @@ impl World<'_> {
         input: Input<'_, Mem>,
     ) -> Result<bool, Violation> {
         let now = Instant::from_nanos(self.now());
+        if self.back.is_none() {
+            return Ok(false);
+        }
+        let race = self.plan_race();
         let Some(back) = &mut self.back else { return Ok(false) };
         self.arena.begin_step();
         let handled = back.core.handle_input(now, input);
@@ -99,21 +102,25 @@ impl World<'_> {
         handled.map_err(|e| contract(format!("input {} refused: {e}", wake.name())))?;
 
         let stores = self.arena.step_len();
+        let (checked, seen) = self.settle_race(race)?;
         if stores > 0 {
-            self.check_stores()?;
+            self.check.run(&self.oracle.borrow(), checked, u64::MAX)?;
         }
         self.stats.stores += stores;
         let count = outputs.len() as u64;
         self.trace.say(Lane::Back, What::Step { wake, stores, outputs: count });
         self.note_shape(stores, count);
-        let death = self.due_death(stores, outputs.len());
+        let death = self.due_death(stores, outputs.len(), seen);
         self.steps += 1;
         match &death {
             None => self.arena.commit(),
             Some(death) => self.arena.crash(death.kept, death.cut),
         }
         if stores > 0 {
-            let used = self.oracle.after_stores(&self.guest_memory.mem, self.disk.image())?;
+            let used = self
+                .oracle
+                .borrow_mut()
+                .after_stores(&self.guest_memory.mem, Some(self.disk.image()))?;
             self.stats.largest_batch = self.stats.largest_batch.max(used);
         }
         let happened = death.as_ref().map_or(outputs.len(), |d| d.outputs);
@@ -136,20 +143,6 @@ impl World<'_> {
         Ok(true)
     }
 
-    fn check_stores(&self) -> Result<(), Violation> {
-        let GuestMemory { mem, ids } = &self.guest_memory;
-        self.arena.with_stores(|stores| {
-            let guest =
-                stores.filter(|(s, _)| Some(s.region) != self.inflight).map(|(s, bytes)| {
-                    let at = ids.iter().position(|id| *id == s.region);
-                    // A region that is neither has no guest address.
-                    let base = at.map_or(u64::MAX / 2, |i| REGIONS[i].guest);
-                    (GuestStore { addr: base + s.offset, len: u64::from(s.len) }, bytes)
-                });
-            self.oracle.check_stores(mem, guest)
-        })
-    }
-
     fn note_shape(&mut self, stores: u64, outputs: u64) {
         let Some(shapes) = &mut self.shapes else { return };
         let len = |index| {
@@ -159,7 +152,8 @@ impl World<'_> {
     }
 
     /// Whether the process dies in this step, and where.
-    fn due_death(&mut self, stores: u64, outputs: usize) -> Option<Death> {
+    /// The first `seen` stores were seen by a guest and have happened.
+    fn due_death(&mut self, stores: u64, outputs: usize, seen: u64) -> Option<Death> {
         if let Some(exact) = self.kill.exact.filter(|e| e.step == self.steps) {
             let CrashPoint { kept, cut, outputs, .. } = exact;
             self.kill.exact = None;
@@ -174,7 +168,7 @@ impl World<'_> {
             return None;
         }
         self.kill.stores_left = None;
-        let kept = left;
+        let kept = left.max(seen);
         if kept == stores {
             // Every store has happened; of the wishes, some.
             let outputs = self.kill.stream.below("kill.outputs", outputs as u64 + 1) as usize;
@@ -301,6 +295,10 @@ impl World<'_> {
                 ));
             }
             Output::Disk(id) => self.issue(id)?,
+            Output::MapLog { .. } => return Err(contract("no front-end here has a dirty log")),
+            Output::Cancel(id) => return Err(contract(format!("nobody suspends {id} here"))),
+            // One back-end at a time has the store here.
+            Output::AcquireStore | Output::ReleaseStore => {}
             Output::Release(handle) => {
                 if !back.handles.close(handle) {
                     return Err(contract(format!("back-end releases {handle} twice")));
@@ -329,7 +327,7 @@ impl World<'_> {
         let Job { vring, head, verb, offset, len, .. } = job;
         let (sector, sectors) = (offset / 512, len / 512);
         self.trace.say(Lane::Disk, What::Issued { vring, head, verb, sector, sectors });
-        self.oracle.issued(&job)?;
+        self.oracle.borrow_mut().issued(&job)?;
         let plan = self.disk.submit(job);
         self.schedule(plan.apply_after, Event::DiskApply(plan.key));
         self.schedule(plan.done_after, Event::DiskDone(plan.key));
@@ -364,6 +362,9 @@ impl World<'_> {
             }
             E::Draining { vring, inflight } => {
                 What::Back { event: BackEvent::Draining, a: vring.into(), b: inflight.into() }
+            }
+            E::Suspending { .. } | E::Suspended { .. } | E::LogMapped { .. } => {
+                return Err(contract(format!("nobody asked for {event:?}")));
             }
             E::VringBroken { vring, fault } => {
                 return Err(Violation::new("rings", format!("vring {vring} broken: {fault}")));
@@ -484,7 +485,7 @@ impl World<'_> {
         let Job { vring, head, .. } = job;
         self.trace.say(Lane::Disk, What::Done { vring, head, ok: result.is_ok() });
         if result.is_err() {
-            self.oracle.disk_failed(vring, head);
+            self.oracle.borrow_mut().disk_failed(vring, head);
         }
         if let Some(back) = self.back.as_mut().filter(|b| b.life == job.life) {
             back.finished.push(Completion { id: job.id, result });
@@ -548,7 +549,7 @@ impl World<'_> {
         if offset != 0 || size != self.arena.len(region) {
             return Err(failed("not the whole of the memory"));
         }
-        self.inflight = Some(region);
+        self.check.inflight = Some(region);
         Ok(self.arena.view(&[(0, region)]))
     }
 }

@@ -26,7 +26,7 @@ impl World<'_> {
             let done = self.scheduler.done();
             self.trace.clock(self.scheduler.now(), done);
             self.happen(event)?;
-            if self.guest.is_done() {
+            if self.guest.borrow().is_done() {
                 return Ok(());
             }
             if self.settling_since.is_none() && self.is_settling() {
@@ -102,24 +102,30 @@ impl World<'_> {
     }
 
     fn guest_turn(&mut self, vring: u16) -> Result<(), Violation> {
-        let Turn { kick, again_after } =
-            self.guest.turn(vring, &mut self.oracle, &mut self.trace)?;
-        if kick {
+        let turn =
+            self.guest.borrow_mut().turn(vring, &mut self.oracle.borrow_mut(), &mut self.trace)?;
+        self.after_turn(vring, turn);
+        Ok(())
+    }
+
+    /// What the guest wants after its turn.
+    pub(super) fn after_turn(&mut self, vring: u16, turn: Turn) {
+        if turn.kick {
             self.kicks[usize::from(vring)].count += 1;
             self.wake_kick(vring);
         }
-        if let Some(after) = again_after {
+        if let Some(after) = turn.again_after {
             self.schedule(after, Event::GuestTurn(vring));
         }
-        Ok(())
     }
 
     /// Why nothing goes on, as far as the rings tell.
     fn stuck(&self, how: &str) -> Violation {
         let mem = &self.guest_memory.mem;
-        let ledger = self.oracle.ledger();
+        let oracle = self.oracle.borrow();
+        let ledger = oracle.ledger();
         for vring in 0..self.profile.queues {
-            let unseen = self.guest.unseen(vring, ledger.ring(vring).used_index(mem));
+            let unseen = self.guest.borrow().unseen(vring, ledger.ring(vring).used_index(mem));
             if unseen > 0 {
                 return Violation::new(
                     "notification",

@@ -178,7 +178,7 @@ impl World<'_> {
         let user = REGIONS[0].user;
         let mut vrings = Vec::new();
         for index in 0..self.profile.queues {
-            let layout = self.guest.layout(index);
+            let layout = self.guest.borrow().layout(index);
             let base = if !front.started_before {
                 Base::At(first)
             } else if front.bases_known {
@@ -207,15 +207,17 @@ impl World<'_> {
 
     /// The back-end runs every vring: kick them, let the guest go on.
     fn vrings_run(&mut self) {
-        for vring in 0..self.profile.queues {
+        let kicked = if self.profile.first_kick { self.profile.queues } else { 0 };
+        for vring in 0..kicked {
             self.kicks[usize::from(vring)].count += 1;
             self.wake_kick(vring);
         }
-        if self.guest.is_paused() {
-            self.guest.pause(false);
+        if self.guest.borrow().is_paused() {
+            self.guest.borrow_mut().pause(false);
             self.stats.pauses += 1;
             self.trace.say(Lane::Guest, What::Paused { on: false });
-            for vring in self.guest.take_missed() {
+            let missed = self.guest.borrow_mut().take_missed();
+            for vring in missed {
                 self.schedule(0, Event::GuestTurn(vring));
             }
         }
@@ -234,10 +236,10 @@ impl World<'_> {
 
     /// Stop the guest, then the vrings.
     pub(super) fn pause(&mut self) -> Result<(), Violation> {
-        if self.front.core.phase() != Phase::Running || self.guest.is_paused() {
+        if self.front.core.phase() != Phase::Running || self.guest.borrow().is_paused() {
             return Ok(());
         }
-        self.guest.pause(true);
+        self.guest.borrow_mut().pause(true);
         self.trace.say(Lane::Guest, What::Paused { on: true });
         self.front.wanted = false;
         self.front_command(Command::Stop)

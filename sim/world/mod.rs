@@ -6,13 +6,14 @@ mod front;
 mod link;
 mod objects;
 mod outcome;
+mod race;
 
 use crate::choices::{Component, Ratio, Stream};
 use crate::disk::Disk;
 use crate::guest::Guest;
 use crate::guest::memory::{GuestMemory, ring_view};
 use crate::hash::Rolling;
-use crate::memory::{Arena, Mem, RegionId};
+use crate::memory::{Arena, Mem};
 use crate::oracle::{Judges, Oracle, RegionView, SERIAL, Violation};
 use crate::profile::Profile;
 use crate::scheduler::Scheduler;
@@ -24,6 +25,9 @@ use midflight::backend::{MapFailed, MapRegion, Output};
 use midflight::blk::DeviceConfig;
 use objects::{Counter, Object, ObjectId, Objects};
 pub use outcome::{CrashPoint, Outcome, Stats, StepShape};
+use race::StoreCheck;
+use std::cell::RefCell;
+use std::rc::Rc;
 use vm_memory::GuestMemoryRegion;
 
 /// Something that will happen.
@@ -83,9 +87,9 @@ pub struct World<'a> {
     profile: Profile,
     arena: &'a mut Arena,
     guest_memory: GuestMemory,
-    guest: Guest,
+    guest: Rc<RefCell<Guest>>,
     device: DeviceConfig,
-    oracle: Oracle,
+    oracle: Rc<RefCell<Oracle>>,
     disk: Disk,
     trace: Trace,
     scheduler: Scheduler<Event>,
@@ -97,12 +101,13 @@ pub struct World<'a> {
     back: Option<BackProcess>,
     next_life: u32,
     next_conn: u32,
-    inflight: Option<RegionId>,
+    check: StoreCheck,
     kill: Kill,
     pauses_left: u64,
     breaks_left: u64,
     host: Stream,
     link: Stream,
+    race: Stream,
     to_back: Wire,
     to_front: Wire,
     outputs: Vec<Output>,
@@ -145,12 +150,13 @@ impl<'a> World<'a> {
         };
         let mut objects = Objects::default();
         let front = front::new(&mut objects, &profile, &guest_memory)?;
+        let check = StoreCheck::new(arena, &guest_memory);
         Ok(Self {
             arena,
             guest_memory,
-            guest,
+            guest: Rc::new(RefCell::new(guest)),
             device,
-            oracle,
+            oracle: Rc::new(RefCell::new(oracle)),
             disk,
             trace: Trace::new(options.trace),
             scheduler: Scheduler::new(),
@@ -162,12 +168,13 @@ impl<'a> World<'a> {
             back: None,
             next_life: 1,
             next_conn: 1,
-            inflight: None,
+            check,
             kill,
             pauses_left: profile.pauses,
             breaks_left: profile.breaks,
             host: stream(Component::Host),
             link: stream(Component::Link),
+            race: stream(Component::Race),
             to_back: Wire::default(),
             to_front: Wire::default(),
             outputs: Vec::new(),
@@ -284,11 +291,11 @@ impl<'a> World<'a> {
     }
 
     fn check_region(&self) -> Result<(), Violation> {
-        let Some(region) = self.inflight else { return Ok(()) };
+        let Some(region) = self.check.inflight else { return Ok(()) };
         self.arena.with_image(region, |bytes| {
             let view = RegionView { bytes, queues: self.profile.queues };
             let runs = |vring| self.back.as_ref().is_some_and(|b| b.runs(vring));
-            self.oracle.check_region(&self.guest_memory.mem, view, runs)
+            self.oracle.borrow().check_region(&self.guest_memory.mem, view, runs)
         })
     }
 
@@ -305,7 +312,7 @@ impl<'a> World<'a> {
     pub fn run(mut self) -> Outcome {
         let verdict = self.run_events().and_then(|()| self.final_checks());
         self.stats.events = self.scheduler.done();
-        self.stats.requests = self.oracle.ledger().completed_count();
+        self.stats.requests = self.oracle.borrow().ledger().completed_count();
         Outcome {
             hash: self.hash(),
             profile: self.profile,
@@ -321,13 +328,15 @@ impl<'a> World<'a> {
     fn hash(&self) -> u64 {
         let mut hash = Rolling::new();
         hash.u64(self.trace.hash());
+        let guest = self.guest.borrow();
         let streams = [
-            self.guest.stream(),
+            guest.stream(),
             self.disk.stream(),
             &self.kill.stream,
             &self.front_stream,
             &self.link,
             &self.host,
+            &self.race,
         ];
         for stream in streams {
             hash.u64(stream.count());
@@ -343,6 +352,6 @@ impl<'a> World<'a> {
             let message = format!("byte {at} of region {region} was stored past the log");
             return Err(Violation::new("memory", message));
         }
-        self.oracle.at_rest(self.disk.image())
+        self.oracle.borrow().at_rest(self.disk.image())
     }
 }

@@ -47,6 +47,8 @@ pub struct Stats {
     pub recoveries: u64,
     /// Requests that were resubmitted.
     pub resubmitted: u64,
+    /// Times the guest acted between two stores of the back-end.
+    pub races: u64,
     /// Pauses that ended.
     pub pauses: u64,
     /// Connections that broke though nobody died.
@@ -87,6 +89,7 @@ impl Stats {
             resubmitted,
             pauses,
             breaks,
+            races,
         } = other;
         self.events += events;
         self.requests += requests;
@@ -99,5 +102,6 @@ impl Stats {
         self.resubmitted += resubmitted;
         self.pauses += pauses;
         self.breaks += breaks;
+        self.races += races;
     }
 }

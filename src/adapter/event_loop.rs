@@ -3,15 +3,16 @@
 use super::clock::Clock;
 use super::disk::Disk;
 use super::handles::Handles;
-use super::idle::Idle;
 use super::listener::Listener;
+use super::lock::StoreLock;
 use super::memory::{self, GuestMem, Memory};
 use super::poller::{Poller, Source};
 use super::signals::Signals;
 use super::socket::{Received, Socket};
+use super::spin::Spin;
 use super::{events, sigbus};
 use crate::Handle;
-use crate::backend::{Backend, CHAINS_PER_CALL, Command, Input, MapFailed, Output};
+use crate::backend::{ApiMisuse, Backend, CHAINS_PER_CALL, Command, Input, MapFailed, Output};
 use crate::blk::Completion;
 use crate::time::Instant;
 use rustix::io::Errno;
@@ -25,6 +26,8 @@ pub struct EventLoop {
     /// is working on, and the memory has to be there until then.
     disk: Disk,
     memory: Memory,
+    /// Whose the image is.
+    store: StoreLock,
     backend: Backend<GuestMem>,
     clock: Clock,
     poller: Poller,
@@ -40,19 +43,25 @@ pub struct EventLoop {
     completions: Vec<Completion>,
     /// Answers to outputs, given when all outputs are taken.
     answers: VecDeque<Answer>,
-    idle: Idle,
+    spin: Spin,
     stopping: bool,
 }
 
 enum Answer {
     Mapped(Result<GuestMem, MapFailed>),
     InflightMapped(Result<GuestMem, MapFailed>),
+    LogMapped(Result<GuestMem, MapFailed>),
     InflightAllocated(Result<Handle, MapFailed>),
 }
 
 impl EventLoop {
     /// Put the parts together.
-    pub fn new(backend: Backend<GuestMem>, disk: Disk, signals: Signals) -> io::Result<Self> {
+    pub fn new(
+        backend: Backend<GuestMem>,
+        disk: Disk,
+        store: StoreLock,
+        signals: Signals,
+    ) -> io::Result<Self> {
         let poller = Poller::new()?;
         poller.add(&signals, Source::Signal)?;
         for fd in disk.fds() {
@@ -69,10 +78,11 @@ impl EventLoop {
             handles: Handles::default(),
             kicks: Vec::new(),
             memory: Memory::default(),
+            store,
             disk,
             completions: Vec::with_capacity(usize::from(CHAINS_PER_CALL)),
             answers: VecDeque::new(),
-            idle: Idle::default(),
+            spin: Spin::default(),
             stopping: false,
         })
     }
@@ -92,7 +102,8 @@ impl EventLoop {
 
     fn run(mut self) -> io::Result<()> {
         while !self.is_over() {
-            let now = self.wait()?;
+            let until = self.next_wakeup();
+            let now = self.wait(until)?;
             while let Some(source) = self.poller.next() {
                 self.ready(now, source);
             }
@@ -103,6 +114,7 @@ impl EventLoop {
             if self.backend.poll_timeout().is_some_and(|(due, _)| due <= now) {
                 self.tell(now, Input::Timeout);
             }
+            self.own_store(now);
             self.pump(now)?;
             if sigbus::take_hit() {
                 say!("the front-end truncated memory that it shares, closing its connection");
@@ -115,25 +127,24 @@ impl EventLoop {
         Ok(())
     }
 
-    /// Wait for readiness or for the time to go on; returns the time then.
-    fn wait(&mut self) -> io::Result<Instant> {
-        let until = self.next_wakeup();
+    /// Wait for something to become ready, or for `until`; the time after it.
+    fn wait(&mut self, until: Option<Instant>) -> io::Result<Instant> {
         let start = self.clock.now();
         if until.is_some_and(|until| until <= start) {
-            // Not a wait: there is work to go on with.
             self.poller.wait(start, until)?;
-            return Ok(self.clock.now());
+            return Ok(start);
         }
+        let spin_end = start + self.spin.limit();
         let mut now = start;
-        while self.idle.stays_awake(start, now) && !self.poller.is_ready() {
-            self.poller.wait(now, Some(now))?;
+        while now < spin_end && until.is_none_or(|until| now < until) {
+            if self.poller.wait(now, Some(now))? {
+                return Ok(self.clock.now());
+            }
             now = self.clock.now();
         }
-        if !self.poller.is_ready() {
-            self.poller.wait(now, until)?;
-            now = self.clock.now();
-        }
-        self.idle.waited(start, now);
+        self.poller.wait(now, until)?;
+        let now = self.clock.now();
+        self.spin.learn(now.saturating_since(start));
         Ok(now)
     }
 
@@ -149,7 +160,7 @@ impl EventLoop {
             return Some(Instant::ZERO);
         }
         let timer = self.backend.poll_timeout().map(|(due, _)| due);
-        timer.into_iter().chain(self.disk.deadline()).min()
+        timer.into_iter().chain(self.disk.deadline()).chain(self.store.deadline()).min()
     }
 
     fn ready(&mut self, now: Instant, source: Source) {
@@ -252,6 +263,24 @@ impl EventLoop {
         }
     }
 
+    /// Requests go to the disk when its lock is ours. If it does not become so,
+    /// the front-end is told in the one way there is; a request stays in flight
+    /// for whoever it connects to next.
+    fn own_store(&mut self, now: Instant) {
+        if self.store.deadline().is_none() {
+            return;
+        }
+        match self.store.poll(now) {
+            Ok(true) => self.disk.open(now),
+            Ok(false) => {}
+            Err(refusal) => {
+                say!("closing the connection: {refusal}");
+                self.disconnect(now);
+                self.disk.give_up();
+            }
+        }
+    }
+
     /// Work on the disk; everything that is finished by now is one batch.
     fn pump(&mut self, now: Instant) -> io::Result<()> {
         let mut done = core::mem::take(&mut self.completions);
@@ -270,14 +299,21 @@ impl EventLoop {
         self.told(now, told);
     }
 
-    fn told(&mut self, now: Instant, told: Result<(), crate::backend::ApiMisuse>) {
+    fn told(&mut self, now: Instant, told: Result<(), ApiMisuse>) {
         if let Err(misuse) = told {
-            // A bug of ours. The client may have provoked it and is cut off;
-            // the daemon lives.
-            say!("internal error: {misuse}");
-            debug_assert!(false, "the back-end was misused: {misuse}");
+            self.misused(&misuse);
         }
         self.drain(now);
+    }
+
+    /// A bug of ours. The client may have provoked it and is cut off; the
+    /// daemon lives.
+    fn misused(&mut self, misuse: &ApiMisuse) {
+        say!("internal error: {misuse}");
+        debug_assert!(false, "the back-end was misused: {misuse}");
+        if let Some(socket) = &mut self.socket {
+            socket.shut();
+        }
     }
 
     /// Carry out every wish, and give the answers that some want.
@@ -292,11 +328,11 @@ impl EventLoop {
             let input = match answer {
                 Answer::Mapped(result) => Input::Mapped(result),
                 Answer::InflightMapped(result) => Input::InflightMapped(result),
+                Answer::LogMapped(result) => Input::LogMapped(result),
                 Answer::InflightAllocated(result) => Input::InflightAllocated(result),
             };
             if let Err(misuse) = self.backend.handle_input(now, input) {
-                say!("internal error: {misuse}");
-                debug_assert!(false, "the back-end was misused: {misuse}");
+                self.misused(&misuse);
             }
         }
         if self.socket.is_none() && self.backend.is_idle() {
@@ -307,10 +343,16 @@ impl EventLoop {
     fn obey(&mut self, now: Instant, output: Output) {
         match output {
             Output::Disk(id) => {
-                self.idle.worked();
                 if let Some(request) = self.backend.request(id) {
                     self.disk.start(now, &request, &mut self.memory);
                 }
+            }
+            Output::Cancel(id) => self.disk.cancel(id),
+            // The loop does the rest, before it gives anything to the disk.
+            Output::AcquireStore => self.store.acquire(now),
+            Output::ReleaseStore => {
+                self.disk.close();
+                self.store.release();
             }
             Output::Call { handle, .. } | Output::Err { handle, .. } => self.handles.signal(handle),
             Output::Send { bytes, handles } => {
@@ -332,8 +374,12 @@ impl EventLoop {
                 self.answers.push_back(Answer::InflightAllocated(allocated));
             }
             Output::MapInflight { handle, offset, size } => {
-                let mapped = memory::map_inflight(&self.handles, handle, offset, size);
+                let mapped = memory::map_shared(&self.handles, handle, offset, size);
                 self.answers.push_back(Answer::InflightMapped(mapped));
+            }
+            Output::MapLog { handle, offset, size } => {
+                let mapped = memory::map_shared(&self.handles, handle, offset, size);
+                self.answers.push_back(Answer::LogMapped(mapped));
             }
             Output::WatchKick { vring, handle } => self.watch(vring, handle),
             Output::Release(handle) => self.handles.release(handle),

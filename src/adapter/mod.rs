@@ -26,7 +26,6 @@ mod error;
 mod event_loop;
 mod events;
 mod handles;
-mod idle;
 pub mod image;
 mod listener;
 mod lock;
@@ -36,5 +35,6 @@ mod serve;
 pub mod sigbus;
 mod signals;
 mod socket;
+mod spin;
 
 pub use cli::run;

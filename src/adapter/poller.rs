@@ -81,19 +81,16 @@ impl Poller {
         let _ = epoll::delete(&self.epoll, fd);
     }
 
-    /// Wait until something is ready or `until` has come; `None` waits forever.
-    pub fn wait(&mut self, now: Instant, until: Option<Instant>) -> rustix::io::Result<()> {
+    /// Wait until something is ready (`true`) or `until` has come; `None` waits
+    /// forever.
+    pub fn wait(&mut self, now: Instant, until: Option<Instant>) -> rustix::io::Result<bool> {
         let timeout = until.map(|until| timespec(until.saturating_since(now)));
         self.events.clear();
         match epoll::wait(&self.epoll, spare_capacity(&mut self.events), timeout.as_ref()) {
-            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Ok(_) => Ok(!self.events.is_empty()),
+            Err(Errno::INTR) => Ok(false),
             Err(errno) => Err(errno),
         }
-    }
-
-    /// Whether something became ready that [`Poller::next`] has not returned.
-    pub fn is_ready(&self) -> bool {
-        !self.events.is_empty()
     }
 
     /// The next of what became ready.

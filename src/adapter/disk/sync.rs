@@ -49,25 +49,20 @@ fn transfer(image: &Image, op: &mut Op) -> Result<(), DiskError> {
     Ok(())
 }
 
-/// One system call for the next pieces.
+/// One call for the next pieces, the plainest that does it.
 fn call(image: &Image, op: &Op) -> Result<usize, Errno> {
     let window = op.window();
-    if let (DiskOp::Read { .. }, [Iov(one)]) = (op.kind, window) {
-        let (fd, offset) = (image.fd().as_raw_fd(), op.offset as libc::off_t);
-        // The plain form spares the kernel the copy of a descriptor.
-        // SAFETY: as below.
-        let n = unsafe { libc::pread(fd, one.iov_base, one.iov_len, offset) };
-        return usize::try_from(n).map_err(|_| last_errno());
-    }
-    let (iov, count) = (window.as_ptr().cast::<libc::iovec>(), window.len() as libc::c_int);
     let (fd, offset) = (image.fd().as_raw_fd(), op.offset as libc::off_t);
+    let (iov, count) = (window.as_ptr().cast::<libc::iovec>(), window.len() as libc::c_int);
     let flags = if op.durable() { libc::RWF_DSYNC } else { 0 };
     // SAFETY: `iov` points to `count` descriptors of memory that stays mapped
     // while the request is counted on its table. If the peer has truncated it,
     // the call fails with EFAULT.
     let n = unsafe {
-        match op.kind {
-            DiskOp::Read { .. } => libc::preadv2(fd, iov, count, offset, 0),
+        match (op.kind, window) {
+            (DiskOp::Read { .. }, [Iov(one)]) => libc::pread(fd, one.iov_base, one.iov_len, offset),
+            (DiskOp::Read { .. }, _) => libc::preadv(fd, iov, count, offset),
+            (_, [Iov(one)]) if flags == 0 => libc::pwrite(fd, one.iov_base, one.iov_len, offset),
             _ => libc::pwritev2(fd, iov, count, offset, flags),
         }
     };

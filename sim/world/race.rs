@@ -1,0 +1,115 @@
+//! The guest has processors of its own: it may act between any two stores of a
+//! step of the back-end.
+//!
+//! Only stores are seen, so the moments between two loads of the back-end are
+//! not told apart: the guest acts right before or right after a store.
+
+use super::World;
+use crate::guest::Turn;
+use crate::guest::memory::{GuestMemory, REGIONS};
+use crate::memory::{Arena, Mem, Race, RegionId, Stores};
+use crate::oracle::{GuestStore, Oracle, Violation};
+use crate::trace::{Lane, Trace, What};
+use std::cell::RefCell;
+use std::rc::Rc;
+
+/// Stores of a step are looked at up to this one.
+const LATEST: u64 = 12;
+
+/// What the guest did, once it did it.
+struct Acted {
+    result: Result<Turn, Violation>,
+    trace: Trace,
+}
+
+/// A race that may come to pass in the next step.
+pub(super) struct Planned {
+    vring: u16,
+    at: u64,
+    before: bool,
+    acted: Rc<RefCell<Option<Acted>>>,
+}
+
+impl Planned {
+    /// Stores that have happened when the guest acts.
+    fn happened(&self) -> u64 {
+        self.at + u64::from(!self.before)
+    }
+}
+
+impl World<'_> {
+    /// Draw whether the guest acts in the step that follows.
+    pub(super) fn plan_race(&mut self) -> Option<Planned> {
+        if self.guest.borrow().is_paused() || !self.race.chance("race", self.profile.races) {
+            return None;
+        }
+        let planned = Planned {
+            vring: self.race.below("race.vring", self.profile.queues.into()) as u16,
+            at: self.race.below("race.at", LATEST),
+            before: self.race.below("race.before", 2) == 1,
+            acted: Rc::default(),
+        };
+        let (vring, happened) = (planned.vring, planned.happened());
+        let (guest, oracle) = (Rc::clone(&self.guest), Rc::clone(&self.oracle));
+        let acted = Rc::clone(&planned.acted);
+        let check = self.check.clone();
+        let act = Box::new(move || {
+            let mut trace = Trace::new(true);
+            let oracle = &mut oracle.borrow_mut();
+            let result = check
+                .run(oracle, 0, happened)
+                .and_then(|()| oracle.after_stores(&check.mem, None))
+                .and_then(|_| guest.borrow_mut().turn(vring, oracle, &mut trace));
+            *acted.borrow_mut() = Some(Acted { result, trace });
+        });
+        self.arena.plan_race(Race { at: planned.at, before: planned.before, act });
+        Some(planned)
+    }
+
+    /// The step is over: how many of its stores were judged, and how many a
+    /// guest has seen, so that they must have happened.
+    pub(super) fn settle_race(&mut self, race: Option<Planned>) -> Result<(u64, u64), Violation> {
+        let Some(race) = race else { return Ok((0, 0)) };
+        let Some(Acted { result, trace }) = race.acted.take() else { return Ok((0, 0)) };
+        self.stats.races += 1;
+        let (vring, store, before) = (race.vring, race.at, race.before);
+        self.trace.say(Lane::Guest, What::Race { vring, store, before });
+        for event in trace.events() {
+            self.trace.say(event.lane, event.what);
+        }
+        self.after_turn(vring, result?);
+        Ok((race.happened(), race.happened()))
+    }
+}
+
+/// Judges stores of the back-end, in the middle of a step or at its end.
+#[derive(Clone)]
+pub(super) struct StoreCheck {
+    stores: Stores,
+    mem: Mem,
+    ids: [RegionId; 3],
+    /// Where guest addresses mean nothing.
+    pub inflight: Option<RegionId>,
+}
+
+impl StoreCheck {
+    pub fn new(arena: &Arena, memory: &GuestMemory) -> Self {
+        Self { stores: arena.stores(), mem: memory.mem.clone(), ids: memory.ids, inflight: None }
+    }
+
+    /// Judge the stores of the step from one to before another.
+    pub fn run(&self, oracle: &Oracle, from: u64, to: u64) -> Result<(), Violation> {
+        self.stores.with(|stores| {
+            let guest = (0u64..)
+                .zip(stores)
+                .filter(|(i, (s, _))| (from..to).contains(i) && Some(s.region) != self.inflight)
+                .map(|(_, (s, bytes))| {
+                    let at = self.ids.iter().position(|id| *id == s.region);
+                    // A region that is neither has no guest address.
+                    let base = at.map_or(u64::MAX / 2, |i| REGIONS[i].guest);
+                    (GuestStore { addr: base + s.offset, len: u64::from(s.len) }, bytes)
+                });
+            oracle.check_stores(&self.mem, guest)
+        })
+    }
+}
