@@ -192,7 +192,7 @@ impl Served {
         let buffers =
             RequestBuffers { header: at, data: &data, status: at + 16, table: Some(at + 32) };
         let sector = slot * (BLOCK / 512);
-        let op = if slot % 4 == 0 { BlkOp::Out { sector } } else { BlkOp::In { sector } };
+        let op = if slot.is_multiple_of(4) { BlkOp::Out { sector } } else { BlkOp::In { sector } };
         let framing = if slot % 8 < 4 { Framing::INDIRECT } else { Framing::CLASSIC };
         self.client.submit(0, &BlkRequest { op, token: slot }, &buffers, &framing).unwrap();
     }
