@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::{Rig, submit};
+use common::{FEATURES, Rig, slot_base, submit, vring_addr};
 use midflight::adapter::client::{Client, ClientConfig};
 use midflight::backend::{Input, Output};
 use midflight::blk::{Completion, DeviceConfig};
@@ -13,6 +13,7 @@ use midflight::driver::{BlkDriver, BlkOp, BlkRequest, BlkStatus, Framing, Reques
 use midflight::frontend::FrontendConfig;
 use midflight::time::Duration;
 use midflight::wire::features::{protocol, virtio};
+use midflight::wire::{FrontendRequest, LogBase, LogDescription, VringAddr};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::os::fd::IntoRawFd as _;
@@ -20,6 +21,7 @@ use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
+use vm_memory::{Bytes, GuestAddress};
 
 struct Counting;
 
@@ -79,7 +81,25 @@ fn put(rig: &Rig, driver: &mut BlkDriver) {
 
 #[test]
 fn allocations_there_are_none_from_kick_to_completion() {
-    let (mut rig, mut driver) = Rig::running(DeviceConfig::with_capacity(1 << 20));
+    serve(Rig::running(DeviceConfig::with_capacity(1 << 20)));
+}
+
+#[test]
+fn allocations_there_are_none_while_pages_are_logged_either() {
+    let (mut rig, driver) = Rig::running(DeviceConfig::with_capacity(1 << 20));
+    let log = LogDescription { size: 4096, offset: 0 };
+    let handle = rig.handle();
+    let answer = rig.send(FrontendRequest::SetLogBase(LogBase::Shared(log, handle)), false);
+    assert!(answer.is_some());
+    rig.ok(FrontendRequest::SetFeatures(FEATURES | virtio::LOG_ALL));
+    rig.ok(FrontendRequest::SetVringAddr(VringAddr { flags: 1, ..vring_addr(0) }));
+    let log = rig.log.clone().unwrap();
+    serve((rig, driver));
+    let byte: u8 = log.read_obj(GuestAddress(slot_base(0) / 4096 / 8)).unwrap();
+    assert_ne!(byte, 0, "nothing was logged");
+}
+
+fn serve((mut rig, mut driver): (Rig, BlkDriver)) {
     let mut done: Vec<Completion> = Vec::with_capacity(64);
     let mut served = 0;
     for round in 0..50 {

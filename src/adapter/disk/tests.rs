@@ -376,11 +376,9 @@ fn disk_cancelled_requests_all_come_back_and_what_was_cancelled_can_be_done_agai
             for id in ids.iter().filter(|id| !done.iter().any(|c| c.id == **id)) {
                 rig.disk.cancel(*id);
             }
-            let start = std::time::Instant::now();
             done.extend(rig.finish());
             if throttle.is_some() {
                 assert_eq!(early, 0, "{name}");
-                assert!(start.elapsed() < Duration::from_millis(12), "{name}: not waited for");
             }
             done.sort_by_key(|c| c.id);
             assert_eq!(done.iter().map(|c| c.id).collect::<Vec<_>>(), ids, "{name}");
