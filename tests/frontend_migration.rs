@@ -70,7 +70,7 @@ impl Book {
         guest.memory().write_slice(&content, GuestAddress(data[0].addr)).unwrap();
         let (status, table) = (at + 0x2000, Some(at + 32));
         let buffers = RequestBuffers { header: at, data: &data, status, table };
-        let framing = if slot % 2 == 0 { Framing::INDIRECT } else { Framing::CLASSIC };
+        let framing = if slot.is_multiple_of(2) { Framing::INDIRECT } else { Framing::CLASSIC };
         guest.submit(vring, &BlkRequest { op, token: slot }, &buffers, &framing).unwrap();
         assert_eq!(self.open.insert(slot, (vring, block, kind)), None);
     }

@@ -2,12 +2,13 @@
 // spec: vhost-user, "Migration"
 
 use super::Frontend;
-use super::error::{ApiMisuse, Unfit};
+use super::error::ApiMisuse;
 use super::io::{Event, Output};
 use super::phase::Phase;
 use super::session::{Device, Session};
 use super::steps::{self, Milestone, Purpose, Step};
 use crate::Handle;
+use crate::wire::features::{protocol, virtio};
 use crate::wire::{Dialect, LogDescription, MemRegion};
 
 /// Bytes of guest memory that one byte of a log stands for.
@@ -25,11 +26,8 @@ impl Frontend {
         check_log(log, &self.device.memory)?;
         let old = self.device.log.replace((log, handle));
         if self.phase.is_connected() && self.phase != Phase::Negotiating {
-            let checked = self.check_fit().map_err(|unfit| match unfit {
-                Unfit::NoLog(feature) => ApiMisuse::NotNegotiated { what, feature },
-                _ => unreachable!("it fitted before there was a log"),
-            });
-            let checked = checked.and_then(|()| {
+            let lacks = self.log_lacks().map(|feature| ApiMisuse::NotNegotiated { what, feature });
+            let checked = lacks.map_or(Ok(()), Err).and_then(|()| {
                 let dialect = self.config.dialect;
                 let fits = |v| used_guest_addr(&dialect, &self.device, &self.session, v).map(drop);
                 self.device.started.iter().try_for_each(|v| fits((v.index, v.used)))
@@ -74,6 +72,14 @@ impl Frontend {
         for step in steps.rev() {
             self.steps.push_front(step);
         }
+    }
+
+    /// What the back-end does not offer of what a log takes.
+    pub(super) fn log_lacks(&self) -> Option<&'static str> {
+        if !self.session.has(protocol::LOG_SHMFD) {
+            return Some("LOG_SHMFD");
+        }
+        (self.session.offered & virtio::LOG_ALL == 0).then_some("LOG_ALL")
     }
 
     /// Vrings run, or will when the messages under way are through.
