@@ -4,12 +4,15 @@
 
 mod common;
 
-use common::{Rig, submit};
+use common::{FEATURES, Rig, slot_base, submit, vring_addr};
 use midflight::backend::{Input, Output};
 use midflight::blk::{Completion, DeviceConfig};
 use midflight::driver::{BlkDriver, BlkOp, Framing};
+use midflight::wire::features::virtio;
+use midflight::wire::{FrontendRequest, LogBase, LogDescription, VringAddr};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use vm_memory::{Bytes, GuestAddress};
 
 struct Counting;
 
@@ -64,7 +67,25 @@ fn put(rig: &Rig, driver: &mut BlkDriver) {
 
 #[test]
 fn allocations_there_are_none_from_kick_to_completion() {
-    let (mut rig, mut driver) = Rig::running(DeviceConfig::with_capacity(1 << 20));
+    serve(Rig::running(DeviceConfig::with_capacity(1 << 20)));
+}
+
+#[test]
+fn allocations_there_are_none_while_pages_are_logged_either() {
+    let (mut rig, driver) = Rig::running(DeviceConfig::with_capacity(1 << 20));
+    let log = LogDescription { size: 4096, offset: 0 };
+    let handle = rig.handle();
+    let answer = rig.send(FrontendRequest::SetLogBase(LogBase::Shared(log, handle)), false);
+    assert!(answer.is_some());
+    rig.ok(FrontendRequest::SetFeatures(FEATURES | virtio::LOG_ALL));
+    rig.ok(FrontendRequest::SetVringAddr(VringAddr { flags: 1, ..vring_addr(0) }));
+    let log = rig.log.clone().unwrap();
+    serve((rig, driver));
+    let byte: u8 = log.read_obj(GuestAddress(slot_base(0) / 4096 / 8)).unwrap();
+    assert_ne!(byte, 0, "nothing was logged");
+}
+
+fn serve((mut rig, mut driver): (Rig, BlkDriver)) {
     let mut done: Vec<Completion> = Vec::with_capacity(64);
     let mut served = 0;
     for round in 0..50 {
