@@ -1,6 +1,7 @@
 //! Deterministic simulator for the midflight core.
 
 pub mod choices;
+pub mod compare;
 pub mod crash;
 pub mod disk;
 pub mod guest;

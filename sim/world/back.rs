@@ -4,14 +4,16 @@ use super::link::Inbox;
 use super::objects::{Handles, Object, ObjectId};
 use super::{CrashPoint, Event, StepShape, World};
 use crate::disk::Job;
-use crate::memory::Mem;
+use crate::memory::{Mem, RegionId};
 use crate::oracle::Violation;
+use crate::profile::{Migration, Policy};
 use crate::trace::{BackEvent, Lane, Verb, Wake, What};
 use midflight::backend::{
-    self, Backend, CloseReason, Command, Input, MapFailed, MapRegion, Output,
+    self, Backend, CloseReason, Command, Input, MapFailed, MapRegion, Output, SuspendPolicy,
 };
 use midflight::blk::{Completion, DeviceConfig, DiskOp, DiskRequest, ReqId};
-use midflight::time::Instant;
+use midflight::time::{Duration, Instant};
+use midflight::wire::Dialect;
 
 /// A back-end process that lives.
 pub struct BackProcess {
@@ -31,6 +33,12 @@ pub struct BackProcess {
     timer: Option<u64>,
     /// Vrings it has taken up.
     runs: Vec<bool>,
+    /// A vring has stopped, and the front-end is about to be told.
+    stopped: Option<u16>,
+    /// Requests that wait until the store is this host's.
+    held: Vec<ReqId>,
+    /// It has asked for the store.
+    pub wants_store: bool,
 }
 
 /// An answer the process owes its core.
@@ -40,6 +48,8 @@ pub enum Answer {
     Map(Vec<MapRegion>),
     /// To `Output::AllocInflight`.
     Alloc(u64),
+    /// To `Output::MapLog`.
+    MapLog { object: Option<ObjectId>, offset: u64, size: u64 },
     /// To `Output::MapInflight`.
     MapInflight { object: Option<ObjectId>, offset: u64, size: u64 },
 }
@@ -56,9 +66,17 @@ fn contract(message: impl Into<String>) -> Violation {
 }
 
 impl BackProcess {
-    pub fn new(config: DeviceConfig, life: u32) -> Result<Self, Violation> {
+    pub fn new(
+        config: DeviceConfig,
+        suspend: Option<SuspendPolicy>,
+        life: u32,
+    ) -> Result<Self, Violation> {
         let vrings = usize::from(config.num_queues);
-        let core = Backend::new(config).map_err(|e| contract(e.to_string()))?;
+        let core = match suspend {
+            None => Backend::new(config),
+            Some(policy) => Backend::with_suspend(config, policy),
+        };
+        let core = core.map_err(|e| contract(e.to_string()))?;
         Ok(Self {
             core,
             life,
@@ -71,7 +89,21 @@ impl BackProcess {
             reading: false,
             timer: None,
             runs: vec![false; vrings],
+            stopped: None,
+            held: Vec::new(),
+            wants_store: false,
         })
+    }
+
+    /// Requests that waited for the store.
+    pub fn take_held(&mut self) -> Vec<ReqId> {
+        std::mem::take(&mut self.held)
+    }
+
+    /// Whether this request waited for the store; it does so no longer.
+    pub fn drop_held(&mut self, id: ReqId) -> bool {
+        let at = self.held.iter().position(|held| *held == id);
+        at.map(|at| self.held.remove(at)).is_some()
     }
 
     /// Whether it has taken up this vring, so that no batch is open between
@@ -89,11 +121,11 @@ impl World<'_> {
         input: Input<'_, Mem>,
     ) -> Result<bool, Violation> {
         let now = Instant::from_nanos(self.now());
-        if self.back.is_none() {
+        if self.here.back.is_none() {
             return Ok(false);
         }
         let race = self.plan_race();
-        let Some(back) = &mut self.back else { return Ok(false) };
+        let Some(back) = &mut self.here.back else { return Ok(false) };
         self.arena.begin_step();
         let handled = back.core.handle_input(now, input);
         let mut outputs = std::mem::take(&mut self.outputs);
@@ -104,7 +136,7 @@ impl World<'_> {
         let stores = self.arena.step_len();
         let (checked, seen) = self.settle_race(race)?;
         if stores > 0 {
-            self.check.run(&self.oracle.borrow(), checked, u64::MAX)?;
+            self.here.check.run(&self.oracle.borrow(), checked, u64::MAX)?;
         }
         self.stats.stores += stores;
         let count = outputs.len() as u64;
@@ -116,11 +148,12 @@ impl World<'_> {
             None => self.arena.commit(),
             Some(death) => self.arena.crash(death.kept, death.cut),
         }
-        if stores > 0 {
+        // What is stored where the guest is not, it never sees.
+        if stores > 0 && self.here.id == self.guest_at {
             let used = self
                 .oracle
                 .borrow_mut()
-                .after_stores(&self.guest_memory.mem, Some(self.disk.image()))?;
+                .after_stores(&self.here.guest_memory.mem, Some(self.disk.image()))?;
             self.stats.largest_batch = self.stats.largest_batch.max(used);
         }
         let happened = death.as_ref().map_or(outputs.len(), |d| d.outputs);
@@ -159,15 +192,15 @@ impl World<'_> {
             self.kill.exact = None;
             return Some(Death { kept, cut, outputs: outputs as usize });
         }
-        let left = self.kill.stores_left?;
+        let left = self.here.stores_left?;
         if stores == 0 {
             return None;
         }
         if left > stores {
-            self.kill.stores_left = Some(left - stores);
+            self.here.stores_left = Some(left - stores);
             return None;
         }
-        self.kill.stores_left = None;
+        self.here.stores_left = None;
         let kept = left.max(seen);
         if kept == stores {
             // Every store has happened; of the wishes, some.
@@ -191,9 +224,9 @@ impl World<'_> {
         outputs_kept: u64,
         outputs: u64,
     ) -> Result<(), Violation> {
-        let Some(back) = self.back.take() else { return Ok(()) };
+        let Some(back) = self.here.back.take() else { return Ok(()) };
         let life = back.life;
-        let moved = self.disk.process_died(life, &self.guest_memory.mem);
+        let moved = self.with_disk(|disk, mem| disk.process_died(life, mem));
         self.stats.kills += 1;
         self.trace
             .say(Lane::Host, What::Killed { life, kept, stores, outputs_kept, outputs, moved });
@@ -201,7 +234,9 @@ impl World<'_> {
         if let Some(conn) = back.conn {
             self.hang_up_front(conn);
         }
-        self.next_life = life + 1;
+        self.give_store_back();
+        self.note_loss();
+        self.here.restarting = true;
         let delay = 1_000 * self.kill.stream.range("restart", 10, 2_000);
         self.schedule(delay, Event::BackStart);
         Ok(())
@@ -209,9 +244,9 @@ impl World<'_> {
 
     /// The process was asked to end, and does.
     fn exit(&mut self) -> Result<(), Violation> {
-        let Some(back) = self.back.take() else { return Ok(()) };
+        let Some(back) = self.here.back.take() else { return Ok(()) };
         let life = back.life;
-        if let Some(job) = self.disk.held_for(life) {
+        if let Some(job) = self.disk.held_for(life).filter(|_| !self.disk.has_adrift()) {
             let message = format!(
                 "back-end ends while the disk works on head {} of vring {}",
                 job.head, job.vring
@@ -219,18 +254,22 @@ impl World<'_> {
             return Err(contract(message));
         }
         self.stats.shutdowns += 1;
+        self.give_store_back();
+        self.note_loss();
         self.trace.say(Lane::Host, What::Exited { life });
         if let Some(conn) = back.conn {
             self.hang_up_front(conn);
         }
-        self.next_life = life + 1;
+        self.give_store_back();
+        self.note_loss();
+        self.here.restarting = true;
         let delay = 1_000 * self.kill.stream.range("restart", 10, 2_000);
         self.schedule(delay, Event::BackStart);
         self.check_region()
     }
 
     pub(super) fn shutdown(&mut self, life: u32) -> Result<(), Violation> {
-        if self.back.as_ref().is_some_and(|b| b.life == life && b.conn.is_some()) {
+        if self.here.back.as_ref().is_some_and(|b| b.life == life && b.conn.is_some()) {
             self.back_step(Wake::Command, Input::Command(Command::Shutdown))?;
         }
         Ok(())
@@ -238,15 +277,18 @@ impl World<'_> {
 
     /// A new process, listening.
     pub(super) fn start_back(&mut self) -> Result<(), Violation> {
-        let life = self.next_life;
-        self.back = Some(BackProcess::new(self.device.clone(), life)?);
+        self.here.restarting = false;
+        self.last_life += 1;
+        let life = self.last_life;
+        let suspend = self.profile.migration.as_ref().and_then(suspend_policy);
+        self.here.back = Some(BackProcess::new(self.device.clone(), suspend, life)?);
         self.trace.say(Lane::Host, What::Started { life });
         self.plan_kill();
         Ok(())
     }
 
     fn carry_out(&mut self, output: Output) -> Result<(), Violation> {
-        let Some(back) = &mut self.back else { return Ok(()) };
+        let Some(back) = &mut self.here.back else { return Ok(()) };
         let life = back.life;
         let open = |back: &BackProcess, handle| {
             back.handles
@@ -258,7 +300,11 @@ impl World<'_> {
                 let objects =
                     handles.iter().map(|h| open(back, *h)).collect::<Result<Vec<_>, _>>()?;
                 let conn = back.conn.ok_or_else(|| contract("sends without a connection"))?;
+                let stopped = back.stopped.take();
                 self.send_to_front(conn, &bytes, objects);
+                if let Some(vring) = stopped {
+                    self.at_rest(life, vring);
+                }
             }
             Output::Map { regions } => {
                 let delay = self.host_delay();
@@ -294,11 +340,20 @@ impl World<'_> {
                     format!("back-end says that the guest broke vring {vring}"),
                 ));
             }
+            Output::Disk(id) if self.store != Some(self.here.id) => back.held.push(id),
             Output::Disk(id) => self.issue(id)?,
-            Output::MapLog { .. } => return Err(contract("no front-end here has a dirty log")),
-            Output::Cancel(id) => return Err(contract(format!("nobody suspends {id} here"))),
-            // One back-end at a time has the store here.
-            Output::AcquireStore | Output::ReleaseStore => {}
+            Output::MapLog { handle, offset, size } => {
+                let object = back.handles.get(handle);
+                let delay = self.host_delay();
+                let answer = Answer::MapLog { object, offset, size };
+                self.schedule(delay, Event::BackAnswer(life, answer));
+            }
+            Output::Cancel(id) => self.cancel(id),
+            Output::AcquireStore => self.acquire_store(),
+            Output::ReleaseStore => {
+                back.wants_store = false;
+                self.give_store_back();
+            }
             Output::Release(handle) => {
                 if !back.handles.close(handle) {
                     return Err(contract(format!("back-end releases {handle} twice")));
@@ -316,19 +371,24 @@ impl World<'_> {
         Ok(())
     }
 
-    fn issue(&mut self, id: ReqId) -> Result<(), Violation> {
-        let Some(back) = &self.back else { return Ok(()) };
+    pub(super) fn issue(&mut self, id: ReqId) -> Result<(), Violation> {
+        let Some(back) = &self.here.back else { return Ok(()) };
         let request = back
             .core
             .request(id)
             .ok_or_else(|| contract(format!("{id} goes to the disk, but nobody knows it")))?;
-        let job = job(&request, back.life, back.conn.unwrap_or(0));
+        let oracle = self.oracle.borrow();
+        let holder = oracle.ledger().holder(request.vring, request.head);
+        drop(oracle);
+        let asker = (back.life, back.conn.unwrap_or(0));
+        let job = job(&request, asker, holder.unwrap_or(u64::MAX));
         self.stats.disk_requests += 1;
         let Job { vring, head, verb, offset, len, .. } = job;
         let (sector, sectors) = (offset / 512, len / 512);
         self.trace.say(Lane::Disk, What::Issued { vring, head, verb, sector, sectors });
         self.oracle.borrow_mut().issued(&job)?;
-        let plan = self.disk.submit(job);
+        self.check_only_owner(&job)?;
+        let plan = self.disk.submit(self.scheduler.now(), job);
         self.schedule(plan.apply_after, Event::DiskApply(plan.key));
         self.schedule(plan.done_after, Event::DiskDone(plan.key));
         Ok(())
@@ -336,7 +396,7 @@ impl World<'_> {
 
     fn back_event(&mut self, event: backend::Event) -> Result<(), Violation> {
         use backend::Event as E;
-        let Some(back) = &mut self.back else { return Ok(()) };
+        let Some(back) = &mut self.here.back else { return Ok(()) };
         let what = match event {
             E::VringRunning { vring, next_avail, used, resubmitted, .. } => {
                 back.runs[usize::from(vring)] = true;
@@ -346,6 +406,7 @@ impl World<'_> {
             }
             E::VringStopped { vring, base } => {
                 back.runs[usize::from(vring)] = false;
+                back.stopped = Some(vring);
                 What::VringStopped { vring, base }
             }
             E::Negotiated { features, protocol } => {
@@ -363,9 +424,14 @@ impl World<'_> {
             E::Draining { vring, inflight } => {
                 What::Back { event: BackEvent::Draining, a: vring.into(), b: inflight.into() }
             }
-            E::Suspending { .. } | E::Suspended { .. } | E::LogMapped { .. } => {
-                return Err(contract(format!("nobody asked for {event:?}")));
+            E::Suspending { vring, inflight } => {
+                What::Back { event: BackEvent::Suspending, a: vring.into(), b: inflight.into() }
             }
+            E::Suspended { vring, inflight } => {
+                self.stats.suspended += u64::from(inflight);
+                What::Back { event: BackEvent::Suspended, a: vring.into(), b: inflight.into() }
+            }
+            E::LogMapped { size } => What::Back { event: BackEvent::LogMapped, a: size, b: 0 },
             E::VringBroken { vring, fault } => {
                 return Err(Violation::new("rings", format!("vring {vring} broken: {fault}")));
             }
@@ -379,13 +445,14 @@ impl World<'_> {
 
     /// The connection broke, and nobody died.
     pub(super) fn back_hangup(&mut self, conn: u32) -> Result<(), Violation> {
-        let Some(back) = self.back.as_mut().filter(|b| b.conn == Some(conn)) else {
+        let Some(back) = self.here.back.as_mut().filter(|b| b.conn == Some(conn)) else {
             return Ok(());
         };
         back.conn = None;
         back.runs.fill(false);
         back.inbox = Inbox::default();
         self.trace.say(Lane::Link, What::Hangup { to_back: true });
+        self.note_loss();
         self.back_step(Wake::PeerClosed, Input::PeerClosed)?;
         Ok(())
     }
@@ -393,7 +460,7 @@ impl World<'_> {
     /// The back-end takes a connection, if it is there and has no other.
     pub(super) fn accept(&mut self) -> Result<Option<u32>, Violation> {
         let free = |b: &&mut BackProcess| b.conn.is_none() && b.core.is_idle();
-        let Some(back) = self.back.as_mut().filter(free) else { return Ok(None) };
+        let Some(back) = self.here.back.as_mut().filter(free) else { return Ok(None) };
         let conn = self.next_conn;
         self.next_conn += 1;
         back.conn = Some(conn);
@@ -402,7 +469,7 @@ impl World<'_> {
 
     /// The process reads its socket.
     pub(super) fn back_read(&mut self, life: u32) -> Result<(), Violation> {
-        let Some(back) = self.back.as_mut().filter(|b| b.life == life) else { return Ok(()) };
+        let Some(back) = self.here.back.as_mut().filter(|b| b.life == life) else { return Ok(()) };
         back.reading = false;
         let wanted = back.core.wanted();
         let Some(piece) = back.inbox.read(wanted) else { return Ok(()) };
@@ -420,7 +487,7 @@ impl World<'_> {
     }
 
     pub(super) fn arm_reading(&mut self) {
-        let Some(back) = &mut self.back else { return };
+        let Some(back) = &mut self.here.back else { return };
         if back.reading || back.inbox.is_empty() || back.core.wanted() == 0 {
             return;
         }
@@ -432,7 +499,7 @@ impl World<'_> {
 
     fn arm_timer(&mut self) {
         let now = self.now();
-        let Some(back) = &mut self.back else { return };
+        let Some(back) = &mut self.here.back else { return };
         let due = back.core.poll_timeout().map(|(at, _)| at.as_nanos().max(now));
         if due != back.timer {
             back.timer = due;
@@ -444,7 +511,7 @@ impl World<'_> {
     }
 
     pub(super) fn back_timer(&mut self, life: u32, at: u64) -> Result<(), Violation> {
-        let Some(back) = self.back.as_mut().filter(|b| b.life == life) else { return Ok(()) };
+        let Some(back) = self.here.back.as_mut().filter(|b| b.life == life) else { return Ok(()) };
         // A timer that was moved has left its old event behind.
         if back.timer == Some(at) {
             back.timer = None;
@@ -455,9 +522,10 @@ impl World<'_> {
 
     /// A kick arrives at the process.
     pub(super) fn back_kick(&mut self, vring: u16) -> Result<(), Violation> {
-        let counter = &mut self.kicks[usize::from(vring)];
+        let counter = &mut self.here.kicks[usize::from(vring)];
         counter.waking = false;
-        let watched = self.back.as_ref().is_some_and(|b| b.watch[usize::from(vring)].is_some());
+        let watched =
+            self.here.back.as_ref().is_some_and(|b| b.watch[usize::from(vring)].is_some());
         if watched && counter.count > 0 {
             // Reading the counter takes all signals at once.
             counter.count = 0;
@@ -468,8 +536,9 @@ impl World<'_> {
 
     /// Let a pending kick wake the process, if it watches.
     pub(super) fn wake_kick(&mut self, vring: u16) {
-        let watched = self.back.as_ref().is_some_and(|b| b.watch[usize::from(vring)].is_some());
-        let counter = &mut self.kicks[usize::from(vring)];
+        let watched =
+            self.here.back.as_ref().is_some_and(|b| b.watch[usize::from(vring)].is_some());
+        let counter = &mut self.here.kicks[usize::from(vring)];
         if watched && counter.count > 0 && !counter.waking {
             counter.waking = true;
             let delay = self.host_delay();
@@ -479,7 +548,9 @@ impl World<'_> {
 
     /// The disk reports to the process that asked.
     pub(super) fn disk_done(&mut self, key: u64) -> Result<(), Violation> {
-        let Some((job, result)) = self.disk.finish(key, &self.guest_memory.mem) else {
+        self.check_landing(key)?;
+        let adrift = self.disk.is_adrift(key);
+        let Some((job, result)) = self.with_disk(|disk, mem| disk.finish(key, mem)) else {
             return Ok(());
         };
         let Job { vring, head, .. } = job;
@@ -487,21 +558,27 @@ impl World<'_> {
         if result.is_err() {
             self.oracle.borrow_mut().disk_failed(vring, head);
         }
-        if let Some(back) = self.back.as_mut().filter(|b| b.life == job.life) {
-            back.finished.push(Completion { id: job.id, result });
-            if !back.reaping {
-                back.reaping = true;
-                let life = back.life;
-                let delay = self.reap_delay();
-                self.schedule(delay, Event::BackReap(life));
-            }
+        // Its driver has said long ago that it is over.
+        if !adrift {
+            self.push_finished(job.life, Completion { id: job.id, result });
         }
         Ok(())
     }
 
+    /// A request of this life is over, for its driver.
+    pub(super) fn push_finished(&mut self, life: u32, completion: Completion) {
+        let Some(back) = self.here.back.as_mut().filter(|b| b.life == life) else { return };
+        back.finished.push(completion);
+        if !back.reaping {
+            back.reaping = true;
+            let delay = self.reap_delay();
+            self.schedule(delay, Event::BackReap(life));
+        }
+    }
+
     /// The process collects what the disk has finished: one batch.
     pub(super) fn back_reap(&mut self, life: u32) -> Result<(), Violation> {
-        let Some(back) = self.back.as_mut().filter(|b| b.life == life) else { return Ok(()) };
+        let Some(back) = self.here.back.as_mut().filter(|b| b.life == life) else { return Ok(()) };
         back.reaping = false;
         let finished = std::mem::take(&mut back.finished);
         if !finished.is_empty() {
@@ -512,7 +589,7 @@ impl World<'_> {
 
     /// The process has mapped or allocated something.
     pub(super) fn back_answer(&mut self, life: u32, answer: Answer) -> Result<(), Violation> {
-        if self.back.as_ref().is_none_or(|b| b.life != life || b.conn.is_none()) {
+        if self.here.back.as_ref().is_none_or(|b| b.life != life || b.conn.is_none()) {
             return Ok(());
         }
         match answer {
@@ -523,9 +600,13 @@ impl World<'_> {
             Answer::Alloc(size) => {
                 let region = self.arena.region(size);
                 let object = self.objects.add(Object::Memory(region));
-                let Some(back) = &mut self.back else { return Ok(()) };
+                let Some(back) = &mut self.here.back else { return Ok(()) };
                 let handle = back.handles.open(object);
                 self.back_step(Wake::InflightAllocated, Input::InflightAllocated(Ok(handle)))?;
+            }
+            Answer::MapLog { object, offset, size } => {
+                let mapped = self.map_whole(object, offset, size).map(|(_, mem)| mem);
+                self.back_step(Wake::LogMapped, Input::LogMapped(mapped))?;
             }
             Answer::MapInflight { object, offset, size } => {
                 let mapped = self.map_inflight(object, offset, size);
@@ -541,6 +622,23 @@ impl World<'_> {
         offset: u64,
         size: u64,
     ) -> Result<Mem, MapFailed> {
+        let (region, mem) = self.map_whole(object, offset, size)?;
+        self.watch_region(region);
+        Ok(mem)
+    }
+
+    /// From now on, this is the inflight region of the host.
+    pub(super) fn watch_region(&mut self, region: RegionId) {
+        self.here.check.inflight = Some(region);
+        self.here.check.part = self.arena.len(region) / u64::from(self.profile.queues);
+    }
+
+    fn map_whole(
+        &self,
+        object: Option<ObjectId>,
+        offset: u64,
+        size: u64,
+    ) -> Result<(RegionId, Mem), MapFailed> {
         let failed = |why: &str| MapFailed(why.into());
         let object = object.ok_or_else(|| failed("not an open descriptor"))?;
         let Object::Memory(region) = self.objects.get(object) else {
@@ -549,13 +647,23 @@ impl World<'_> {
         if offset != 0 || size != self.arena.len(region) {
             return Err(failed("not the whole of the memory"));
         }
-        self.check.inflight = Some(region);
-        Ok(self.arena.view(&[(0, region)]))
+        Ok((region, self.arena.view(&[(0, region)])))
     }
 }
 
+/// How a back-end suspends, if it does.
+fn suspend_policy(plan: &Migration) -> Option<SuspendPolicy> {
+    (plan.policy != Policy::Drain)
+        .then(|| SuspendPolicy { grace: Duration::from_micros(plan.grace), dialect: dialect(plan) })
+}
+
+/// The numbers both halves use.
+pub(super) fn dialect(plan: &Migration) -> Dialect {
+    if plan.by_message { Dialect::SKIP_DRAIN_45 } else { Dialect::QEMU_11_1 }
+}
+
 /// The core's request in the words of the simulator.
-fn job(request: &DiskRequest<'_>, life: u32, conn: u32) -> Job {
+fn job(request: &DiskRequest<'_>, (life, conn): (u32, u32), holder: u64) -> Job {
     let segments: Vec<_> = request.segments.iter().map(|s| (s.addr, s.len)).collect();
     let moved = segments.iter().map(|(_, len)| u64::from(*len)).sum();
     let (verb, offset, len, durable) = match request.op {
@@ -568,5 +676,5 @@ fn job(request: &DiskRequest<'_>, life: u32, conn: u32) -> Job {
         }
     };
     let DiskRequest { id, vring, head, .. } = *request;
-    Job { id, life, conn, vring, head, verb, offset, len, durable, segments }
+    Job { id, life, conn, request: holder, vring, head, verb, offset, len, durable, segments }
 }
