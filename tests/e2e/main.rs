@@ -28,6 +28,7 @@ mod process;
 mod qmp;
 mod run;
 mod steady;
+mod stream;
 mod vm;
 mod watch;
 
@@ -35,6 +36,10 @@ mod watch;
 #[path = "../guest/src/block.rs"]
 #[allow(dead_code)]
 mod block;
+
+/// Captured streams as text.
+#[path = "../capture/mod.rs"]
+mod capture;
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -111,6 +116,7 @@ fn main() -> ExitCode {
         plug::scenarios(),
         crash::scenarios(),
         blkio::scenarios(),
+        stream::scenarios(),
     ];
     let scenarios: Vec<Scenario> = all.into_iter().flatten().filter(wanted).collect();
     if scenarios.is_empty() {
