@@ -7,7 +7,7 @@ use midflight_sim::memory::Arena;
 use midflight_sim::oracle::Violation;
 use midflight_sim::profile::Profile;
 use midflight_sim::run::{Sum, run, run_profile};
-use midflight_sim::trace::{Detail, render};
+use midflight_sim::trace::{Detail, late_writes, render};
 use midflight_sim::world::{Options, Outcome, Stats, Story};
 
 /// Seed of the run for newcomers: the kill finds requests in flight.
@@ -31,6 +31,11 @@ pub fn one(seed: Option<u64>, detail: Option<Detail>, options: Options) -> bool 
     println!("{}", outcome.profile);
     if let Some(detail) = detail {
         print!("\n{}", render(outcome.trace.events(), detail));
+    }
+    let late = late_writes(outcome.trace.events());
+    if let Some(story) = late.first() {
+        println!("\nhow an old write came to land on new data ({} times in this run):", late.len());
+        print!("{}", render(story, Detail::Story));
     }
     println!();
     report(seed, &outcome, &options);

@@ -3,9 +3,11 @@
 //! Every event goes into the hash; only a run that somebody looks at keeps
 //! them. No event holds a pointer, a `usize` or a host address.
 
+mod late;
 mod text;
 
 use crate::hash::Rolling;
+pub use late::late_writes;
 pub use text::{Detail, render};
 
 /// Who an event is about.

@@ -18,6 +18,7 @@ use crate::oracle::{Pair, RegionView, Violation};
 use crate::profile::{Migration, Policy};
 use crate::trace::{Lane, Moving, What};
 use midflight::frontend::{Command, DeviceState, Phase};
+use midflight::migration::InflightSubsection;
 use midflight::wire::LogDescription;
 use std::collections::BTreeSet;
 
@@ -61,7 +62,8 @@ enum Fate {
 #[derive(Clone, Debug)]
 struct Image {
     state: DeviceState,
-    region: Option<Vec<u8>>,
+    /// The inflight region, as QEMU's stream has it.
+    stream: Option<Vec<u8>>,
 }
 
 /// A page by region and number.
@@ -391,8 +393,14 @@ impl World<'_> {
         if let Some(early) = m.early_region.take() {
             region = Some(early);
         }
-        let len = region.as_ref().map_or(0, |r| r.len() as u64);
-        m.image = Some(Image { state, region });
+        let stream = region.map(|region| {
+            let mut stream = Vec::new();
+            let queue_size = state.queue_size;
+            InflightSubsection { queue_size, region: &region }.encode(&mut stream);
+            stream
+        });
+        let len = stream.as_ref().map_or(0, |s| s.len() as u64);
+        m.image = Some(Image { state, stream });
         m.stage = Stage::InTransit;
         let (attempt, lost) = (m.attempt, m.fate == Fate::LinkLost);
         let takes = 1_000 * m.plan.latency + m.plan.page_ns * len.div_ceil(PAGE as u64);
@@ -418,7 +426,7 @@ impl World<'_> {
             return Ok(());
         }
         let (fate, open) = (m.fate, m.open);
-        let Some(Image { state, region }) = m.image.take() else { return Ok(()) };
+        let Some(Image { state, stream }) = m.image.take() else { return Ok(()) };
         self.focus(1 - source);
         if fate == Fate::Refused {
             self.say_moving(Moving::Refused, 0, 0);
@@ -428,13 +436,16 @@ impl World<'_> {
         let pages = self.compare(open)?;
         self.migrating().stage = Stage::Arriving;
         self.move_guest();
-        let handle = region.map(|bytes| {
-            let id = self.arena.region(bytes.len() as u64);
-            self.arena.put(id, 0, &bytes);
+        let mut handle = None;
+        if let Some(stream) = stream {
+            let (sent, _) = InflightSubsection::decode(&stream, 0)
+                .map_err(|e| Violation::new("stream", e.to_string()))?;
+            let id = self.arena.region(sent.region.len() as u64);
+            self.arena.put(id, 0, sent.region);
             self.watch_region(id);
             let object = self.objects.add(Object::Memory(id));
-            self.here.front.handles.open(object)
-        });
+            handle = Some(self.here.front.handles.open(object));
+        }
         self.here.front.set_bases_known(state.bases.iter().all(Option::is_some));
         self.front_command(Command::Adopt { state, inflight: handle })?;
         let inflight = self.region_flags();
