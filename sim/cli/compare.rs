@@ -22,7 +22,7 @@ pub fn table(policies: &[Policy], latencies: &[u64], depths: &[u64]) -> bool {
     println!();
     for latency in latencies {
         for depth in depths {
-            print!("{:>7} us  {depth:>5}", latency);
+            print!("{latency:>7} us  {depth:>5}");
             for policy in policies {
                 match downtime(&mut arena, SEED, *policy, *latency, *depth) {
                     Ok(Downtime { mean, max, carried_tenths }) => print!(

@@ -33,8 +33,9 @@ impl Disk {
         1_000 + self.stream.below("disk.cancel", 1_000 * most_us)
     }
 
-    /// The disk confirms a cancel: from now on the job touches nothing. `None`:
-    /// it is over, or will be with its own result.
+    /// The disk comes to a cancel: the job as it is over now, having touched what
+    /// it has touched. `None`: it is over already, or was so far that it has to
+    /// be finished, now.
     pub fn cancelled(&mut self, key: u64, mem: &Mem) -> Option<Job> {
         let pending = self.pending.get(&key)?;
         let (applied, len) = (pending.applied, pending.job.len);

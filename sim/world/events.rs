@@ -107,7 +107,7 @@ impl World<'_> {
             }
             Event::Shutdown(life) => self.shutdown(life)?,
             Event::BackHangup(conn) => self.back_hangup(conn)?,
-            Event::DiskCancel(key) => self.disk_cancel(key),
+            Event::DiskCancel(key) => self.disk_cancel(key)?,
             Event::StoreFree => self.store_free()?,
             Event::Migrate => self.migrate()?,
             Event::Copy(attempt) => self.copy(attempt)?,

@@ -85,12 +85,14 @@ impl World<'_> {
     }
 
     /// The disk has come to a cancel.
-    pub(super) fn disk_cancel(&mut self, key: u64) {
-        if let Some(job) = self.with_disk(|disk, mem| disk.cancelled(key, mem)) {
-            self.stats.cancelled += 1;
-            let over = Completion { id: job.id, result: Err(DiskError::Cancelled) };
-            self.push_finished(job.life, over);
-        }
+    pub(super) fn disk_cancel(&mut self, key: u64) -> Result<(), Violation> {
+        let Some(job) = self.with_disk(|disk, mem| disk.cancelled(key, mem)) else {
+            return self.disk_done(key);
+        };
+        self.stats.cancelled += 1;
+        let over = Completion { id: job.id, result: Err(DiskError::Cancelled) };
+        self.push_finished(job.life, over);
+        Ok(())
     }
 
     /// The front-end is told that a vring is at rest.
