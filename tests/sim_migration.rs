@@ -99,4 +99,4 @@ fn migration_late_write_corrupts_on_purpose_and_not_under_suspend() {
     assert_eq!(run(&mut arena, LATE_WRITE_SEED, &options).verdict, Ok(()));
 }
 
-const LATE_WRITE_SEED: u64 = 0;
+const LATE_WRITE_SEED: u64 = 273;

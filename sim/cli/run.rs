@@ -7,7 +7,7 @@ use midflight_sim::memory::Arena;
 use midflight_sim::oracle::Violation;
 use midflight_sim::profile::Profile;
 use midflight_sim::run::{Sum, run, run_profile};
-use midflight_sim::trace::{Detail, late_writes, render};
+use midflight_sim::trace::{Detail, TraceEvent, What, late_writes, render};
 use midflight_sim::world::{Options, Outcome, Stats, Story};
 
 /// Seed of the run for newcomers: the kill finds requests in flight.
@@ -32,15 +32,31 @@ pub fn one(seed: Option<u64>, detail: Option<Detail>, options: Options) -> bool 
     if let Some(detail) = detail {
         print!("\n{}", render(outcome.trace.events(), detail));
     }
-    let late = late_writes(outcome.trace.events());
-    if let Some(story) = late.first() {
-        println!("\nhow an old write came to land on new data ({} times in this run):", late.len());
-        print!("{}", render(story, Detail::Story));
-    }
+    late_write(&outcome);
     println!();
     report(seed, &outcome, &options);
     migrations(&outcome.stats);
     outcome.verdict.is_ok()
+}
+
+/// If an old write did harm, how it came to that: the one that was noticed, or
+/// the first.
+fn late_write(outcome: &Outcome) {
+    let stories = late_writes(outcome.trace.events());
+    let noticed = |story: &&Vec<TraceEvent>| match (&outcome.verdict, story.last()) {
+        (Err(violation), Some(TraceEvent { what: What::Landing { request, over, .. }, .. })) => {
+            let names = |n: u64| {
+                let mut words = violation.message.split(|c: char| !c.is_alphanumeric());
+                words.any(|word| word == n.to_string())
+            };
+            names(*request) && names(over - 1)
+        }
+        _ => false,
+    };
+    if let Some(story) = stories.iter().find(noticed).or(stories.first()) {
+        println!("\nhow an old write came to land on new data:");
+        print!("{}", render(story, Detail::Story));
+    }
 }
 
 fn report(seed: Option<u64>, outcome: &Outcome, options: &Options) {

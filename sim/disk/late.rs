@@ -10,6 +10,9 @@ use crate::memory::Mem;
 use crate::trace::Verb;
 use midflight::blk::ReqId;
 
+/// Nanoseconds for which a request that nobody waits for may be stuck.
+const STUCK: u64 = 10_000_000;
+
 /// An old request is about to move bytes.
 #[derive(Clone, Debug)]
 pub struct Landing {
@@ -52,11 +55,20 @@ impl Disk {
         Some(pending.job)
     }
 
-    /// Nobody waits for this job any more.
-    pub fn set_adrift(&mut self, key: u64) {
-        if let Some(pending) = self.pending.get_mut(&key) {
-            pending.adrift = true;
+    /// Nobody waits for this job any more. If it has not moved its bytes, it is
+    /// stuck somewhere on its way, and does so when it comes: its new name, and
+    /// nanoseconds until then.
+    pub fn set_adrift(&mut self, key: u64) -> Option<(u64, u64)> {
+        let pending = self.pending.get_mut(&key)?;
+        pending.adrift = true;
+        if pending.applied {
+            return None;
         }
+        let pending = self.pending.remove(&key)?;
+        let (key, after) = (self.next_key, self.stream.below("disk.adrift", STUCK));
+        self.next_key += 1;
+        self.pending.insert(key, pending);
+        Some((key, after))
     }
 
     /// Whether nobody waits for this job.

@@ -13,7 +13,8 @@ struct Life {
 }
 
 /// For each old write that covered a write which the guest had seen completed:
-/// the events that tell how it came to that. Empty if there is none.
+/// the events that tell how it came to that, the last of them the landing. Empty
+/// if there is none.
 pub fn late_writes(events: &[TraceEvent]) -> Vec<Vec<TraceEvent>> {
     let harm = |(at, event): (usize, &TraceEvent)| match event.what {
         What::Landing { request, over, .. } if over > 0 => {
@@ -63,6 +64,7 @@ fn story(events: &[TraceEvent], landing: usize, old: &Life, new: &Life) -> Vec<T
         What::VringStopped { vring, .. } | What::VringRunning { vring, .. } => {
             vring == old.vring && at > old.from
         }
+        What::Adrift { request, .. } => request == old.request,
         _ => old.has(at, event) || new.has(at, event),
     };
     let before = events.iter().enumerate().take(landing + 1);

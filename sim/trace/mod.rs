@@ -257,9 +257,11 @@ pub enum What {
     /// A migration goes on.
     Moving { step: Moving, a: u64, b: u64 },
     /// An old write lands though its vring was said to be at rest on host
-    /// `owner`: request, first sector, sectors, and the request whose write to
-    /// the first sector it covers (0 for none, else one more than its number).
+    /// `owner`: request, and some of its sectors, with the tag they had (one
+    /// more than the number of the write, 0 for zeroes).
     Landing { owner: u8, request: u64, sector: u64, sectors: u64, over: u64 },
+    /// A driver says that a request is over while the disk still has it.
+    Adrift { request: u64, vring: u16, head: u16 },
     /// A message is on its way. `code` is that of the request, also in an answer.
     Sent { to_back: bool, code: u32, bytes: u64, handles: u64 },
 }
@@ -329,6 +331,9 @@ impl What {
             Self::Moving { step, a, b } => (24, [step as u64, a, b, 0, 0, 0]),
             Self::Landing { owner, request, sector, sectors, over } => {
                 (25, [owner.into(), request, sector, sectors, over, 0])
+            }
+            Self::Adrift { request, vring, head } => {
+                (26, [request, vring.into(), head.into(), 0, 0, 0])
             }
             Self::Sent { code, bytes, handles, .. } => (22, [b, code.into(), bytes, handles, 0, 0]),
         }

@@ -148,14 +148,18 @@ fn sentence(what: What) -> String {
         What::Landing { owner, request, sector, sectors, over } => {
             let host = if owner == 0 { 'A' } else { 'B' };
             let over = match over {
-                0 => "what nobody has written since".into(),
-                n => format!("what write {} has put there", n - 1),
+                0 => "zeroes".into(),
+                n if n == request + 1 => "its own data".into(),
+                n => format!("the data of write {}", n - 1),
             };
             format!(
-                "an OLD WRITE LANDS: request {request}, {}, which host {host} had said to be at rest; it covers {over}",
-                place(sector, sectors).trim_start()
+                "an OLD WRITE LANDS: request {request} of host {host}, which had said to be at rest, over {over} in{}",
+                place(sector, sectors)
             )
         }
+        What::Adrift { request, vring, head } => format!(
+            "vring {vring} head {head}: the driver SAYS that request {request} is over, the disk has it still"
+        ),
         What::Sent { to_back, code, bytes, handles } => {
             let arrow = if to_back { "front → back" } else { "back → front" };
             let name = request_name(code, &Dialect::default()).unwrap_or("unknown message");

@@ -73,7 +73,13 @@ impl World<'_> {
         let (Some(key), Some((policy, cancel))) = (self.disk.find(life, id), plan) else { return };
         match (policy, cancel) {
             (Policy::Unsafe, _) => {
-                self.disk.set_adrift(key);
+                let job = self.disk.job(key).map(|job| (job.request, job.vring, job.head));
+                if let Some((key, after)) = self.disk.set_adrift(key) {
+                    if let Some((request, vring, head)) = job {
+                        self.trace.say(Lane::Disk, What::Adrift { request, vring, head });
+                    }
+                    self.schedule(after, Event::DiskDone(key));
+                }
                 self.push_finished(life, over);
             }
             (_, Some(most)) => {
@@ -129,16 +135,13 @@ impl World<'_> {
             return Ok(());
         }
         let (sector, sectors) = (job.offset / 512, job.len / 512);
-        // Of a request's own bytes, those of its second try included, nothing
-        // is lost.
-        let own = crate::pattern::tag(request);
-        let worst = over.iter().filter(|(_, tag)| *tag != own).max_by_key(|(_, tag)| *tag);
-        let (at, tag) = worst.copied().unwrap_or((sector, 0));
         let owner = self.here.id;
         if verb != Verb::Read {
             self.stats.landings += 1;
-            let what = What::Landing { owner, request, sector: at, sectors, over: tag };
-            self.trace.say(Lane::Disk, what);
+            for (sector, sectors, over) in runs(&over) {
+                let what = What::Landing { owner, request, sector, sectors, over };
+                self.trace.say(Lane::Disk, what);
+            }
         }
         if !self.oracle.borrow().judges().late {
             return Ok(());
@@ -153,4 +156,16 @@ impl World<'_> {
             ),
         ))
     }
+}
+
+/// Neighbouring sectors with the same tag, as first sector, count and tag.
+fn runs(over: &[(u64, u64)]) -> Vec<(u64, u64, u64)> {
+    let mut runs: Vec<(u64, u64, u64)> = Vec::new();
+    for (sector, tag) in over {
+        match runs.last_mut() {
+            Some((_, count, last)) if last == tag => *count += 1,
+            _ => runs.push((*sector, 1, *tag)),
+        }
+    }
+    runs
 }
