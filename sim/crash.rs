@@ -102,7 +102,7 @@ pub fn short_migration(batch: u64, policy: Policy, times: u64) -> Profile {
         gather: if batch == 1 { 0 } else { 20 },
         migration: Some(Migration {
             policy,
-            by_message: batch % 2 == 0,
+            by_message: batch.is_multiple_of(2),
             grace: 0,
             cancel: Some(10),
             times,
@@ -113,7 +113,7 @@ pub fn short_migration(batch: u64, policy: Policy, times: u64) -> Profile {
             few_pages: 4,
             aborts: Ratio::NEVER,
         }),
-        ..short_run(batch, batch % 2 == 1)
+        ..short_run(batch, !batch.is_multiple_of(2))
     }
 }
 

@@ -5,7 +5,7 @@ use crate::oracle::{Judges, Violation};
 use crate::profile::Policy;
 use crate::run::run;
 use crate::world::{Options, Story};
-use midflight::bugs::{Bug, set};
+use midflight::bugs::Bug;
 
 /// Who makes the mistake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,10 +78,12 @@ impl Trial {
         }
     }
 
-    /// Try seeds until it is found; which seed, and what was seen. `each` is
-    /// told the seed that is tried.
+    /// Try seeds until it is found; which seed, and what was seen. `set` is
+    /// `midflight::bugs::set`, which exists only where the core has its mistakes
+    /// built in; `each` is told the seed that is tried.
     pub fn hunt(
         &self,
+        set: impl Fn(Option<Bug>),
         judges: Judges,
         limit: u64,
         mut each: impl FnMut(u64),

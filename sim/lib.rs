@@ -6,7 +6,6 @@ pub mod crash;
 pub mod disk;
 pub mod guest;
 pub mod hash;
-#[cfg(feature = "bugs")]
 pub mod hunt;
 pub mod memory;
 pub mod oracle;

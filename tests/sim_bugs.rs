@@ -3,7 +3,7 @@
 //! region another does.
 #![cfg(feature = "bugs")]
 
-use midflight::bugs::Bug;
+use midflight::bugs::{Bug, set};
 use midflight_sim::hunt::{Mistake, TRIALS, Trial};
 use midflight_sim::memory::Arena;
 use midflight_sim::oracle::{Judges, Violation};
@@ -26,7 +26,7 @@ fn caught(mistake: Mistake) {
 
 fn found(trial: &Trial, judges: Judges) -> (u64, Violation) {
     trial
-        .hunt(judges, LIMIT, |_| {})
+        .hunt(set, judges, LIMIT, |_| {})
         .unwrap_or_else(|| panic!("{} is not caught in {LIMIT} seeds by {judges:?}", trial.name()))
 }
 

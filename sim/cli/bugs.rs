@@ -1,6 +1,7 @@
 //! Does the simulator find what it is for?
 
 use super::progress::Progress;
+use midflight::bugs::set;
 use midflight_sim::hunt::TRIALS;
 use midflight_sim::oracle::{Judges, Violation};
 
@@ -18,7 +19,7 @@ pub fn find(limit: u64) -> bool {
             let oracles = if region { "all" } else { "all but region" };
             let judges = Judges { region, ..Judges::default() };
             let mut progress = Progress::new("seeds");
-            let found = trial.hunt(judges, limit, |seed| progress.show(seed, limit, ""));
+            let found = trial.hunt(set, judges, limit, |seed| progress.show(seed, limit, ""));
             progress.clear();
             sought += 1;
             match found {
