@@ -582,3 +582,21 @@ fn handover_log_turned_on_while_stopped_begins_with_the_next_start() {
     assert!(h.peer.log.contains(&"SET_LOG_BASE(131104,0,fd70)".to_owned()));
     assert_eq!(h.events, [Event::Running]);
 }
+
+#[test]
+fn handover_back_end_that_takes_back_an_offer_is_refused_in_time() {
+    // The second GET_FEATURES of a negotiation has another answer.
+    for lacks in [virtio::EVENT_IDX, virtio::LOG_ALL] {
+        let mut h = harness(Dialect::QEMU_11_1);
+        h.command(adopt(state()));
+        h.command(log_on(LOG));
+        h.peer.features_again = Some(h.peer.features & !lacks);
+        h.command(Command::Connect);
+        h.connect();
+        let unfit = match lacks {
+            virtio::LOG_ALL => Unfit::NoLog("LOG_ALL"),
+            missing => Unfit::NoFeatures(missing),
+        };
+        assert_eq!(last_failure(&h), (Failure::BackendUnfit(unfit), false));
+    }
+}

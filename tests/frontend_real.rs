@@ -6,140 +6,18 @@
 
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)]
 
-use midflight::adapter::client::{Client, ClientConfig};
+mod frontend_rig;
+
+use frontend_rig::{DISK, Daemon, Dir, QUEUES, config, pattern};
+use midflight::adapter::client::Client;
 use midflight::driver::{
     BlkOp, BlkRequest, BlkStatus, Framing, RangeSegment, RequestBuffers, Span,
 };
-use midflight::frontend::{Event, Failure, FrontendConfig};
+use midflight::frontend::{Event, Failure};
 use midflight::time::Duration;
-use midflight::wire::features::{protocol, virtio};
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::Instant;
 use vm_memory::{Bytes, GuestAddress};
-
-const DISK: u64 = 8 << 20;
-const QUEUES: u16 = 2;
-
-/// A directory of one test, gone with it.
-struct Dir(PathBuf);
-
-impl Dir {
-    fn new(name: &str) -> Self {
-        let dir = std::env::temp_dir().join(format!("midflight-{name}-{}", std::process::id()));
-        fs::create_dir_all(&dir).unwrap();
-        let dir = Self(dir);
-        let disk = fs::File::create(dir.disk()).unwrap();
-        disk.set_len(DISK).unwrap();
-        dir
-    }
-
-    fn disk(&self) -> PathBuf {
-        self.0.join("disk")
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.0.join("socket")
-    }
-}
-
-impl Drop for Dir {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-/// A daemon, killed at the end.
-struct Daemon(Child);
-
-impl Daemon {
-    fn start(command: &mut Command, socket: &Path) -> Self {
-        let mut child = command.stdin(Stdio::null()).spawn().expect("the daemon starts");
-        let start = Instant::now();
-        while UnixStream::connect(socket).is_err() {
-            if let Some(status) = child.try_wait().unwrap() {
-                panic!("the daemon ended with {status}");
-            }
-            assert!(start.elapsed().as_secs() < 20, "the daemon does not listen");
-            std::thread::sleep(std::time::Duration::from_millis(10));
-        }
-        Self(child)
-    }
-
-    fn midflight(dir: &Dir, more: &[&str]) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_midflight"));
-        command.arg("serve").arg("--socket-path").arg(dir.socket());
-        command.arg("--blk-file").arg(dir.disk()).args(more);
-        Self::start(&mut command, &dir.socket())
-    }
-
-    /// `None`, with a word about it, if it is not installed.
-    fn qemu(dir: &Dir) -> Option<Self> {
-        let program = "qemu-storage-daemon";
-        let Ok(version) = Command::new(program).arg("--version").output() else {
-            eprintln!("SKIPPED: {program} is not installed, nothing was tested against it");
-            return None;
-        };
-        eprint!("{}", String::from_utf8_lossy(&version.stdout));
-        let file = format!("driver=file,node-name=f,filename={}", dir.disk().display());
-        let node = "driver=raw,node-name=d,file=f,discard=unmap";
-        let export = format!(
-            "type=vhost-user-blk,id=e,node-name=d,writable=on,num-queues={QUEUES},addr.type=unix,addr.path={}",
-            dir.socket().display()
-        );
-        let mut command = Command::new(program);
-        command.args(["--blockdev", &file, "--blockdev", node, "--export", &export]);
-        Some(Self::start(&mut command, &dir.socket()))
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn config(dir: &Dir) -> ClientConfig {
-    let dialect = midflight::wire::Dialect::default();
-    ClientConfig {
-        socket: dir.socket(),
-        frontend: FrontendConfig {
-            virtio_features: virtio::VERSION_1
-                | virtio::EVENT_IDX
-                | virtio::INDIRECT_DESC
-                | virtio::BLK_FLUSH
-                | virtio::BLK_MQ
-                | virtio::BLK_DISCARD
-                | virtio::BLK_WRITE_ZEROES
-                | virtio::BLK_SEG_MAX
-                | virtio::BLK_CONFIG_WCE,
-            protocol_features: protocol::MQ
-                | protocol::REPLY_ACK
-                | protocol::BACKEND_REQ
-                | protocol::CONFIG
-                | protocol::INFLIGHT_SHMFD
-                | protocol::RESET_DEVICE
-                | protocol::CONFIGURE_MEM_SLOTS
-                | protocol::STATUS,
-            queue_size: 128,
-            config_len: 57,
-            reconnect_backoff: Some(Duration::from_millis(20)),
-            dialect,
-            ..FrontendConfig::new(QUEUES)
-        },
-        ring_size: 128,
-        memory_size: 16 << 20,
-        patience: Duration::from_secs(20),
-    }
-}
-
-fn pattern(seed: u64, len: usize) -> Vec<u8> {
-    (0..len as u64).map(|i| ((i * 7 + seed * 13) ^ (i >> 8)) as u8).collect()
-}
 
 /// Write, read back, flush, discard and zero, over every vring and in every
 /// framing; stop and go on; then look at the file behind it all.

@@ -177,13 +177,8 @@ impl Frontend {
         if !self.session.has(protocol::INFLIGHT_SHMFD) && self.device.inflight.is_some() {
             return Err(Unfit::NoInflight);
         }
-        if self.device.log.is_some() {
-            if !self.session.has(protocol::LOG_SHMFD) {
-                return Err(Unfit::NoLog("LOG_SHMFD"));
-            }
-            if self.session.offered & virtio::LOG_ALL == 0 {
-                return Err(Unfit::NoLog("LOG_ALL"));
-            }
+        if let Some(feature) = self.log_lacks().filter(|_| self.device.log.is_some()) {
+            return Err(Unfit::NoLog(feature));
         }
         let missing = self.device.features.unwrap_or(0) & !self.features();
         if missing != 0 {

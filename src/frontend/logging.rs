@@ -2,13 +2,15 @@
 // spec: vhost-user, "Migration"
 
 use super::Frontend;
-use super::error::{ApiMisuse, Unfit};
+use super::config::FrontendConfig;
+use super::error::ApiMisuse;
 use super::io::{Event, Output};
 use super::phase::Phase;
 use super::session::{Device, Session};
 use super::steps::{self, Milestone, Purpose, Step};
 use crate::Handle;
-use crate::wire::{Dialect, LogDescription, MemRegion};
+use crate::wire::features::{protocol, virtio};
+use crate::wire::{Dialect, FrontendRequest as Request, LogBase, LogDescription, MemRegion};
 
 /// Bytes of guest memory that one byte of a log stands for.
 const BYTE_OF_LOG: u64 = 8 * 4096;
@@ -25,11 +27,8 @@ impl Frontend {
         check_log(log, &self.device.memory)?;
         let old = self.device.log.replace((log, handle));
         if self.phase.is_connected() && self.phase != Phase::Negotiating {
-            let checked = self.check_fit().map_err(|unfit| match unfit {
-                Unfit::NoLog(feature) => ApiMisuse::NotNegotiated { what, feature },
-                _ => unreachable!("it fitted before there was a log"),
-            });
-            let checked = checked.and_then(|()| {
+            let lacks = self.log_lacks().map(|feature| ApiMisuse::NotNegotiated { what, feature });
+            let checked = lacks.map_or(Ok(()), Err).and_then(|()| {
                 let dialect = self.config.dialect;
                 let fits = |v| used_guest_addr(&dialect, &self.device, &self.session, v).map(drop);
                 self.device.started.iter().try_for_each(|v| fits((v.index, v.used)))
@@ -41,7 +40,7 @@ impl Frontend {
         }
         if active {
             let replaced = old.is_some();
-            let steps = steps::log_on(&self.config, &self.device, &self.session, replaced);
+            let steps = on_steps(&self.config, &self.device, &self.session, replaced);
             self.steps.extend(steps);
             self.steps.push_back(Step::Reached(Milestone::Logging));
         }
@@ -51,7 +50,7 @@ impl Frontend {
     pub(super) fn log_off(&mut self) {
         let was_on = self.device.log.take().is_some();
         if was_on && self.vrings_are_up() {
-            let steps = steps::log_off(&self.config, &self.device, &self.session);
+            let steps = off_steps(&self.config, &self.device, &self.session);
             self.steps.extend(steps);
             self.steps.push_back(Step::Reached(Milestone::NotLogging));
         } else {
@@ -69,17 +68,66 @@ impl Frontend {
         });
         self.device.log = None;
         self.outputs.push_back(Output::Event(Event::Refused { message, status }));
-        let steps = steps::log_off(&self.config, &self.device, &self.session);
+        let steps = off_steps(&self.config, &self.device, &self.session);
         let steps = steps.into_iter().chain([Step::Reached(Milestone::NotLogging)]);
         for step in steps.rev() {
             self.steps.push_front(step);
         }
     }
 
+    /// What the back-end does not offer of what a log takes.
+    pub(super) fn log_lacks(&self) -> Option<&'static str> {
+        if !self.session.has(protocol::LOG_SHMFD) {
+            return Some("LOG_SHMFD");
+        }
+        (self.session.offered & virtio::LOG_ALL == 0).then_some("LOG_ALL")
+    }
+
     /// Vrings run, or will when the messages under way are through.
     fn vrings_are_up(&self) -> bool {
         matches!(self.phase, Phase::Starting | Phase::Running)
     }
+}
+
+/// Log while vrings run. The log is there before the first writes are to be
+/// marked in it, and a log that replaces another needs no more than that.
+// spec: vhost-user, "Migration"
+fn on_steps(
+    config: &FrontendConfig,
+    device: &Device,
+    session: &Session,
+    replaced: bool,
+) -> Vec<Step> {
+    let mut steps = Vec::new();
+    if let Some((log, handle)) = device.log {
+        steps.push(steps::tell(Request::SetLogBase(LogBase::Shared(log, handle))));
+    }
+    if !replaced {
+        steps.extend(steps::set_features(device, session));
+        if session.has(protocol::STATUS) {
+            steps.push(steps::tell(Request::GetStatus));
+        }
+        steps.extend(
+            device.started.iter().flat_map(|v| steps::set_addr(config, device, session, v)),
+        );
+    }
+    // A refusal is not the end of the connection here.
+    for step in &mut steps {
+        if let Step::Ask { purpose, .. } = step {
+            *purpose = Purpose::Log;
+        }
+    }
+    steps
+}
+
+/// Log no more, while vrings run; `device` has no log any more.
+fn off_steps(config: &FrontendConfig, device: &Device, session: &Session) -> Vec<Step> {
+    let mut steps = steps::set_features(device, session);
+    if session.has(protocol::STATUS) {
+        steps.push(steps::tell(Request::GetStatus));
+    }
+    steps.extend(device.started.iter().flat_map(|v| steps::set_addr(config, device, session, v)));
+    steps
 }
 
 /// The log must have a bit for every page that can be written: what has none is

@@ -11,6 +11,10 @@
 //!             └───────────────────────────────────────────────┘
 //! ```
 //!
+//! A device that moves to another host is one front-end's `Running`, with
+//! [`Command::LogOn`], then [`Command::Suspend`] and [`Frontend::device_state`]
+//! in `Ready`, and another's [`Command::Adopt`] before its `Start`.
+//!
 //! After a loss the owner answers the next [`Event::Ready`] with a
 //! [`Command::Start`] whose bases are the used indexes in guest memory.
 

@@ -53,7 +53,7 @@ impl Frontend {
                 // Protocol features were agreed on under the first answer.
                 let agreed = self.session.offered & virtio::PROTOCOL_FEATURES;
                 self.session.offered = bits & !virtio::PROTOCOL_FEATURES | agreed;
-                Ok(())
+                Ok(self.check_fit()?)
             }
             (Purpose::ProtocolFeatures, Body::U64(bits)) => self.take_protocol_features(bits),
             (Purpose::QueueNum, Body::U64(offered)) => self.check_queues(offered),

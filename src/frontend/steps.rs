@@ -206,7 +206,7 @@ pub(super) fn start(
 /// Features of the guest, and those that are between front-end and back-end.
 /// When writes are to be logged the back-end must have agreed before anything
 /// else happens.
-fn set_features(device: &Device, session: &Session) -> Vec<Step> {
+pub(super) fn set_features(device: &Device, session: &Session) -> Vec<Step> {
     let log = if device.log.is_some() { virtio::LOG_ALL } else { 0 };
     let ours = session.offered & (virtio::PROTOCOL_FEATURES | log);
     let request = Request::SetFeatures(device.features.unwrap_or(0) | ours);
@@ -214,7 +214,7 @@ fn set_features(device: &Device, session: &Session) -> Vec<Step> {
 }
 
 /// Where a vring is, and whether writes to its used ring are logged.
-fn set_addr(
+pub(super) fn set_addr(
     config: &FrontendConfig,
     device: &Device,
     session: &Session,
@@ -240,45 +240,6 @@ fn insist_firmly(session: &Session, request: Request) -> Vec<Step> {
     if !session.has(protocol::REPLY_ACK) {
         steps.push(tell(Request::GetFeatures));
     }
-    steps
-}
-
-/// Log while vrings run. The log is there before the first writes are to be
-/// marked in it, and a log that replaces another needs no more than that.
-// spec: vhost-user, "Migration"
-pub(super) fn log_on(
-    config: &FrontendConfig,
-    device: &Device,
-    session: &Session,
-    replaced: bool,
-) -> Vec<Step> {
-    let mut steps = Vec::new();
-    if let Some((log, handle)) = device.log {
-        steps.push(tell(Request::SetLogBase(LogBase::Shared(log, handle))));
-    }
-    if !replaced {
-        steps.extend(set_features(device, session));
-        if session.has(protocol::STATUS) {
-            steps.push(tell(Request::GetStatus));
-        }
-        steps.extend(device.started.iter().flat_map(|v| set_addr(config, device, session, v)));
-    }
-    // A refusal is not the end of the connection here.
-    for step in &mut steps {
-        if let Step::Ask { purpose, .. } = step {
-            *purpose = Purpose::Log;
-        }
-    }
-    steps
-}
-
-/// Log no more, while vrings run; `device` has no log any more.
-pub(super) fn log_off(config: &FrontendConfig, device: &Device, session: &Session) -> Vec<Step> {
-    let mut steps = set_features(device, session);
-    if session.has(protocol::STATUS) {
-        steps.push(tell(Request::GetStatus));
-    }
-    steps.extend(device.started.iter().flat_map(|v| set_addr(config, device, session, v)));
     steps
 }
 

@@ -34,6 +34,8 @@ pub const CHANNEL: Handle = Handle(800);
 #[derive(Clone, Debug)]
 pub struct Peer {
     pub features: u64,
+    /// The answer to every GET_FEATURES but the first.
+    pub features_again: Option<u64>,
     pub protocol: u64,
     pub queues: u64,
     pub mem_slots: u64,
@@ -59,6 +61,7 @@ impl Default for Peer {
     fn default() -> Self {
         Self {
             features: OFFERED | virtio::PROTOCOL_FEATURES,
+            features_again: None,
             protocol: PROTOCOL,
             queues: 2,
             mem_slots: 32,
@@ -99,7 +102,11 @@ impl Peer {
         }
         let word = |word| Some(Body::U64(word));
         let body = match &envelope.message {
-            R::GetFeatures => word(self.features),
+            R::GetFeatures => {
+                let answer = self.features;
+                self.features = self.features_again.unwrap_or(answer);
+                word(answer)
+            }
             R::GetProtocolFeatures => word(self.protocol),
             R::SetProtocolFeatures(bits) => {
                 self.acked = *bits;
