@@ -109,8 +109,9 @@ impl<'a> Stream<'a> {
     /// The last state of the pages of guest memory with these guest-physical
     /// addresses in them. Reads the whole stream again.
     ///
-    /// Knows the memory map of PC machines only; on others, and for addresses
-    /// outside memory, nothing is found.
+    /// Knows the memory map of PC machines only, as QEMU lays it out unless
+    /// told otherwise; on others, and for addresses outside memory, nothing is
+    /// found.
     pub fn guest_ram(&self, gpas: impl IntoIterator<Item = u64>) -> GuestRam<'a> {
         let page_size = self.description.page_size;
         let pages = gpas.into_iter().map(|gpa| (gpa - gpa % page_size, None));

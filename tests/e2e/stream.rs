@@ -165,6 +165,14 @@ fn inspected(daemon: &Daemon, file: &Path) -> Result<u64, String> {
     Ok(count)
 }
 
+/// Requests that the daemon took over, by the lines it has printed since its
+/// log had `from` bytes.
+fn taken_over(daemon: &Daemon, from: usize) -> Result<u64, String> {
+    let log = fs::read_to_string(&daemon.log).map_err(|e| format!("the daemon's log: {e}"))?;
+    let counts = log[from..].lines().filter_map(|line| line.split_once(", resubmitted "));
+    counts.map(|(_, n)| n.trim().parse::<u64>().map_err(|_| format!("resubmitted {n}"))).sum()
+}
+
 /// The stream with the inflight region written by this crate: the same
 /// requests in the same order under other counters, so that no byte of it can
 /// be taken for QEMU's. Returns the bytes that differ, too.
@@ -233,8 +241,14 @@ fn spliced(bench: &mut Bench) -> Result<Figures, String> {
             }
         }
         keep(&bytes)?;
+        let before = fs::metadata(&daemon.log).map_or(0, |m| m.len() as usize);
         machine = Machine::start(&boot, &bench.fresh_path("vm"), &daemon.socket, Some(&file))?;
         daemon.check_alive()?;
+        // What was said of the file is what has happened.
+        let taken = taken_over(&daemon, before)?;
+        if taken != count {
+            return Err(format!("{round}: {taken} requests were taken over, expected {count}"));
+        }
     }
     let goal = machine.guest.ask("status")?.number("done")? + 300;
     process::until(LIMIT, "300 operations after the last restore", || {
