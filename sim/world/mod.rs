@@ -1,12 +1,14 @@
 //! One host: a guest, a front-end, a back-end, a disk, and what connects them.
 
 mod back;
+mod death;
 mod events;
 mod front;
 mod link;
 mod objects;
 mod outcome;
 mod race;
+mod wishes;
 
 use crate::choices::{Component, Ratio, Stream};
 use crate::disk::Disk;
