@@ -108,6 +108,12 @@ impl Disk {
         self.pending.values().map(|p| &p.job).find(|j| j.life == life)
     }
 
+    /// A job that is not done, for the same request but over another connection.
+    pub fn rival(&self, job: &Job) -> Option<&Job> {
+        let same = |j: &&Job| (j.vring, j.head) == (job.vring, job.head) && j.conn != job.conn;
+        self.pending.values().map(|p| &p.job).find(same)
+    }
+
     /// Take a job.
     pub fn submit(&mut self, job: Job) -> Plan {
         let done_after = self.pace.draw(&mut self.stream);

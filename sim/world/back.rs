@@ -32,6 +32,8 @@ pub struct BackProcess {
     reaping: bool,
     reading: bool,
     timer: Option<u64>,
+    /// It was asked to end.
+    pub ending: bool,
     /// Vrings it has taken up.
     pub runs: Vec<bool>,
 }
@@ -62,6 +64,7 @@ impl BackProcess {
             reaping: false,
             reading: false,
             timer: None,
+            ending: false,
             runs: vec![false; vrings],
         })
     }

@@ -93,7 +93,9 @@ impl World<'_> {
     }
 
     pub(super) fn shutdown(&mut self, life: u32) -> Result<(), Violation> {
-        if self.back.as_ref().is_some_and(|b| b.life == life && b.conn.is_some()) {
+        let connected = |b: &&mut BackProcess| b.life == life && b.conn.is_some();
+        if let Some(back) = self.back.as_mut().filter(connected) {
+            back.ending = true;
             self.back_step(Wake::Command, Input::Command(Command::Shutdown))?;
         }
         Ok(())

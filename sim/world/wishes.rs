@@ -86,11 +86,25 @@ impl World<'_> {
             .request(id)
             .ok_or_else(|| contract(format!("{id} goes to the disk, but nobody knows it")))?;
         let job = job(&request, back.life, back.conn.unwrap_or(0));
+        let ending = back.ending;
         self.stats.disk_requests += 1;
         let Job { vring, head, verb, offset, len, .. } = job;
         let (sector, sectors) = (offset / 512, len / 512);
         self.trace.say(Lane::Disk, What::Issued { vring, head, verb, sector, sectors });
         self.oracle.borrow_mut().issued(&job)?;
+        if ending {
+            return Err(contract(format!(
+                "vring {vring}: head {head} is fetched after the back-end was asked to end"
+            )));
+        }
+        // An old write could land on what its successor has done since.
+        if let Some(old) = self.disk.rival(&job) {
+            let message = format!(
+                "vring {vring}: head {head} goes to the disk while the disk still works on it for connection {}",
+                old.conn
+            );
+            return Err(Violation::new("ownership", message));
+        }
         let plan = self.disk.submit(job);
         self.schedule(plan.apply_after, Event::DiskApply(plan.key));
         self.schedule(plan.done_after, Event::DiskDone(plan.key));
