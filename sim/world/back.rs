@@ -1,23 +1,21 @@
 //! The back-end process: one step at a time, and the moment of its death.
 
 use super::link::Inbox;
-use super::objects::{Handles, Object, ObjectId};
-use super::{CrashPoint, Event, StepShape, World};
+use super::objects::{Handles, ObjectId};
+use super::{Event, StepShape, World};
 use crate::disk::Job;
-use crate::memory::{Mem, RegionId};
+use crate::memory::Mem;
 use crate::oracle::Violation;
 use crate::profile::{Migration, Policy};
-use crate::trace::{BackEvent, Lane, Verb, Wake, What};
-use midflight::backend::{
-    self, Backend, CloseReason, Command, Input, MapFailed, MapRegion, Output, SuspendPolicy,
-};
-use midflight::blk::{Completion, DeviceConfig, DiskOp, DiskRequest, ReqId};
+use crate::trace::{Lane, Wake, What};
+use midflight::backend::{Backend, Input, MapRegion, SuspendPolicy};
+use midflight::blk::{Completion, DeviceConfig, ReqId};
 use midflight::time::{Duration, Instant};
 use midflight::wire::Dialect;
 
 /// A back-end process that lives.
 pub struct BackProcess {
-    core: Backend<Mem>,
+    pub core: Backend<Mem>,
     /// Which one this is, from 1.
     pub life: u32,
     pub handles: Handles,
@@ -25,18 +23,20 @@ pub struct BackProcess {
     pub conn: Option<u32>,
     pub inbox: Inbox,
     /// What it watches as the kick of each vring.
-    watch: Vec<Option<ObjectId>>,
+    pub watch: Vec<Option<ObjectId>>,
     /// Finished by the disk, not told yet.
     finished: Vec<Completion>,
     reaping: bool,
     reading: bool,
     timer: Option<u64>,
+    /// It was asked to end.
+    pub ending: bool,
     /// Vrings it has taken up.
-    runs: Vec<bool>,
+    pub runs: Vec<bool>,
     /// A vring has stopped, and the front-end is about to be told.
-    stopped: Option<u16>,
+    pub stopped: Option<u16>,
     /// Requests that wait until the store is this host's.
-    held: Vec<ReqId>,
+    pub held: Vec<ReqId>,
     /// It has asked for the store.
     pub wants_store: bool,
 }
@@ -54,14 +54,7 @@ pub enum Answer {
     MapInflight { object: Option<ObjectId>, offset: u64, size: u64 },
 }
 
-/// How much of a step happened before the process died.
-struct Death {
-    kept: u64,
-    cut: u32,
-    outputs: usize,
-}
-
-fn contract(message: impl Into<String>) -> Violation {
+pub(super) fn contract(message: impl Into<String>) -> Violation {
     Violation::new("contract", message)
 }
 
@@ -88,6 +81,7 @@ impl BackProcess {
             reaping: false,
             reading: false,
             timer: None,
+            ending: false,
             runs: vec![false; vrings],
             stopped: None,
             held: Vec::new(),
@@ -182,265 +176,6 @@ impl World<'_> {
             self.arena.with_store(index, |store, _| if store.is_single() { 0 } else { store.len })
         };
         shapes.push(StepShape { stores: (0..stores).map(len).collect(), outputs });
-    }
-
-    /// Whether the process dies in this step, and where.
-    /// The first `seen` stores were seen by a guest and have happened.
-    fn due_death(&mut self, stores: u64, outputs: usize, seen: u64) -> Option<Death> {
-        if let Some(exact) = self.kill.exact.filter(|e| e.step == self.steps) {
-            let CrashPoint { kept, cut, outputs, .. } = exact;
-            self.kill.exact = None;
-            return Some(Death { kept, cut, outputs: outputs as usize });
-        }
-        let left = self.here.stores_left?;
-        if stores == 0 {
-            return None;
-        }
-        if left > stores {
-            self.here.stores_left = Some(left - stores);
-            return None;
-        }
-        self.here.stores_left = None;
-        let kept = left.max(seen);
-        if kept == stores {
-            // Every store has happened; of the wishes, some.
-            let outputs = self.kill.stream.below("kill.outputs", outputs as u64 + 1) as usize;
-            return Some(Death { kept, cut: 0, outputs });
-        }
-        let cut = self.arena.with_store(kept, |store, _| match store.is_single() {
-            true => 0,
-            false => store.len,
-        });
-        let cut = self.kill.stream.below("kill.cut", u64::from(cut)) as u32;
-        // The process carries out its wishes when the core has returned.
-        Some(Death { kept, cut, outputs: 0 })
-    }
-
-    /// The process is gone, now.
-    pub(super) fn die(
-        &mut self,
-        kept: u64,
-        stores: u64,
-        outputs_kept: u64,
-        outputs: u64,
-    ) -> Result<(), Violation> {
-        let Some(back) = self.here.back.take() else { return Ok(()) };
-        let life = back.life;
-        let moved = self.with_disk(|disk, mem| disk.process_died(life, mem));
-        self.stats.kills += 1;
-        self.trace
-            .say(Lane::Host, What::Killed { life, kept, stores, outputs_kept, outputs, moved });
-        self.check_region()?;
-        if let Some(conn) = back.conn {
-            self.hang_up_front(conn);
-        }
-        self.give_store_back();
-        self.note_loss();
-        self.here.restarting = true;
-        let delay = 1_000 * self.kill.stream.range("restart", 10, 2_000);
-        self.schedule(delay, Event::BackStart);
-        Ok(())
-    }
-
-    /// The process was asked to end, and does.
-    fn exit(&mut self) -> Result<(), Violation> {
-        let Some(back) = self.here.back.take() else { return Ok(()) };
-        let life = back.life;
-        if let Some(job) = self.disk.held_for(life).filter(|_| !self.disk.has_adrift()) {
-            let message = format!(
-                "back-end ends while the disk works on head {} of vring {}",
-                job.head, job.vring
-            );
-            return Err(contract(message));
-        }
-        self.stats.shutdowns += 1;
-        self.give_store_back();
-        self.note_loss();
-        self.trace.say(Lane::Host, What::Exited { life });
-        if let Some(conn) = back.conn {
-            self.hang_up_front(conn);
-        }
-        self.give_store_back();
-        self.note_loss();
-        self.here.restarting = true;
-        let delay = 1_000 * self.kill.stream.range("restart", 10, 2_000);
-        self.schedule(delay, Event::BackStart);
-        self.check_region()
-    }
-
-    pub(super) fn shutdown(&mut self, life: u32) -> Result<(), Violation> {
-        if self.here.back.as_ref().is_some_and(|b| b.life == life && b.conn.is_some()) {
-            self.back_step(Wake::Command, Input::Command(Command::Shutdown))?;
-        }
-        Ok(())
-    }
-
-    /// A new process, listening.
-    pub(super) fn start_back(&mut self) -> Result<(), Violation> {
-        self.here.restarting = false;
-        self.last_life += 1;
-        let life = self.last_life;
-        let suspend = self.profile.migration.as_ref().and_then(suspend_policy);
-        self.here.back = Some(BackProcess::new(self.device.clone(), suspend, life)?);
-        self.trace.say(Lane::Host, What::Started { life });
-        self.plan_kill();
-        Ok(())
-    }
-
-    fn carry_out(&mut self, output: Output) -> Result<(), Violation> {
-        let Some(back) = &mut self.here.back else { return Ok(()) };
-        let life = back.life;
-        let open = |back: &BackProcess, handle| {
-            back.handles
-                .get(handle)
-                .ok_or_else(|| contract(format!("back-end names {handle}, which is not open")))
-        };
-        match output {
-            Output::Send { bytes, handles } => {
-                let objects =
-                    handles.iter().map(|h| open(back, *h)).collect::<Result<Vec<_>, _>>()?;
-                let conn = back.conn.ok_or_else(|| contract("sends without a connection"))?;
-                let stopped = back.stopped.take();
-                self.send_to_front(conn, &bytes, objects);
-                if let Some(vring) = stopped {
-                    self.at_rest(life, vring);
-                }
-            }
-            Output::Map { regions } => {
-                let delay = self.host_delay();
-                self.schedule(delay, Event::BackAnswer(life, Answer::Map(regions)));
-            }
-            Output::Unmap => {}
-            Output::AllocInflight { size } => {
-                let delay = self.host_delay();
-                self.schedule(delay, Event::BackAnswer(life, Answer::Alloc(size)));
-            }
-            Output::MapInflight { handle, offset, size } => {
-                let object = back.handles.get(handle);
-                let delay = self.host_delay();
-                let answer = Answer::MapInflight { object, offset, size };
-                self.schedule(delay, Event::BackAnswer(life, answer));
-            }
-            Output::WatchKick { vring, handle } => {
-                let object = handle.map(|h| open(back, h)).transpose()?;
-                back.watch[usize::from(vring)] = object;
-                self.wake_kick(vring);
-            }
-            Output::Call { vring, handle } => {
-                let object = open(back, handle)?;
-                self.trace.say(Lane::Back, What::Call { vring });
-                if let Object::Call(vring) = self.objects.get(object) {
-                    self.signal_call(vring);
-                }
-            }
-            Output::Err { vring, handle } => {
-                open(back, handle)?;
-                return Err(Violation::new(
-                    "rings",
-                    format!("back-end says that the guest broke vring {vring}"),
-                ));
-            }
-            Output::Disk(id) if self.store != Some(self.here.id) => back.held.push(id),
-            Output::Disk(id) => self.issue(id)?,
-            Output::MapLog { handle, offset, size } => {
-                let object = back.handles.get(handle);
-                let delay = self.host_delay();
-                let answer = Answer::MapLog { object, offset, size };
-                self.schedule(delay, Event::BackAnswer(life, answer));
-            }
-            Output::Cancel(id) => self.cancel(id),
-            Output::AcquireStore => self.acquire_store(),
-            Output::ReleaseStore => {
-                back.wants_store = false;
-                self.give_store_back();
-            }
-            Output::Release(handle) => {
-                if !back.handles.close(handle) {
-                    return Err(contract(format!("back-end releases {handle} twice")));
-                }
-            }
-            Output::Close(CloseReason::Shutdown) => self.exit()?,
-            Output::Close(reason) => {
-                let conn = back.conn.take().ok_or_else(|| contract("closes no connection"))?;
-                back.inbox = Inbox::default();
-                self.hang_up_front(conn);
-                return Err(Violation::new("contract", format!("back-end closes: {reason}")));
-            }
-            Output::Event(event) => self.back_event(event)?,
-        }
-        Ok(())
-    }
-
-    pub(super) fn issue(&mut self, id: ReqId) -> Result<(), Violation> {
-        let Some(back) = &self.here.back else { return Ok(()) };
-        let request = back
-            .core
-            .request(id)
-            .ok_or_else(|| contract(format!("{id} goes to the disk, but nobody knows it")))?;
-        let oracle = self.oracle.borrow();
-        let holder = oracle.ledger().holder(request.vring, request.head);
-        drop(oracle);
-        let asker = (back.life, back.conn.unwrap_or(0));
-        let job = job(&request, asker, holder.unwrap_or(u64::MAX));
-        self.stats.disk_requests += 1;
-        let Job { vring, head, verb, offset, len, .. } = job;
-        let (sector, sectors) = (offset / 512, len / 512);
-        self.trace.say(Lane::Disk, What::Issued { vring, head, verb, sector, sectors });
-        self.oracle.borrow_mut().issued(&job)?;
-        self.check_only_owner(&job)?;
-        let plan = self.disk.submit(self.scheduler.now(), job);
-        self.schedule(plan.apply_after, Event::DiskApply(plan.key));
-        self.schedule(plan.done_after, Event::DiskDone(plan.key));
-        Ok(())
-    }
-
-    fn back_event(&mut self, event: backend::Event) -> Result<(), Violation> {
-        use backend::Event as E;
-        let Some(back) = &mut self.here.back else { return Ok(()) };
-        let what = match event {
-            E::VringRunning { vring, next_avail, used, resubmitted, .. } => {
-                back.runs[usize::from(vring)] = true;
-                self.stats.resubmitted += u64::from(resubmitted);
-                self.stats.recoveries += u64::from(resubmitted > 0);
-                What::VringRunning { vring, next_avail, used, resubmitted }
-            }
-            E::VringStopped { vring, base } => {
-                back.runs[usize::from(vring)] = false;
-                back.stopped = Some(vring);
-                What::VringStopped { vring, base }
-            }
-            E::Negotiated { features, protocol } => {
-                What::Back { event: BackEvent::Negotiated, a: features, b: protocol }
-            }
-            E::BaseContradicted { vring, base, .. } => {
-                What::Back { event: BackEvent::BaseContradicted, a: vring.into(), b: base.into() }
-            }
-            E::DiskFailed { vring, head, .. } => {
-                What::Back { event: BackEvent::DiskFailed, a: vring.into(), b: head.into() }
-            }
-            E::LateCompletion(id) => {
-                What::Back { event: BackEvent::LateCompletion, a: id.slot.into(), b: id.epoch }
-            }
-            E::Draining { vring, inflight } => {
-                What::Back { event: BackEvent::Draining, a: vring.into(), b: inflight.into() }
-            }
-            E::Suspending { vring, inflight } => {
-                What::Back { event: BackEvent::Suspending, a: vring.into(), b: inflight.into() }
-            }
-            E::Suspended { vring, inflight } => {
-                self.stats.suspended += u64::from(inflight);
-                What::Back { event: BackEvent::Suspended, a: vring.into(), b: inflight.into() }
-            }
-            E::LogMapped { size } => What::Back { event: BackEvent::LogMapped, a: size, b: 0 },
-            E::VringBroken { vring, fault } => {
-                return Err(Violation::new("rings", format!("vring {vring} broken: {fault}")));
-            }
-            E::Refused(fault) => {
-                return Err(Violation::new("session", format!("back-end refuses: {fault}")));
-            }
-        };
-        self.trace.say(Lane::Back, what);
-        Ok(())
     }
 
     /// The connection broke, and nobody died.
@@ -586,73 +321,10 @@ impl World<'_> {
         }
         Ok(())
     }
-
-    /// The process has mapped or allocated something.
-    pub(super) fn back_answer(&mut self, life: u32, answer: Answer) -> Result<(), Violation> {
-        if self.here.back.as_ref().is_none_or(|b| b.life != life || b.conn.is_none()) {
-            return Ok(());
-        }
-        match answer {
-            Answer::Map(regions) => {
-                let mapped = self.map_guest(&regions);
-                self.back_step(Wake::Mapped, Input::Mapped(mapped))?;
-            }
-            Answer::Alloc(size) => {
-                let region = self.arena.region(size);
-                let object = self.objects.add(Object::Memory(region));
-                let Some(back) = &mut self.here.back else { return Ok(()) };
-                let handle = back.handles.open(object);
-                self.back_step(Wake::InflightAllocated, Input::InflightAllocated(Ok(handle)))?;
-            }
-            Answer::MapLog { object, offset, size } => {
-                let mapped = self.map_whole(object, offset, size).map(|(_, mem)| mem);
-                self.back_step(Wake::LogMapped, Input::LogMapped(mapped))?;
-            }
-            Answer::MapInflight { object, offset, size } => {
-                let mapped = self.map_inflight(object, offset, size);
-                self.back_step(Wake::InflightMapped, Input::InflightMapped(mapped))?;
-            }
-        }
-        Ok(())
-    }
-
-    fn map_inflight(
-        &mut self,
-        object: Option<ObjectId>,
-        offset: u64,
-        size: u64,
-    ) -> Result<Mem, MapFailed> {
-        let (region, mem) = self.map_whole(object, offset, size)?;
-        self.watch_region(region);
-        Ok(mem)
-    }
-
-    /// From now on, this is the inflight region of the host.
-    pub(super) fn watch_region(&mut self, region: RegionId) {
-        self.here.check.inflight = Some(region);
-        self.here.check.part = self.arena.len(region) / u64::from(self.profile.queues);
-    }
-
-    fn map_whole(
-        &self,
-        object: Option<ObjectId>,
-        offset: u64,
-        size: u64,
-    ) -> Result<(RegionId, Mem), MapFailed> {
-        let failed = |why: &str| MapFailed(why.into());
-        let object = object.ok_or_else(|| failed("not an open descriptor"))?;
-        let Object::Memory(region) = self.objects.get(object) else {
-            return Err(failed("not memory"));
-        };
-        if offset != 0 || size != self.arena.len(region) {
-            return Err(failed("not the whole of the memory"));
-        }
-        Ok((region, self.arena.view(&[(0, region)])))
-    }
 }
 
 /// How a back-end suspends, if it does.
-fn suspend_policy(plan: &Migration) -> Option<SuspendPolicy> {
+pub(super) fn suspend_policy(plan: &Migration) -> Option<SuspendPolicy> {
     (plan.policy != Policy::Drain)
         .then(|| SuspendPolicy { grace: Duration::from_micros(plan.grace), dialect: dialect(plan) })
 }
@@ -660,21 +332,4 @@ fn suspend_policy(plan: &Migration) -> Option<SuspendPolicy> {
 /// The numbers both halves use.
 pub(super) fn dialect(plan: &Migration) -> Dialect {
     if plan.by_message { Dialect::SKIP_DRAIN_45 } else { Dialect::QEMU_11_1 }
-}
-
-/// The core's request in the words of the simulator.
-fn job(request: &DiskRequest<'_>, (life, conn): (u32, u32), holder: u64) -> Job {
-    let segments: Vec<_> = request.segments.iter().map(|s| (s.addr, s.len)).collect();
-    let moved = segments.iter().map(|(_, len)| u64::from(*len)).sum();
-    let (verb, offset, len, durable) = match request.op {
-        DiskOp::Read { offset } => (Verb::Read, offset, moved, false),
-        DiskOp::Write { offset, durable } => (Verb::Write, offset, moved, durable),
-        DiskOp::Flush => (Verb::Flush, 0, 0, false),
-        DiskOp::Discard { offset, len, durable } => (Verb::Discard, offset, len, durable),
-        DiskOp::WriteZeroes { offset, len, durable, .. } => {
-            (Verb::WriteZeroes, offset, len, durable)
-        }
-    };
-    let DiskRequest { id, vring, head, .. } = *request;
-    Job { id, life, conn, request: holder, vring, head, verb, offset, len, durable, segments }
 }

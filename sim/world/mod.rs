@@ -2,6 +2,7 @@
 //! what connects them.
 
 mod back;
+mod death;
 mod events;
 mod front;
 mod host;
@@ -11,6 +12,7 @@ mod objects;
 mod outcome;
 mod race;
 mod store;
+mod wishes;
 
 use crate::choices::{Component, Ratio, Stream};
 use crate::disk::Disk;
