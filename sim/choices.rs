@@ -33,6 +33,8 @@ pub enum Component {
     Host = 7,
     /// When the guest acts in the middle of a step of the back-end.
     Race = 8,
+    /// How and when the guest moves to another host, and what goes wrong.
+    Migration = 9,
 }
 
 /// A chance as a fraction of whole numbers.

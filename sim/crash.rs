@@ -9,7 +9,7 @@ use crate::choices::Ratio;
 use crate::disk::Pace;
 use crate::memory::Arena;
 use crate::oracle::Violation;
-use crate::profile::Profile;
+use crate::profile::{Migration, Policy, Profile};
 use crate::run::run_profile;
 use crate::world::{CrashPoint, Options, StepShape};
 
@@ -87,6 +87,33 @@ pub fn short_run(batch: u64, event_idx: bool) -> Profile {
         polled: false,
         pauses: 0,
         breaks: 0,
+        migration: None,
+    }
+}
+
+/// A short run in which a guest with requests in flight moves to another host,
+/// and back if `times` is 2.
+pub fn short_migration(batch: u64, policy: Policy, times: u64) -> Profile {
+    Profile {
+        requests: 6 + 6 * batch,
+        depth: 2 * batch,
+        pace: Pace::Spread,
+        bad: Ratio::NEVER,
+        gather: if batch == 1 { 0 } else { 20 },
+        migration: Some(Migration {
+            policy,
+            by_message: batch.is_multiple_of(2),
+            grace: 0,
+            cancel: Some(10),
+            times,
+            apart: 100,
+            page_ns: 200,
+            latency: 5,
+            rounds: 2,
+            few_pages: 4,
+            aborts: Ratio::NEVER,
+        }),
+        ..short_run(batch, !batch.is_multiple_of(2))
     }
 }
 

@@ -3,8 +3,11 @@
 //! Each family of trouble is switched on or off before its strength is drawn,
 //! so that quiet runs exist: some bugs need a hundred healthy requests.
 
+mod migration;
+
 use crate::choices::{Component, Ratio, Stream};
 use crate::disk::Pace;
+pub use migration::{Migration, Policy};
 
 /// Sizes, features and faults of one run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,6 +74,8 @@ pub struct Profile {
     pub pauses: u64,
     /// Times the connection breaks though nobody dies.
     pub breaks: u64,
+    /// The guest moves to another host; `None`: there is one host.
+    pub migration: Option<Migration>,
 }
 
 impl Profile {
@@ -107,6 +112,7 @@ impl Profile {
             polled: false,
             pauses: 0,
             breaks: 0,
+            migration: None,
         }
     }
 
@@ -166,6 +172,7 @@ impl Profile {
             } else {
                 0
             },
+            migration: None,
         }
     }
 }
@@ -216,6 +223,10 @@ impl core::fmt::Display for Profile {
             self.pauses,
             self.breaks,
             self.races
-        )
+        )?;
+        match &self.migration {
+            Some(migration) => write!(f, "\n{migration}"),
+            None => Ok(()),
+        }
     }
 }

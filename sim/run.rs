@@ -10,7 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Run a seed.
 pub fn run(arena: &mut Arena, seed: u64, options: &Options) -> Outcome {
-    run_profile(arena, seed, Profile::draw(seed), options)
+    run_profile(arena, seed, options.story.draw(seed), options)
 }
 
 /// Run a seed with a profile of one's own.

@@ -7,8 +7,8 @@ use midflight_sim::memory::Arena;
 use midflight_sim::oracle::Violation;
 use midflight_sim::profile::Profile;
 use midflight_sim::run::{Sum, run, run_profile};
-use midflight_sim::trace::{Detail, render};
-use midflight_sim::world::{Options, Outcome};
+use midflight_sim::trace::{Detail, TraceEvent, What, late_writes, render};
+use midflight_sim::world::{Options, Outcome, Stats, Story};
 
 /// Seed of the run for newcomers: the kill finds requests in flight.
 const TOUR_SEED: u64 = 1;
@@ -16,11 +16,12 @@ const TOUR_SEED: u64 = 1;
 /// Failures printed; the others are counted.
 const SHOWN: usize = 5;
 
-pub fn one(seed: Option<u64>, detail: Option<Detail>) -> bool {
-    let options = Options { trace: detail.is_some(), ..Options::default() };
+pub fn one(seed: Option<u64>, detail: Option<Detail>, options: Options) -> bool {
+    let options = Options { trace: detail.is_some(), ..options };
     let mut arena = Arena::new();
     let outcome = match seed {
         Some(seed) => run(&mut arena, seed, &options),
+        None if options.story != Story::Mixed => run(&mut arena, TOUR_SEED, &options),
         None => run_profile(&mut arena, TOUR_SEED, Profile::tour(), &options),
     };
     match seed {
@@ -31,16 +32,38 @@ pub fn one(seed: Option<u64>, detail: Option<Detail>) -> bool {
     if let Some(detail) = detail {
         print!("\n{}", render(outcome.trace.events(), detail));
     }
+    late_write(&outcome);
     println!();
-    report(seed, &outcome);
+    report(seed, &outcome, &options);
+    migrations(&outcome.stats);
     outcome.verdict.is_ok()
 }
 
-fn report(seed: Option<u64>, outcome: &Outcome) {
+/// If an old write did harm, how it came to that: the one that was noticed, or
+/// the first.
+fn late_write(outcome: &Outcome) {
+    let stories = late_writes(outcome.trace.events());
+    let noticed = |story: &&Vec<TraceEvent>| match (&outcome.verdict, story.last()) {
+        (Err(violation), Some(TraceEvent { what: What::Landing { request, over, .. }, .. })) => {
+            let names = |n: u64| {
+                let mut words = violation.message.split(|c: char| !c.is_alphanumeric());
+                words.any(|word| word == n.to_string())
+            };
+            names(*request) && names(over - 1)
+        }
+        _ => false,
+    };
+    if let Some(story) = stories.iter().find(noticed).or(stories.first()) {
+        println!("\nhow an old write came to land on new data:");
+        print!("{}", render(story, Detail::Story));
+    }
+}
+
+fn report(seed: Option<u64>, outcome: &Outcome, options: &Options) {
     let s = &outcome.stats;
     let at = Instant::from_nanos(outcome.at);
     if let Err(violation) = &outcome.verdict {
-        failure(seed, violation);
+        failure(seed, violation, options);
         println!("  where    t={at}, event {}", s.events);
     } else {
         println!("PASS       every request completed once, with an allowed value");
@@ -56,20 +79,49 @@ fn report(seed: Option<u64>, outcome: &Outcome) {
     println!("trace hash {:016x}", outcome.hash);
 }
 
-fn failure(seed: Option<u64>, violation: &Violation) {
-    let replay = seed.map_or_else(String::new, |seed| format!(" --seed {seed}"));
+/// The last line of a run whose guest migrates.
+fn migrations(s: &Stats) {
+    if s.migrations == 0 {
+        return;
+    }
+    let mean = s.downtime / s.arrivals.max(1);
+    println!(
+        "migrated    {} of {} times ({} broken off), {} pages copied, {} requests in flight at the hand-over, {} suspended at any stop, {} cancelled",
+        grouped(s.arrivals),
+        grouped(s.migrations),
+        grouped(s.broken_off),
+        grouped(s.pages),
+        grouped(s.carried),
+        grouped(s.suspended),
+        grouped(s.cancelled)
+    );
+    println!(
+        "downtime    {} on average, {} at most; {} old writes landed late",
+        Instant::from_nanos(mean),
+        Instant::from_nanos(s.downtime_max),
+        s.landings
+    );
+}
+
+fn failure(seed: Option<u64>, violation: &Violation, options: &Options) {
+    let mut replay = seed.map_or_else(String::new, |seed| format!(" --seed {seed}"));
+    match options.story {
+        Story::Mixed => {}
+        Story::Migration(None) => replay += " --migrate",
+        Story::Migration(Some(policy)) => replay += &format!(" --policy {}", policy.name()),
+    }
     println!("FAIL       a promise was broken");
     println!("  what     {}", violation.message);
     println!("  oracle   {}", violation.oracle);
     println!("  replay   cargo sim run{replay}");
 }
 
-pub fn many(seeds: Seeds) -> bool {
+pub fn many(seeds: Seeds, options: &Options) -> bool {
     let mut arena = Arena::new();
     let mut sum = Sum::default();
     let mut progress = Progress::new("seeds");
     for seed in seeds.range() {
-        let outcome = run(&mut arena, seed, &Options::default());
+        let outcome = run(&mut arena, seed, options);
         sum.add(seed, &outcome);
         let note = match sum.failures.len() {
             0 => String::new(),
@@ -78,13 +130,13 @@ pub fn many(seeds: Seeds) -> bool {
         progress.show(sum.seeds, seeds.count(), &note);
     }
     progress.clear();
-    summary(&sum, progress.elapsed_ms());
+    summary(&sum, progress.elapsed_ms(), options);
     sum.failures.is_empty()
 }
 
-fn summary(sum: &Sum, elapsed_ms: u64) {
+fn summary(sum: &Sum, elapsed_ms: u64, options: &Options) {
     for (seed, violation) in sum.failures.iter().take(SHOWN) {
-        failure(Some(*seed), violation);
+        failure(Some(*seed), violation, options);
         println!();
     }
     let s = &sum.stats;
@@ -107,6 +159,7 @@ fn summary(sum: &Sum, elapsed_ms: u64) {
         grouped(s.resubmitted),
         s.largest_batch
     );
+    migrations(s);
     println!(
         "speed       {} seeds/s, {} events/s, {} simulated in {}.{:03}s",
         per_second(sum.seeds),
@@ -119,11 +172,11 @@ fn summary(sum: &Sum, elapsed_ms: u64) {
 }
 
 /// One line a seed, for `diff`.
-pub fn hashes(seeds: Seeds) -> bool {
+pub fn hashes(seeds: Seeds, options: &Options) -> bool {
     let mut arena = Arena::new();
     let mut kept = true;
     for seed in seeds.range() {
-        let outcome = run(&mut arena, seed, &Options::default());
+        let outcome = run(&mut arena, seed, options);
         kept &= outcome.verdict.is_ok();
         let verdict = if outcome.verdict.is_ok() { "pass" } else { "FAIL" };
         println!("{seed} {:016x} {verdict}", outcome.hash);

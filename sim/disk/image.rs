@@ -66,7 +66,7 @@ impl Image {
     }
 
     /// First eight bytes of a sector: who wrote it.
-    fn tag(&self, sector: u64) -> u64 {
+    pub fn tag(&self, sector: u64) -> u64 {
         let head = self.sector(sector).first_chunk().expect("a sector has 8 bytes");
         u64::from_le_bytes(*head)
     }

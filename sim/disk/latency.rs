@@ -11,6 +11,9 @@ pub enum Pace {
     Spread,
     /// Slow throughout: a kill or stop finds much outstanding.
     Slow,
+    /// Always so many microseconds, for a few requests at a time: what a
+    /// measurement wants. Never drawn.
+    Fixed(u64),
 }
 
 impl Pace {
@@ -20,6 +23,7 @@ impl Pace {
     /// Microseconds, one in sixteen each.
     const fn table(self) -> [u64; 16] {
         match self {
+            Self::Fixed(us) => [us; 16],
             Self::Quick => [2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 5, 5, 6, 8, 12],
             Self::Spread => [5, 8, 10, 15, 20, 25, 30, 40, 50, 60, 80, 100, 150, 200, 300, 500],
             Self::Slow => [
@@ -27,6 +31,11 @@ impl Pace {
                 1400,
             ],
         }
+    }
+
+    /// Whether requests wait for one another.
+    pub const fn has_lanes(self) -> bool {
+        matches!(self, Self::Fixed(_))
     }
 
     /// Nanoseconds until a request is done.
@@ -38,10 +47,11 @@ impl Pace {
 
 impl core::fmt::Display for Pace {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.write_str(match self {
-            Self::Quick => "quick",
-            Self::Spread => "spread",
-            Self::Slow => "slow",
-        })
+        match self {
+            Self::Quick => f.write_str("quick"),
+            Self::Spread => f.write_str("spread"),
+            Self::Slow => f.write_str("slow"),
+            Self::Fixed(us) => write!(f, "{us} us each"),
+        }
     }
 }

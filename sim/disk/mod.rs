@@ -8,12 +8,14 @@
 //! so a successor cannot start while a write of its predecessor is under way.
 
 mod image;
+mod late;
 mod latency;
 
 use crate::choices::{Ratio, Stream};
 use crate::memory::Mem;
 use crate::trace::Verb;
 pub use image::{Image, SECTOR};
+pub use late::Landing;
 pub use latency::Pace;
 use midflight::blk::{DiskError, ReqId};
 use std::collections::BTreeMap;
@@ -28,6 +30,8 @@ pub struct Job {
     pub life: u32,
     /// Over which connection; no two lives share one.
     pub conn: u32,
+    /// The guest's request.
+    pub request: u64,
     /// Vring it came from.
     pub vring: u16,
     /// Head of its chain.
@@ -50,7 +54,14 @@ struct Pending {
     mark: u64,
     applied: bool,
     result: Result<(), DiskError>,
+    /// Its vring was said to be at rest.
+    disowned: bool,
+    /// Its driver has said that it is over, and it is not.
+    adrift: bool,
 }
+
+/// Requests that a disk of fixed latency works on at once; others wait.
+const LANES: usize = 8;
 
 /// When a job's two moments come, in nanoseconds from now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +82,8 @@ pub struct Disk {
     image: Image,
     pending: BTreeMap<u64, Pending>,
     next_key: u64,
+    /// When each of a fixed number of lanes is free again.
+    lanes: Vec<u64>,
     buffer: Vec<u8>,
 }
 
@@ -84,6 +97,7 @@ impl Disk {
             image: Image::new(sectors),
             pending: BTreeMap::new(),
             next_key: 0,
+            lanes: vec![0; LANES],
             buffer: Vec::new(),
         }
     }
@@ -108,9 +122,14 @@ impl Disk {
         self.pending.values().map(|p| &p.job).find(|j| j.life == life)
     }
 
-    /// Take a job.
-    pub fn submit(&mut self, job: Job) -> Plan {
-        let done_after = self.pace.draw(&mut self.stream);
+    /// Take a job, at this virtual time.
+    pub fn submit(&mut self, now: u64, job: Job) -> Plan {
+        let mut done_after = self.pace.draw(&mut self.stream);
+        if self.pace.has_lanes() {
+            let lane = self.lanes.iter_mut().min().expect("there are lanes");
+            *lane = now.max(*lane) + done_after;
+            done_after = *lane - now;
+        }
         // At the start, somewhere in the middle, or with the completion.
         let apply_after = match self.stream.below("disk.apply", 4) {
             0 => 0,
@@ -125,7 +144,8 @@ impl Disk {
         let key = self.next_key;
         self.next_key += 1;
         let mark = self.image.mark();
-        self.pending.insert(key, Pending { job, mark, applied: false, result });
+        let pending = Pending { job, mark, applied: false, result, disowned: false, adrift: false };
+        self.pending.insert(key, pending);
         Plan { key, apply_after, done_after }
     }
 
@@ -253,6 +273,7 @@ mod tests {
             id: ReqId { slot: 0, epoch: 0 },
             life: 1,
             conn: 1,
+            request: 0,
             vring: 0,
             head: 0,
             verb,
@@ -274,12 +295,12 @@ mod tests {
     fn disk_moves_bytes_between_apply_and_completion_only() {
         let (mut disk, mem) = world(1);
         mem.write_slice(&[7; 512], GuestAddress(1000)).unwrap();
-        let plan = disk.submit(job(Verb::Write, 512, &[(1000, 500), (1500, 12)]));
+        let plan = disk.submit(0, job(Verb::Write, 512, &[(1000, 500), (1500, 12)]));
         assert!(plan.apply_after <= plan.done_after);
         assert_eq!(disk.image().sector(1)[0], 0);
         disk.apply(plan.key, &mem);
         assert_eq!(disk.image().sector(1), [7; 512]);
-        let plan = disk.submit(job(Verb::Read, 512, &[(4000, 512)]));
+        let plan = disk.submit(0, job(Verb::Read, 512, &[(4000, 512)]));
         let (done, result) = disk.finish(plan.key, &mem).unwrap();
         assert_eq!((done.len, result), (512, Ok(())));
         let mut got = [0; 512];
@@ -293,7 +314,7 @@ mod tests {
         for seed in 0..200 {
             let (mut disk, mem) = world(seed);
             mem.write_slice(&[9; 2048], GuestAddress(0)).unwrap();
-            let plan = disk.submit(job(Verb::Write, 0, &[(0, 2048)]));
+            let plan = disk.submit(0, job(Verb::Write, 0, &[(0, 2048)]));
             disk.process_died(1, &mem);
             let written = (0..4).take_while(|s| disk.image().sector(*s) == [9; 512]).count();
             assert!((written..4).all(|s| disk.image().sector(s as u64) == [0; 512]));

@@ -113,6 +113,16 @@ impl Guest {
         self.paused
     }
 
+    /// Go on in another host's memory, which is the same to the byte.
+    pub fn move_to(&mut self, mem: Mem) {
+        self.mem = mem;
+    }
+
+    /// A call came that the guest has not seen.
+    pub fn set_missed(&mut self, vring: u16) {
+        self.queues[usize::from(vring)].missed = true;
+    }
+
     /// Take up what came while the guest was paused: vrings to give a turn.
     pub fn take_missed(&mut self) -> Vec<u16> {
         let missed = (0u16..).zip(&mut self.queues);

@@ -6,6 +6,9 @@
 //! of its stores, so a crash copies the shadow back over what the step has
 //! touched and does the first *k* stores again.
 
+/// Bytes of a page, as a dirty log counts them.
+pub const PAGE: usize = 4096;
+
 /// One store of the back-end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Store {
@@ -33,9 +36,11 @@ impl Store {
 /// Whose stores are seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Writer {
-    /// Guest, disk, front-end.
+    /// Guest, front-end, migration: whoever runs the guest sees its stores.
     #[default]
     Others,
+    /// The disk, for a back-end: only the back-end's log knows of it.
+    Disk,
     /// The back-end, in a step.
     BackEnd,
     /// Nobody: the simulator moves an image about.
@@ -82,9 +87,15 @@ struct Shadow {
     bytes: Vec<u8>,
     /// Everything outside of this was never written.
     touched: std::ops::Range<usize>,
+    /// By page: stored to by anybody but back-end and disk.
+    dirty: Vec<bool>,
 }
 
 impl Shadow {
+    fn mark(&mut self, at: usize, len: usize) {
+        self.dirty[at / PAGE..=(at + len - 1) / PAGE].fill(true);
+    }
+
     fn touch(&mut self, at: usize, len: usize) -> &mut [u8] {
         let touched = &mut self.touched;
         *touched = if touched.start == touched.end {
@@ -98,7 +109,8 @@ impl Shadow {
 
 impl Journal {
     pub(super) fn add_region(&mut self, len: usize) -> u32 {
-        self.shadows.push(Shadow { bytes: vec![0; len], touched: 0..0 });
+        let dirty = vec![false; len.div_ceil(PAGE)];
+        self.shadows.push(Shadow { bytes: vec![0; len], touched: 0..0, dirty });
         u32::try_from(self.shadows.len() - 1).expect("a handful of regions")
     }
 
@@ -113,6 +125,12 @@ impl Journal {
             _ if len == 0 => return None,
             Writer::Nobody => return None,
             Writer::Others => {
+                let shadow = &mut self.shadows[region as usize];
+                read(shadow.touch(offset, len));
+                shadow.mark(offset, len);
+                return None;
+            }
+            Writer::Disk => {
                 read(self.shadows[region as usize].touch(offset, len));
                 return None;
             }
@@ -206,6 +224,17 @@ impl Journal {
     }
 
     pub(super) fn untouch(&mut self, region: u32) {
-        self.shadows[region as usize].touched = 0..0;
+        let shadow = &mut self.shadows[region as usize];
+        shadow.touched = 0..0;
+        shadow.dirty.fill(false);
+    }
+
+    /// Pages that the guest has stored to since the last call.
+    pub(super) fn take_dirty(&mut self, region: u32) -> Vec<u64> {
+        let dirty = &mut self.shadows[region as usize].dirty;
+        let pages = (0u64..).zip(dirty.iter()).filter_map(|(page, dirty)| dirty.then_some(page));
+        let pages = pages.collect();
+        dirty.fill(false);
+        pages
     }
 }

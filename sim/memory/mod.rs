@@ -5,7 +5,7 @@ mod journal;
 mod log;
 
 use journal::{Journal, Writer};
-pub use journal::{Race, Store};
+pub use journal::{PAGE, Race, Store};
 pub use log::{LogSlice, StoreLog};
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -150,6 +150,32 @@ impl Arena {
     pub fn begin_step(&self) {
         debug_assert_eq!(self.step_len(), 0, "the last step was not settled");
         self.journal.borrow_mut().set_writer(Writer::BackEnd);
+    }
+
+    /// From now on, stores are the disk's, or somebody else's again.
+    pub fn set_disk_writes(&self, on: bool) {
+        let writer = if on { Writer::Disk } else { Writer::Others };
+        self.journal.borrow_mut().set_writer(writer);
+    }
+
+    /// Pages of a region that were stored to since the last call, by anybody
+    /// but back-ends and disk.
+    pub fn take_dirty(&self, id: RegionId) -> Vec<u64> {
+        self.journal.borrow_mut().take_dirty(id)
+    }
+
+    /// Put bytes into a region, as nobody in the world.
+    pub fn put(&self, id: RegionId, offset: u64, bytes: &[u8]) {
+        self.write(id, offset, bytes);
+    }
+
+    /// Copy a page of one region to the same place in another.
+    pub fn copy_page(&self, from: RegionId, to: RegionId, page: u64) {
+        let at = page as usize * PAGE;
+        let bytes = self.with_image(from, |image| image[at..(at + PAGE).min(image.len())].to_vec());
+        if self.with_image(to, |image| image[at..at + bytes.len()] != bytes[..]) {
+            self.write(to, at as u64, &bytes);
+        }
     }
 
     /// In the next step, let somebody else act between two stores.

@@ -276,6 +276,14 @@ impl Ledger {
         Ok(Done { ok: status == 0 })
     }
 
+    /// The vring is at rest: what is in flight will be asked for anew.
+    pub(super) fn stopped(&mut self, vring: u16) {
+        let out: Vec<u64> = self.outstanding(vring).map(|ask| ask.request).collect();
+        for request in out {
+            self.entries[request as usize].issued_in = None;
+        }
+    }
+
     pub(super) fn disk_failed(&mut self, vring: u16, head: u16) {
         if let Some(request) = self.holder(vring, head) {
             self.entries[request as usize].disk_failed = true;

@@ -3,6 +3,7 @@
 //! They share no code with `midflight` itself: rings and the inflight region
 //! are decoded here a second time, from the byte layouts in the documents.
 
+mod dirty;
 mod durability;
 mod ledger;
 mod order;
@@ -14,6 +15,7 @@ mod stores;
 use crate::disk::{Image, Job};
 use crate::memory::Mem;
 use crate::trace::Verb;
+pub use dirty::Pair;
 pub use ledger::{Ask, Expect, Ledger, SERIAL};
 pub use region::RegionView;
 pub use rings::RingView;
@@ -44,11 +46,14 @@ impl Violation {
 pub struct Judges {
     /// Look into the inflight region.
     pub region: bool,
+    /// Look at requests whose vring is said to be at rest. Without it, only
+    /// what a guest can notice counts.
+    pub late: bool,
 }
 
 impl Default for Judges {
     fn default() -> Self {
-        Self { region: true }
+        Self { region: true, late: true }
     }
 }
 
@@ -175,6 +180,30 @@ impl Oracle {
     pub fn issued(&mut self, job: &Job) -> Result<(), Violation> {
         let ask = self.ledger.check_issue(job)?;
         self.order.issued(job.conn, job.vring, ask.order, ask.request)
+    }
+
+    /// Compare memory of a destination with what its source last held; pages
+    /// that were compared. For `open` see [`dirty`].
+    pub fn check_arrival(&self, pairs: &[Pair<'_>], open: bool) -> Result<u64, Violation> {
+        // Who looks away from old requests does not see where their reads land.
+        let open = open || !self.judges.late;
+        pairs.iter().try_fold(0, |pages, pair| Ok(pages + dirty::check(&self.ledger, pair, open)?))
+    }
+
+    /// A front-end was told that a vring is at rest.
+    pub fn stopped(&mut self, vring: u16) {
+        self.ledger.stopped(vring);
+        self.order.stopped(vring);
+    }
+
+    /// The vring on whose behalf somebody may store to this guest address.
+    pub fn vring_of(&self, addr: u64) -> Option<u16> {
+        dirty::vring_of(&self.ledger, addr)
+    }
+
+    /// Which oracles work.
+    pub fn judges(&self) -> Judges {
+        self.judges
     }
 
     /// The disk has reported an error for a request.

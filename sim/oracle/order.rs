@@ -24,6 +24,11 @@ impl Order {
         Self { last: vec![Last::default(); queues] }
     }
 
+    /// The vring was stopped with requests in flight, and starts anew.
+    pub fn stopped(&mut self, vring: u16) {
+        self.last[usize::from(vring)] = Last::default();
+    }
+
     pub fn issued(
         &mut self,
         conn: u32,

@@ -15,6 +15,20 @@ pub struct RegionView<'a> {
     pub queues: u16,
 }
 
+impl RegionView<'_> {
+    /// Bytes for each vring.
+    pub fn stride(&self) -> u64 {
+        self.bytes.len() as u64 / u64::from(self.queues.max(1))
+    }
+
+    /// Entries that are marked as in flight.
+    pub fn flagged(&self) -> u64 {
+        let parts = self.bytes.chunks_exact(self.stride().max(1) as usize);
+        let entries = parts.flat_map(|part| part[16..].chunks_exact(16));
+        entries.filter(|entry| entry[0] == 1).count() as u64
+    }
+}
+
 struct Part<'a>(&'a [u8]);
 
 impl Part<'_> {

@@ -33,6 +33,11 @@ fn u32_at(mem: &Mem, addr: u64) -> u32 {
 }
 
 impl RingView {
+    /// Addresses of the used ring.
+    pub fn used_range(&self) -> std::ops::Range<u64> {
+        self.used..self.used + 6 + 8 * u64::from(self.size)
+    }
+
     /// Used index in memory.
     pub fn used_index(&self, mem: &Mem) -> u16 {
         u16_at(mem, self.used + 2)

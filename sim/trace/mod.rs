@@ -3,9 +3,11 @@
 //! Every event goes into the hash; only a run that somebody looks at keeps
 //! them. No event holds a pointer, a `usize` or a host address.
 
+mod late;
 mod text;
 
 use crate::hash::Rolling;
+pub use late::late_writes;
 pub use text::{Detail, render};
 
 /// Who an event is about.
@@ -88,6 +90,7 @@ pub enum Wake {
     DiskDone,
     Timeout,
     Command,
+    LogMapped,
 }
 
 impl Wake {
@@ -104,6 +107,7 @@ impl Wake {
             Self::DiskDone => "disk done",
             Self::Timeout => "timeout",
             Self::Command => "command",
+            Self::LogMapped => "dirty log mapped",
         }
     }
 }
@@ -122,6 +126,12 @@ pub enum FrontEvent {
     Lost,
     /// Nobody took the connection.
     NotThere,
+    /// The back-end logs what it writes.
+    Logging,
+    /// It does so no more.
+    NotLogging,
+    /// The connection was closed because the guest is elsewhere.
+    Left,
 }
 
 impl FrontEvent {
@@ -133,6 +143,9 @@ impl FrontEvent {
             Self::Stopped => "vrings are stopped",
             Self::Lost => "connection lost",
             Self::NotThere => "nobody listens, will try again",
+            Self::Logging => "the back-end logs what it writes",
+            Self::NotLogging => "the back-end logs no more",
+            Self::Left => "closes the connection",
         }
     }
 }
@@ -151,6 +164,46 @@ pub enum BackEvent {
     LateCompletion,
     /// Vring and number of requests.
     Draining,
+    /// Vring and number of requests that have their grace to finish.
+    Suspending,
+    /// Vring and number of requests left in the inflight region.
+    Suspended,
+    /// Bytes of the log.
+    LogMapped,
+    /// Request by slot and epoch.
+    Cancels,
+    /// The store is another host's; requests are kept back.
+    WaitsForStore,
+    /// The store is this host's.
+    HasStore,
+}
+
+/// A step of a migration; two numbers go with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Moving {
+    /// It begins: number of this attempt.
+    Begins,
+    /// A round of copying: round and pages.
+    Round,
+    /// The guest is stopped for the hand-over: pages left.
+    Stops,
+    /// Vrings are stopped: pages left, requests in flight by the region.
+    Remainder,
+    /// The back-end is lost while it stops; go on with what memory tells.
+    WithoutBases,
+    /// Everything is on its way: bytes of the region.
+    HandsOver,
+    /// Everything is here: pages compared, requests in flight by the region.
+    Arrives,
+    /// The guest runs here: nanoseconds it stood still.
+    Runs,
+    /// The destination says no.
+    Refused,
+    /// What was handed over is lost on the way.
+    LinkLost,
+    /// Broken off; the guest stays where it was.
+    BrokenOff,
 }
 
 /// One thing that happened.
@@ -201,6 +254,14 @@ pub enum What {
     Exited { life: u32 },
     /// The guest acts next to this store of the back-end's step that follows.
     Race { vring: u16, store: u64, before: bool },
+    /// A migration goes on.
+    Moving { step: Moving, a: u64, b: u64 },
+    /// An old write lands though its vring was said to be at rest on host
+    /// `owner`: request, and some of its sectors, with the tag they had (one
+    /// more than the number of the write, 0 for zeroes).
+    Landing { owner: u8, request: u64, sector: u64, sectors: u64, over: u64 },
+    /// A driver says that a request is over while the disk still has it.
+    Adrift { request: u64, vring: u16, head: u16 },
     /// A message is on its way. `code` is that of the request, also in an answer.
     Sent { to_back: bool, code: u32, bytes: u64, handles: u64 },
 }
@@ -212,6 +273,8 @@ pub struct TraceEvent {
     pub at: u64,
     /// Number of the scheduler event it belongs to.
     pub seq: u64,
+    /// On which host: 0 is A, 1 is B.
+    pub host: u8,
     /// Who.
     pub lane: Lane,
     /// What.
@@ -265,6 +328,13 @@ impl What {
             Self::Settling => (20, [0; 6]),
             Self::Exited { life } => (21, [life.into(), 0, 0, 0, 0, 0]),
             Self::Race { vring, store, .. } => (23, [b, vring.into(), store, 0, 0, 0]),
+            Self::Moving { step, a, b } => (24, [step as u64, a, b, 0, 0, 0]),
+            Self::Landing { owner, request, sector, sectors, over } => {
+                (25, [owner.into(), request, sector, sectors, over, 0])
+            }
+            Self::Adrift { request, vring, head } => {
+                (26, [request, vring.into(), head.into(), 0, 0, 0])
+            }
             Self::Sent { code, bytes, handles, .. } => (22, [b, code.into(), bytes, handles, 0, 0]),
         }
     }
@@ -276,6 +346,7 @@ pub struct Trace {
     hash: Rolling,
     at: u64,
     seq: u64,
+    host: u8,
     kept: Option<Vec<TraceEvent>>,
 }
 
@@ -290,13 +361,18 @@ impl Trace {
         (self.at, self.seq) = (at, seq);
     }
 
+    /// The host of what follows.
+    pub fn set_host(&mut self, host: u8) {
+        self.host = host;
+    }
+
     /// Something happened.
     pub fn say(&mut self, lane: Lane, what: What) {
-        let event = TraceEvent { at: self.at, seq: self.seq, lane, what };
+        let event = TraceEvent { at: self.at, seq: self.seq, host: self.host, lane, what };
         let (tag, fields) = event.what.fields();
         self.hash.u64(event.at);
         self.hash.u64(event.seq);
-        self.hash.u64(u64::from(event.lane as u8) << 32 | tag);
+        self.hash.u64(u64::from(event.host) << 40 | u64::from(event.lane as u8) << 32 | tag);
         for field in fields {
             self.hash.u64(field);
         }

@@ -1,6 +1,6 @@
 //! A trace as text: one line an event, the lane shown by place and by name.
 
-use super::{BackEvent, Lane, TraceEvent, What};
+use super::{BackEvent, Lane, Moving, TraceEvent, What};
 use core::fmt::Write;
 use midflight::time::Instant;
 use midflight::wire::{Dialect, request_name};
@@ -19,6 +19,7 @@ pub enum Detail {
 /// Render a slice of events. Pure: the same events give the same text.
 pub fn render(events: &[TraceEvent], detail: Detail) -> String {
     let mut out = String::new();
+    let hosts = events.iter().any(|e| e.host > 0);
     for event in events.iter().filter(|e| shown(e.what, detail)) {
         let mut lanes = String::new();
         for lane in Lane::ALL {
@@ -26,8 +27,14 @@ pub fn render(events: &[TraceEvent], detail: Detail) -> String {
             lanes.push(' ');
         }
         let at = Instant::from_nanos(event.at).to_string();
-        let _ =
-            writeln!(out, "{at:>13}  {lanes} {:<6} {}", event.lane.name(), sentence(event.what));
+        let host = match (hosts, event.host) {
+            (false, _) => "",
+            (true, 0) => "A ",
+            (true, _) => "  B ",
+        };
+        let (name, text) = (event.lane.name(), sentence(event.what));
+        let width = if hosts { 4 } else { 0 };
+        let _ = writeln!(out, "{at:>13}  {host:<width$}{lanes} {name:<6} {text}");
     }
     out
 }
@@ -106,6 +113,19 @@ fn sentence(what: What) -> String {
             BackEvent::DiskFailed => format!("vring {a} head {b}: the disk failed"),
             BackEvent::LateCompletion => format!("req {a}.{b} is done too late, dropped"),
             BackEvent::Draining => format!("vring {a}: waits for {}", plural(b, "request")),
+            BackEvent::Suspending => {
+                format!("vring {a}: is being suspended, {} in flight", plural(b, "request"))
+            }
+            BackEvent::Suspended => {
+                format!(
+                    "vring {a}: suspended, {} left in the inflight region",
+                    plural(b, "request")
+                )
+            }
+            BackEvent::LogMapped => format!("has a dirty log of {}", plural(a, "byte")),
+            BackEvent::Cancels => format!("req {a}.{b} is to be cancelled"),
+            BackEvent::WaitsForStore => "waits: the store is the other host's".into(),
+            BackEvent::HasStore => "has the store".into(),
         },
         What::Issued { vring, head, verb, sector, sectors } => {
             format!("vring {vring} head {head}: {}{}", verb.name(), place(sector, sectors))
@@ -124,11 +144,55 @@ fn sentence(what: What) -> String {
             "vring {vring}: acts just {} store {store} of the step that follows",
             if before { "before" } else { "after" }
         ),
+        What::Moving { step, a, b } => moving(step, a, b),
+        What::Landing { owner, request, sector, sectors, over } => {
+            let host = if owner == 0 { 'A' } else { 'B' };
+            let over = match over {
+                0 => "zeroes".into(),
+                n if n == request + 1 => "its own data".into(),
+                n => format!("the data of write {}", n - 1),
+            };
+            format!(
+                "an OLD WRITE LANDS: request {request} of host {host}, which had said to be at rest, over {over} in{}",
+                place(sector, sectors)
+            )
+        }
+        What::Adrift { request, vring, head } => format!(
+            "vring {vring} head {head}: the driver SAYS that request {request} is over, the disk has it still"
+        ),
         What::Sent { to_back, code, bytes, handles } => {
             let arrow = if to_back { "front → back" } else { "back → front" };
             let name = request_name(code, &Dialect::default()).unwrap_or("unknown message");
             let answer = if to_back { "" } else { ", answer" };
             format!("{arrow}: {name}{answer}, {}{}", plural(bytes, "byte"), riding(handles))
         }
+    }
+}
+
+fn moving(step: Moving, a: u64, b: u64) -> String {
+    match step {
+        Moving::Begins => format!("MIGRATION {a} begins, from here"),
+        Moving::Round => format!("round {a}: {} to copy", plural(b, "page")),
+        Moving::Stops => format!("stops the guest, {} left to copy", plural(a, "page")),
+        Moving::Remainder => format!(
+            "vrings are at rest: {} left to copy, {} in flight",
+            plural(a, "page"),
+            plural(b, "request")
+        ),
+        Moving::WithoutBases => "back-end lost while it stops; memory knows enough".into(),
+        Moving::HandsOver => {
+            format!("HANDS OVER guest and inflight region ({})", plural(a, "byte"))
+        }
+        Moving::Arrives => format!(
+            "guest and inflight region ARRIVE: {} compared, {} in flight",
+            plural(a, "page"),
+            plural(b, "request")
+        ),
+        Moving::Runs => {
+            format!("guest runs here, after it stood still for {}", Instant::from_nanos(a))
+        }
+        Moving::Refused => "the destination refuses what arrives".into(),
+        Moving::LinkLost => "the link is lost, nothing arrives".into(),
+        Moving::BrokenOff => "migration is broken off, the guest stays here".into(),
     }
 }

@@ -1,6 +1,8 @@
 //! The run loop, and what each event does.
 
+use super::migrate::Migrating;
 use super::{Event, World};
+use crate::disk::Job;
 use crate::guest::Turn;
 use crate::oracle::Violation;
 use crate::trace::{Lane, What};
@@ -15,18 +17,21 @@ impl World<'_> {
         self.trace.clock(0, 0);
         self.start_back()?;
         self.front_begin()?;
+        self.plan_migration();
         for vring in 0..self.profile.queues {
             let delay = 1_000 * self.host.below("first", 2_000);
             self.schedule(delay, Event::GuestTurn(vring));
         }
         loop {
-            let Some(event) = self.scheduler.advance() else {
+            let Some((host, event)) = self.scheduler.advance() else {
                 return Err(self.stuck("nothing is left to happen"));
             };
             let done = self.scheduler.done();
             self.trace.clock(self.scheduler.now(), done);
+            self.focus(host);
             self.happen(event)?;
-            if self.guest.borrow().is_done() {
+            let over = self.migration.as_ref().is_none_or(Migrating::is_over);
+            if over && self.guest.borrow().is_done() && !self.disk.has_adrift() {
                 return Ok(());
             }
             if self.settling_since.is_none() && self.is_settling() {
@@ -45,9 +50,13 @@ impl World<'_> {
         match event {
             Event::GuestTurn(vring) => self.guest_turn(vring)?,
             Event::GuestCall(vring) => {
-                let counter = &mut self.calls[usize::from(vring)];
+                let counter = &mut self.here.calls[usize::from(vring)];
                 counter.waking = false;
                 counter.count = 0;
+                // A guest that has moved was told there.
+                if self.here.id != self.guest_at {
+                    return Ok(());
+                }
                 self.trace.say(Lane::Guest, What::Interrupted { vring });
                 self.guest_turn(vring)?;
             }
@@ -58,14 +67,14 @@ impl World<'_> {
             Event::FrontTimer(at) => self.front_timer(at)?,
             Event::FrontHangup(conn) => self.front_hangup(conn)?,
             Event::ToBack(conn, piece) => {
-                if let Some(back) = self.back.as_mut().filter(|b| b.conn == Some(conn)) {
+                if let Some(back) = self.here.back.as_mut().filter(|b| b.conn == Some(conn)) {
                     back.inbox.push(piece);
                     self.arm_reading();
                 }
             }
             Event::ToFront(conn, piece) => {
-                if self.front.conn == Some(conn) {
-                    self.front.inbox.push(piece);
+                if self.here.front.conn == Some(conn) {
+                    self.here.front.inbox.push(piece);
                     self.arm_front_reading();
                 }
             }
@@ -76,19 +85,20 @@ impl World<'_> {
             Event::BackReap(life) => self.back_reap(life)?,
             Event::BackAnswer(life, answer) => self.back_answer(life, answer)?,
             Event::DiskApply(key) => {
-                if let Some(job) = self.disk.apply(key, &self.guest_memory.mem) {
-                    let what = What::Applied { vring: job.vring, head: job.head };
+                self.check_landing(key)?;
+                let place = |job: &Job| What::Applied { vring: job.vring, head: job.head };
+                if let Some(what) = self.with_disk(|disk, mem| disk.apply(key, mem).map(place)) {
                     self.trace.say(Lane::Disk, what);
                 }
             }
             Event::DiskDone(key) => self.disk_done(key)?,
             Event::Kill(life) => {
-                if self.back.as_ref().is_some_and(|b| b.life == life) {
+                if self.here.back.as_ref().is_some_and(|b| b.life == life) {
                     self.die(0, 0, 0, 0)?;
                 }
             }
             Event::Break(conn) => {
-                if self.front.conn == Some(conn) {
+                if self.here.front.conn == Some(conn) {
                     self.stats.breaks += 1;
                     self.hang_up_front(conn);
                     let delay = self.host_delay();
@@ -97,11 +107,18 @@ impl World<'_> {
             }
             Event::Shutdown(life) => self.shutdown(life)?,
             Event::BackHangup(conn) => self.back_hangup(conn)?,
+            Event::DiskCancel(key) => self.disk_cancel(key)?,
+            Event::StoreFree => self.store_free()?,
+            Event::Migrate => self.migrate()?,
+            Event::Copy(attempt) => self.copy(attempt)?,
+            Event::Arrive(attempt) => self.arrive(attempt)?,
+            Event::LinkLost(attempt) => self.link_lost(attempt)?,
         }
         Ok(())
     }
 
     fn guest_turn(&mut self, vring: u16) -> Result<(), Violation> {
+        self.focus(self.guest_at);
         let turn =
             self.guest.borrow_mut().turn(vring, &mut self.oracle.borrow_mut(), &mut self.trace)?;
         self.after_turn(vring, turn);
@@ -111,7 +128,7 @@ impl World<'_> {
     /// What the guest wants after its turn.
     pub(super) fn after_turn(&mut self, vring: u16, turn: Turn) {
         if turn.kick {
-            self.kicks[usize::from(vring)].count += 1;
+            self.here.kicks[usize::from(vring)].count += 1;
             self.wake_kick(vring);
         }
         if let Some(after) = turn.again_after {
@@ -121,7 +138,7 @@ impl World<'_> {
 
     /// Why nothing goes on, as far as the rings tell.
     fn stuck(&self, how: &str) -> Violation {
-        let mem = &self.guest_memory.mem;
+        let mem = &self.guest_host().guest_memory.mem;
         let oracle = self.oracle.borrow();
         let ledger = oracle.ledger();
         for vring in 0..self.profile.queues {

@@ -1,21 +1,22 @@
 //! The front-end process: when it connects, starts and stops, and what it
 //! tells the core about guest memory.
 
+use super::back::dialect;
 use super::link::Inbox;
 use super::objects::{Handles, Object, Objects};
 use super::{Event, World};
 use crate::guest::memory::{GuestMemory, REGIONS};
 use crate::oracle::Violation;
-use crate::profile::Profile;
+use crate::profile::{Policy, Profile};
 use crate::trace::{FrontEvent, Lane, What};
 use midflight::Handle;
 use midflight::frontend::{
-    self, Base, Command, Failure, Frontend, FrontendConfig, Input, Output, Phase, Start,
-    VringStart, VringWiring,
+    self, Base, Command, DeviceState, Failure, Frontend, FrontendConfig, Input, Output, Phase,
+    Start, VringStart, VringWiring,
 };
 use midflight::time::{Duration, Instant};
-use midflight::wire::MemRegion;
 use midflight::wire::features::{protocol, virtio};
+use midflight::wire::{Dialect, InflightDescription, MemRegion};
 
 /// Bytes of the configuration space through the write zeroes fields.
 // spec: virtio 1.2, "Block Device", "Device configuration layout"
@@ -40,6 +41,29 @@ pub struct FrontProcess {
     /// The last stop told where to go on.
     bases_known: bool,
     started_before: bool,
+}
+
+impl FrontProcess {
+    pub fn phase(&self) -> Phase {
+        self.core.phase()
+    }
+
+    pub fn inflight(&self) -> Option<(InflightDescription, Handle)> {
+        self.core.inflight()
+    }
+
+    pub fn device_state(&self) -> Result<DeviceState, Violation> {
+        self.core.device_state().map_err(|e| contract(format!("front-end: {e}")))
+    }
+
+    /// Start nothing before something arrives.
+    pub fn expect_arrival(&mut self) {
+        (self.wanted, self.started_before, self.bases_known) = (false, true, true);
+    }
+
+    pub fn set_bases_known(&mut self, known: bool) {
+        self.bases_known = known;
+    }
 }
 
 fn contract(message: impl Into<String>) -> Violation {
@@ -91,7 +115,7 @@ pub fn new(
 impl World<'_> {
     fn front_step(&mut self, input: Input<'_>) -> Result<(), Violation> {
         let now = Instant::from_nanos(self.now());
-        let front = &mut self.front;
+        let front = &mut self.here.front;
         front.core.handle_input(now, input).map_err(|e| contract(format!("front-end: {e}")))?;
         let outputs: Vec<_> = std::iter::from_fn(|| front.core.poll_output()).collect();
         for output in outputs {
@@ -101,7 +125,7 @@ impl World<'_> {
         Ok(())
     }
 
-    fn front_command(&mut self, command: Command) -> Result<(), Violation> {
+    pub(super) fn front_command(&mut self, command: Command) -> Result<(), Violation> {
         self.front_step(Input::Command(command))
     }
 
@@ -111,7 +135,7 @@ impl World<'_> {
     }
 
     fn front_output(&mut self, output: Output) -> Result<(), Violation> {
-        let front = &mut self.front;
+        let front = &mut self.here.front;
         match output {
             Output::Connect => {
                 self.trace.say(Lane::Front, What::Connecting);
@@ -134,6 +158,13 @@ impl World<'_> {
                     return Err(contract(format!("front-end releases {handle} twice")));
                 }
             }
+            Output::Close(Failure::Disconnected) => {
+                if let Some(conn) = front.conn.take() {
+                    front.inbox = Inbox::default();
+                    let delay = self.host_delay();
+                    self.schedule(delay, Event::BackHangup(conn));
+                }
+            }
             Output::Close(failure) => {
                 return Err(Violation::new("session", format!("front-end closes: {failure}")));
             }
@@ -150,20 +181,37 @@ impl World<'_> {
             E::Stopped { .. } => FrontEvent::Stopped,
             E::Disconnected { failure: Failure::BackendClosed, .. } => FrontEvent::Lost,
             E::Disconnected { failure: Failure::ConnectFailed(_), .. } => FrontEvent::NotThere,
+            E::Logging => FrontEvent::Logging,
+            E::NotLogging => FrontEvent::NotLogging,
+            E::Disconnected { failure: Failure::Disconnected, .. } => FrontEvent::Left,
             other => return Err(Violation::new("session", format!("front-end: {other:?}"))),
         };
+        let here = self.here.id;
+        let stopping = self.migration.as_ref().is_some_and(|m| m.stops(here));
         self.trace.say(Lane::Front, What::Front(say));
         match say {
-            FrontEvent::Ready if self.front.wanted => self.start_vrings()?,
-            FrontEvent::Running => self.vrings_run(),
+            FrontEvent::Ready if self.here.front.wanted => self.start_vrings()?,
+            FrontEvent::Running => {
+                self.vrings_run();
+                self.on_logging();
+                self.on_running();
+            }
+            FrontEvent::Logging => self.on_logging(),
             FrontEvent::Stopped => {
-                self.front.bases_known = true;
-                self.plan_resume();
+                self.here.front.bases_known = true;
+                match stopping {
+                    true => self.on_stopped()?,
+                    false => self.plan_resume(),
+                }
             }
             FrontEvent::Lost => {
-                self.front.conn = None;
+                self.here.front.conn = None;
+                self.note_loss();
+                if stopping {
+                    return self.on_lost_while_stopping();
+                }
                 // A pause that was cut short goes on without its answer.
-                if !self.front.wanted && !self.front.bases_known {
+                if !self.here.front.wanted && !self.here.front.bases_known {
                     self.plan_resume();
                 }
             }
@@ -174,7 +222,7 @@ impl World<'_> {
 
     fn start_vrings(&mut self) -> Result<(), Violation> {
         let first = self.profile.first_index;
-        let front = &mut self.front;
+        let front = &mut self.here.front;
         let user = REGIONS[0].user;
         let mut vrings = Vec::new();
         for index in 0..self.profile.queues {
@@ -185,7 +233,7 @@ impl World<'_> {
                 Base::Kept
             } else {
                 // What QEMU does after its back-end has died.
-                let used = layout.load_used_idx(&self.guest_memory.mem);
+                let used = layout.load_used_idx(&self.here.guest_memory.mem);
                 Base::At(used.ok_or_else(|| contract("the used ring is not in memory"))?)
             };
             vrings.push(VringStart {
@@ -201,6 +249,7 @@ impl World<'_> {
         }
         front.started_before = true;
         front.bases_known = false;
+        self.here.check.quiet.fill(false);
         let features = accepted_features(&self.profile);
         self.front_command(Command::Start(Start { features: Some(features), vrings }))
     }
@@ -209,7 +258,7 @@ impl World<'_> {
     fn vrings_run(&mut self) {
         let kicked = if self.profile.first_kick { self.profile.queues } else { 0 };
         for vring in 0..kicked {
-            self.kicks[usize::from(vring)].count += 1;
+            self.here.kicks[usize::from(vring)].count += 1;
             self.wake_kick(vring);
         }
         if self.guest.borrow().is_paused() {
@@ -229,20 +278,33 @@ impl World<'_> {
         if self.breaks_left > 0 {
             self.breaks_left -= 1;
             let delay = 1_000 * self.front_stream.range("break.after", 10, 3_000);
-            let conn = self.front.conn.unwrap_or(0);
+            let conn = self.here.front.conn.unwrap_or(0);
             self.schedule(delay, Event::Break(conn));
         }
     }
 
     /// Stop the guest, then the vrings.
     pub(super) fn pause(&mut self) -> Result<(), Violation> {
-        if self.front.core.phase() != Phase::Running || self.guest.borrow().is_paused() {
+        if self.here.front.core.phase() != Phase::Running
+            || self.here.id != self.guest_at
+            || self.guest.borrow().is_paused()
+        {
             return Ok(());
         }
         self.guest.borrow_mut().pause(true);
         self.trace.say(Lane::Guest, What::Paused { on: true });
-        self.front.wanted = false;
-        self.front_command(Command::Stop)
+        self.front_stop(Command::Stop)
+    }
+
+    pub(super) fn front_stop(&mut self, how: Command) -> Result<(), Violation> {
+        self.here.front.wanted = false;
+        self.front_command(how)
+    }
+
+    /// Run vrings, now or as soon as there is a back-end.
+    pub(super) fn front_go(&mut self) -> Result<(), Violation> {
+        self.here.front.wanted = true;
+        if self.here.front.core.phase() == Phase::Ready { self.start_vrings() } else { Ok(()) }
     }
 
     fn plan_resume(&mut self) {
@@ -251,19 +313,22 @@ impl World<'_> {
     }
 
     pub(super) fn resume(&mut self) -> Result<(), Violation> {
-        self.front.wanted = true;
-        if self.front.core.phase() == Phase::Ready { self.start_vrings() } else { Ok(()) }
+        let held = self.migration.as_ref().is_some_and(super::migrate::Migrating::holds_guest);
+        if self.here.id != self.guest_at || held {
+            return Ok(());
+        }
+        self.front_go()
     }
 
     /// An attempt to connect meets a back-end that listens, or nobody.
     pub(super) fn front_connect(&mut self) -> Result<(), Violation> {
-        if self.front.core.phase() != Phase::Connecting {
+        if self.here.front.core.phase() != Phase::Connecting {
             return Ok(());
         }
         match self.accept()? {
             Some(conn) => {
-                self.front.conn = Some(conn);
-                self.front.inbox = Inbox::default();
+                self.here.front.conn = Some(conn);
+                self.here.front.inbox = Inbox::default();
                 self.front_step(Input::Connected { channel: None })
             }
             None => self.front_step(Input::ConnectFailed("nobody listens".into())),
@@ -271,25 +336,26 @@ impl World<'_> {
     }
 
     pub(super) fn arm_front_reading(&mut self) {
-        if !self.front.reading && !self.front.inbox.is_empty() {
-            self.front.reading = true;
+        if !self.here.front.reading && !self.here.front.inbox.is_empty() {
+            self.here.front.reading = true;
             let delay = self.host_delay();
             self.schedule(delay, Event::FrontRead);
         }
     }
 
     pub(super) fn front_read(&mut self) -> Result<(), Violation> {
-        self.front.reading = false;
-        if self.front.conn.is_none() {
+        self.here.front.reading = false;
+        if self.here.front.conn.is_none() {
             return Ok(());
         }
-        let wanted = self.front.core.wanted();
-        let Some(piece) = self.front.inbox.read(wanted) else { return Ok(()) };
-        let handles: Vec<_> = piece.objects.iter().map(|o| self.front.handles.open(*o)).collect();
+        let wanted = self.here.front.core.wanted();
+        let Some(piece) = self.here.front.inbox.read(wanted) else { return Ok(()) };
+        let handles: Vec<_> =
+            piece.objects.iter().map(|o| self.here.front.handles.open(*o)).collect();
         let (bytes, count) = (piece.bytes.len() as u64, handles.len() as u64);
         self.trace.say(Lane::Link, What::Delivered { to_back: false, bytes, handles: count });
         self.front_step(Input::Received { bytes: &piece.bytes, handles })?;
-        if self.front.inbox.is_closed() {
+        if self.here.front.inbox.is_closed() {
             return self.front_closed();
         }
         self.arm_front_reading();
@@ -298,41 +364,49 @@ impl World<'_> {
 
     /// Nothing more comes on this connection; what has come is read first.
     pub(super) fn front_hangup(&mut self, conn: u32) -> Result<(), Violation> {
-        if self.front.conn != Some(conn) {
+        if self.here.front.conn != Some(conn) {
             return Ok(());
         }
-        self.front.inbox.close();
-        if self.front.inbox.is_closed() { self.front_closed() } else { Ok(()) }
+        self.here.front.inbox.close();
+        if self.here.front.inbox.is_closed() { self.front_closed() } else { Ok(()) }
     }
 
     fn front_closed(&mut self) -> Result<(), Violation> {
         self.trace.say(Lane::Link, What::Hangup { to_back: false });
-        self.front.conn = None;
-        self.front.inbox = Inbox::default();
+        self.here.front.conn = None;
+        self.here.front.inbox = Inbox::default();
         self.front_step(Input::PeerClosed)
     }
 
     fn arm_front_timer(&mut self) {
-        let due = self.front.core.poll_timeout().map(|(at, _)| at.as_nanos().max(self.now()));
-        if due != self.front.timer {
-            self.front.timer = due;
+        let due = self.here.front.core.poll_timeout().map(|(at, _)| at.as_nanos().max(self.now()));
+        if due != self.here.front.timer {
+            self.here.front.timer = due;
             if let Some(at) = due {
-                self.scheduler.at(at, Event::FrontTimer(at));
+                self.schedule_at(at, Event::FrontTimer(at));
             }
         }
     }
 
     pub(super) fn front_timer(&mut self, at: u64) -> Result<(), Violation> {
-        if self.front.timer != Some(at) {
+        if self.here.front.timer != Some(at) {
             return Ok(());
         }
-        self.front.timer = None;
+        self.here.front.timer = None;
         self.front_step(Input::Timeout)
     }
 }
 
 fn config(profile: &Profile) -> FrontendConfig {
     let mut accepted = protocol::MQ | protocol::CONFIG | protocol::INFLIGHT_SHMFD;
+    let mut numbers = Dialect::default();
+    if let Some(plan) = &profile.migration {
+        accepted |= protocol::LOG_SHMFD;
+        numbers = dialect(plan);
+        if plan.policy != Policy::Drain {
+            accepted |= numbers.get_vring_base_inflight() | numbers.get_vring_base_skip_drain();
+        }
+    }
     if profile.reply_ack {
         accepted |= protocol::REPLY_ACK;
     }
@@ -344,6 +418,7 @@ fn config(profile: &Profile) -> FrontendConfig {
         protocol_features: accepted,
         queue_size: profile.region_size,
         config_len: CONFIG_LEN,
+        dialect: numbers,
         reconnect_backoff: Some(BACKOFF),
         ..FrontendConfig::new(profile.queues)
     }

@@ -1,31 +1,37 @@
-//! One host: a guest, a front-end, a back-end, a disk, and what connects them.
+//! One host or two: a guest, a front-end and a back-end on each, one disk, and
+//! what connects them.
 
 mod back;
+mod death;
 mod events;
 mod front;
+mod host;
 mod link;
+mod migrate;
 mod objects;
 mod outcome;
 mod race;
+mod store;
+mod wishes;
 
 use crate::choices::{Component, Ratio, Stream};
 use crate::disk::Disk;
 use crate::guest::Guest;
-use crate::guest::memory::{GuestMemory, ring_view};
+use crate::guest::memory::ring_view;
 use crate::hash::Rolling;
 use crate::memory::{Arena, Mem};
 use crate::oracle::{Judges, Oracle, RegionView, SERIAL, Violation};
-use crate::profile::Profile;
+use crate::profile::{Policy, Profile};
 use crate::scheduler::Scheduler;
 use crate::trace::{Lane, Trace, What};
-use back::{Answer, BackProcess};
-use front::FrontProcess;
-use link::{Piece, Wire};
+use back::Answer;
+use host::Host;
+use link::Piece;
 use midflight::backend::{MapFailed, MapRegion, Output};
 use midflight::blk::DeviceConfig;
-use objects::{Counter, Object, ObjectId, Objects};
+use migrate::Migrating;
+use objects::{Object, ObjectId, Objects};
 pub use outcome::{CrashPoint, Outcome, Stats, StepShape};
-use race::StoreCheck;
 use std::cell::RefCell;
 use std::rc::Rc;
 use vm_memory::GuestMemoryRegion;
@@ -57,16 +63,46 @@ enum Event {
     /// This connection breaks though nobody dies.
     Break(u32),
     BackHangup(u32),
+    /// The disk has come to a cancel.
+    DiskCancel(u64),
+    /// The store's lock was given back.
+    StoreFree,
+    /// Begin a migration.
+    Migrate,
+    /// The link takes the next pages of this attempt.
+    Copy(u64),
+    /// Everything of this attempt has arrived.
+    Arrive(u64),
+    /// Nothing will.
+    LinkLost(u64),
 }
 
 /// Where the next kill falls.
 struct Kill {
     stream: Stream,
     left: u64,
-    /// Stores of this life that still happen.
-    stores_left: Option<u64>,
     /// Instead of drawing: the only kill falls here.
     exact: Option<CrashPoint>,
+}
+
+/// What a seed is drawn into.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Story {
+    /// One host: kills, pauses, lost connections.
+    #[default]
+    Mixed,
+    /// The guest migrates as well; with this policy instead of a drawn one.
+    Migration(Option<Policy>),
+}
+
+impl Story {
+    /// Draw a profile.
+    pub fn draw(self, seed: u64) -> Profile {
+        match self {
+            Self::Mixed => Profile::draw(seed),
+            Self::Migration(policy) => Profile::draw_migration(seed, policy),
+        }
+    }
 }
 
 /// What a run is asked for beside its seed.
@@ -80,39 +116,48 @@ pub struct Options {
     pub kill_at: Option<CrashPoint>,
     /// Note the shape of every step of the back-end.
     pub shapes: bool,
+    /// What seeds are drawn into, by [`run`](crate::run::run).
+    pub story: Story,
+    /// A mistake on purpose: who migrates reads the inflight region before the
+    /// vrings are stopped, so that it misses the last batch.
+    pub slip: bool,
 }
 
 /// See the module.
 pub struct World<'a> {
     profile: Profile,
     arena: &'a mut Arena,
-    guest_memory: GuestMemory,
+    /// The host in focus.
+    here: Box<Host>,
+    /// The other one, where there are two.
+    there: Option<Box<Host>>,
+    /// Host on which the guest runs.
+    guest_at: u8,
     guest: Rc<RefCell<Guest>>,
     device: DeviceConfig,
     oracle: Rc<RefCell<Oracle>>,
     disk: Disk,
     trace: Trace,
-    scheduler: Scheduler<Event>,
+    /// Each event with the host it belongs to.
+    scheduler: Scheduler<(u8, Event)>,
     objects: Objects,
-    kicks: Vec<Counter>,
-    calls: Vec<Counter>,
-    front: FrontProcess,
     front_stream: Stream,
-    back: Option<BackProcess>,
-    next_life: u32,
+    /// Back-end process started last, on either host.
+    last_life: u32,
     next_conn: u32,
-    check: StoreCheck,
     kill: Kill,
     pauses_left: u64,
     breaks_left: u64,
     host: Stream,
     link: Stream,
     race: Stream,
-    to_back: Wire,
-    to_front: Wire,
     outputs: Vec<Output>,
     stats: Stats,
     settling_since: Option<u64>,
+    migration: Option<Migrating>,
+    /// Host whose back-end has the shared store.
+    store: Option<u8>,
+    slip: bool,
     /// Steps of the back-end so far.
     steps: u64,
     shapes: Option<Vec<StepShape>>,
@@ -127,9 +172,14 @@ impl<'a> World<'a> {
         options: &Options,
     ) -> Result<Self, Violation> {
         arena.reset();
-        let guest_memory = GuestMemory::new(arena);
+        let mut objects = Objects::default();
+        let here = Box::new(Host::new(0, arena, &mut objects, &profile)?);
         let stream = |component| Stream::new(seed, component);
-        let guest = Guest::new(guest_memory.mem.clone(), stream(Component::Guest), &profile)?;
+        let there = match profile.migration {
+            Some(_) => Some(Box::new(Host::new(1, arena, &mut objects, &profile)?)),
+            None => None,
+        };
+        let guest = Guest::new(here.guest_memory.mem.clone(), stream(Component::Guest), &profile)?;
         let device = DeviceConfig {
             num_queues: profile.queues,
             queue_size_max: 128,
@@ -141,19 +191,13 @@ impl<'a> World<'a> {
         let oracle = Oracle::new(options.judges, rings, profile.sectors, !profile.flush);
         let disk =
             Disk::new(stream(Component::Disk), profile.sectors, profile.pace, profile.disk_errors);
-        let vrings = usize::from(profile.queues);
-        let kill = Kill {
-            stream: stream(Component::Kill),
-            left: profile.kills,
-            stores_left: None,
-            exact: options.kill_at,
-        };
-        let mut objects = Objects::default();
-        let front = front::new(&mut objects, &profile, &guest_memory)?;
-        let check = StoreCheck::new(arena, &guest_memory);
+        let kill =
+            Kill { stream: stream(Component::Kill), left: profile.kills, exact: options.kill_at };
         Ok(Self {
             arena,
-            guest_memory,
+            here,
+            there,
+            guest_at: 0,
             guest: Rc::new(RefCell::new(guest)),
             device,
             oracle: Rc::new(RefCell::new(oracle)),
@@ -161,25 +205,23 @@ impl<'a> World<'a> {
             trace: Trace::new(options.trace),
             scheduler: Scheduler::new(),
             objects,
-            kicks: vec![Counter::default(); vrings],
-            calls: vec![Counter::default(); vrings],
-            front,
             front_stream: stream(Component::Front),
-            back: None,
-            next_life: 1,
+            last_life: 0,
             next_conn: 1,
-            check,
             kill,
             pauses_left: profile.pauses,
             breaks_left: profile.breaks,
             host: stream(Component::Host),
             link: stream(Component::Link),
             race: stream(Component::Race),
-            to_back: Wire::default(),
-            to_front: Wire::default(),
             outputs: Vec::new(),
             stats: Stats::default(),
             settling_since: None,
+            migration: profile
+                .migration
+                .map(|plan| Migrating::new(stream(Component::Migration), plan)),
+            store: None,
+            slip: options.slip,
             steps: 0,
             shapes: options.shapes.then(Vec::new),
             profile,
@@ -191,7 +233,21 @@ impl<'a> World<'a> {
     }
 
     fn schedule(&mut self, after: u64, event: Event) {
-        self.scheduler.after(after, event);
+        self.scheduler.after(after, (self.here.id, event));
+    }
+
+    fn schedule_at(&mut self, at: u64, event: Event) {
+        self.scheduler.at(at, (self.here.id, event));
+    }
+
+    /// Put a host into focus.
+    fn focus(&mut self, id: u8) {
+        if self.here.id != id
+            && let Some(there) = &mut self.there
+        {
+            std::mem::swap(&mut self.here, there);
+            self.trace.set_host(id);
+        }
     }
 
     /// Latency of something the kernel does.
@@ -215,8 +271,8 @@ impl<'a> World<'a> {
         self.say_sent(true, bytes, &objects);
         for piece in link::cut(&mut self.link, self.profile.split, bytes, objects) {
             let latency = 1_000 + self.link.below("link.latency", 20_000);
-            let at = self.to_back.arrival(self.now(), latency);
-            self.scheduler.at(at, Event::ToBack(conn, piece));
+            let at = self.here.to_back.arrival(self.now(), latency);
+            self.schedule_at(at, Event::ToBack(conn, piece));
         }
     }
 
@@ -224,20 +280,20 @@ impl<'a> World<'a> {
         self.say_sent(false, bytes, &objects);
         for piece in link::cut(&mut self.link, self.profile.split, bytes, objects) {
             let latency = 1_000 + self.link.below("link.latency", 20_000);
-            let at = self.to_front.arrival(self.now(), latency);
-            self.scheduler.at(at, Event::ToFront(conn, piece));
+            let at = self.here.to_front.arrival(self.now(), latency);
+            self.schedule_at(at, Event::ToFront(conn, piece));
         }
     }
 
     /// The back-end's end is closed; the front-end reads what was sent first.
     fn hang_up_front(&mut self, conn: u32) {
         let latency = 1_000 + self.link.below("link.latency", 20_000);
-        let at = self.to_front.arrival(self.now(), latency);
-        self.scheduler.at(at, Event::FrontHangup(conn));
+        let at = self.here.to_front.arrival(self.now(), latency);
+        self.schedule_at(at, Event::FrontHangup(conn));
     }
 
     fn signal_call(&mut self, vring: u16) {
-        let counter = &mut self.calls[usize::from(vring)];
+        let counter = &mut self.here.calls[usize::from(vring)];
         counter.count += 1;
         if !counter.waking {
             counter.waking = true;
@@ -248,12 +304,12 @@ impl<'a> World<'a> {
 
     /// Plan the death of the back-end that has just started.
     fn plan_kill(&mut self) {
-        self.kill.stores_left = None;
+        self.here.stores_left = None;
         if self.kill.left == 0 {
             return;
         }
         self.kill.left -= 1;
-        let life = self.next_life;
+        let life = self.last_life;
         if self.kill.stream.chance("kill.gentle", self.profile.gentle) {
             let delay = 1_000 * self.kill.stream.range("kill.after", 1, 4_000);
             self.schedule(delay, Event::Shutdown(life));
@@ -262,14 +318,14 @@ impl<'a> World<'a> {
             self.schedule(delay, Event::Kill(life));
         } else {
             let stores = self.kill.stream.below("kill.stores", self.profile.kill_stores);
-            self.kill.stores_left = Some(stores);
+            self.here.stores_left = Some(stores);
         }
     }
 
     /// A view of guest memory as the back-end wants it mapped.
     fn map_guest(&self, regions: &[MapRegion]) -> Result<Mem, MapFailed> {
         let failed = |why: &str| MapFailed(why.into());
-        let back = self.back.as_ref().ok_or_else(|| failed("no process"))?;
+        let back = self.here.back.as_ref().ok_or_else(|| failed("no process"))?;
         let mut view = Vec::new();
         for map in regions {
             let object = back.handles.get(map.handle).ok_or_else(|| failed("handle is closed"))?;
@@ -291,18 +347,31 @@ impl<'a> World<'a> {
     }
 
     fn check_region(&self) -> Result<(), Violation> {
-        let Some(region) = self.check.inflight else { return Ok(()) };
+        // The guest, and with it the truth, may be elsewhere.
+        let Some(region) = self.here.check.inflight.filter(|_| self.here.id == self.guest_at)
+        else {
+            return Ok(());
+        };
         self.arena.with_image(region, |bytes| {
             let view = RegionView { bytes, queues: self.profile.queues };
-            let runs = |vring| self.back.as_ref().is_some_and(|b| b.runs(vring));
-            self.oracle.borrow().check_region(&self.guest_memory.mem, view, runs)
+            let runs = |vring| self.here.back.as_ref().is_some_and(|b| b.runs(vring));
+            self.oracle.borrow().check_region(&self.here.guest_memory.mem, view, runs)
         })
+    }
+
+    /// The host with the guest.
+    fn guest_host(&self) -> &Host {
+        match &self.there {
+            Some(there) if there.id == self.guest_at => there,
+            _ => &self.here,
+        }
     }
 
     /// No more trouble will be made.
     fn is_settling(&self) -> bool {
         self.kill.left == 0
-            && self.kill.stores_left.is_none()
+            && self.guest_host().stores_left.is_none()
+            && self.migration.as_ref().is_none_or(Migrating::is_over)
             && self.kill.exact.is_none()
             && self.pauses_left == 0
             && self.breaks_left == 0
@@ -338,7 +407,7 @@ impl<'a> World<'a> {
             &self.host,
             &self.race,
         ];
-        for stream in streams {
+        for stream in streams.into_iter().chain(self.migration.as_ref().map(|m| &m.stream)) {
             hash.u64(stream.count());
             hash.u64(stream.hash());
         }

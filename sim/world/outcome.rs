@@ -53,6 +53,26 @@ pub struct Stats {
     pub pauses: u64,
     /// Connections that broke though nobody died.
     pub breaks: u64,
+    /// Migrations that were begun.
+    pub migrations: u64,
+    /// Migrations after which the guest ran on the other host.
+    pub arrivals: u64,
+    /// Migrations that were broken off.
+    pub broken_off: u64,
+    /// Requests that a suspend left in the inflight region, at any stop.
+    pub suspended: u64,
+    /// Requests in flight when a hand-over was prepared.
+    pub carried: u64,
+    /// Requests whose cancel was confirmed by the disk.
+    pub cancelled: u64,
+    /// Pages copied from host to host.
+    pub pages: u64,
+    /// Old writes that landed after their vring was said to be at rest.
+    pub landings: u64,
+    /// Nanoseconds that the guest stood still in all migrations that arrived.
+    pub downtime: u64,
+    /// The longest of those.
+    pub downtime_max: u64,
 }
 
 /// A finished run.
@@ -90,6 +110,16 @@ impl Stats {
             pauses,
             breaks,
             races,
+            migrations,
+            arrivals,
+            broken_off,
+            suspended,
+            carried,
+            cancelled,
+            pages,
+            landings,
+            downtime,
+            downtime_max,
         } = other;
         self.events += events;
         self.requests += requests;
@@ -103,5 +133,15 @@ impl Stats {
         self.pauses += pauses;
         self.breaks += breaks;
         self.races += races;
+        self.migrations += migrations;
+        self.arrivals += arrivals;
+        self.broken_off += broken_off;
+        self.suspended += suspended;
+        self.carried += carried;
+        self.cancelled += cancelled;
+        self.pages += pages;
+        self.landings += landings;
+        self.downtime += downtime;
+        self.downtime_max = self.downtime_max.max(*downtime_max);
     }
 }

@@ -7,7 +7,7 @@
 use super::World;
 use crate::guest::Turn;
 use crate::guest::memory::{GuestMemory, REGIONS};
-use crate::memory::{Arena, Mem, Race, RegionId, Stores};
+use crate::memory::{Arena, Mem, Race, RegionId, Store, Stores};
 use crate::oracle::{GuestStore, Oracle, Violation};
 use crate::trace::{Lane, Trace, What};
 use std::cell::RefCell;
@@ -40,7 +40,11 @@ impl Planned {
 impl World<'_> {
     /// Draw whether the guest acts in the step that follows.
     pub(super) fn plan_race(&mut self) -> Option<Planned> {
-        if self.guest.borrow().is_paused() || !self.race.chance("race", self.profile.races) {
+        // A guest acts on memory of the host it is on.
+        if self.guest.borrow().is_paused()
+            || self.here.id != self.guest_at
+            || !self.race.chance("race", self.profile.races)
+        {
             return None;
         }
         let planned = Planned {
@@ -52,7 +56,7 @@ impl World<'_> {
         let (vring, happened) = (planned.vring, planned.happened());
         let (guest, oracle) = (Rc::clone(&self.guest), Rc::clone(&self.oracle));
         let acted = Rc::clone(&planned.acted);
-        let check = self.check.clone();
+        let check = self.here.check.clone();
         let act = Box::new(move || {
             let mut trace = Trace::new(true);
             let oracle = &mut oracle.borrow_mut();
@@ -90,26 +94,79 @@ pub(super) struct StoreCheck {
     ids: [RegionId; 3],
     /// Where guest addresses mean nothing.
     pub inflight: Option<RegionId>,
+    /// Dirty logs: the one in use, and older ones that may be in use still.
+    pub logs: Vec<RegionId>,
+    /// By vring: the front-end was told that it is at rest.
+    pub quiet: Vec<bool>,
+    /// Bytes of the inflight region for each vring.
+    pub part: u64,
 }
 
 impl StoreCheck {
-    pub fn new(arena: &Arena, memory: &GuestMemory) -> Self {
-        Self { stores: arena.stores(), mem: memory.mem.clone(), ids: memory.ids, inflight: None }
+    pub fn new(arena: &Arena, memory: &GuestMemory, queues: u16) -> Self {
+        Self {
+            stores: arena.stores(),
+            mem: memory.mem.clone(),
+            ids: memory.ids,
+            inflight: None,
+            logs: Vec::new(),
+            quiet: vec![true; usize::from(queues)],
+            part: 1,
+        }
+    }
+
+    /// After the answer to a stop nothing of the vring is stored to.
+    // spec: vhost-user, "Ring states"
+    fn check_quiet(&self, oracle: &Oracle, store: &Store) -> Result<(), Violation> {
+        let (vring, what) = if Some(store.region) == self.inflight {
+            ((store.offset / self.part) as u16, "the inflight region")
+        } else if self.logs.contains(&store.region) {
+            let Some(vring) = self.quiet.iter().position(|quiet| !quiet) else {
+                return Err(not_quiet("the dirty log", "every vring"));
+            };
+            (vring as u16, "the dirty log")
+        } else {
+            match oracle.vring_of(self.guest_addr(store)) {
+                Some(vring) => (vring, "guest memory"),
+                // Where that is allowed is for another oracle to say.
+                None => return Ok(()),
+            }
+        };
+        match self.quiet.get(usize::from(vring)) {
+            Some(true) => Err(not_quiet(what, &format!("vring {vring}"))),
+            _ => Ok(()),
+        }
+    }
+
+    fn guest_addr(&self, store: &Store) -> u64 {
+        let at = self.ids.iter().position(|id| *id == store.region);
+        // A region that is neither has no guest address.
+        at.map_or(u64::MAX / 2, |i| REGIONS[i].guest) + store.offset
     }
 
     /// Judge the stores of the step from one to before another.
     pub fn run(&self, oracle: &Oracle, from: u64, to: u64) -> Result<(), Violation> {
+        let in_turn = |i: u64| (from..to).contains(&i);
+        if self.quiet.contains(&true) {
+            self.stores.with(|stores| {
+                let mut turn = (0u64..).zip(stores).filter(|(i, _)| in_turn(*i));
+                turn.try_for_each(|(_, (store, _))| self.check_quiet(oracle, store))
+            })?;
+        }
         self.stores.with(|stores| {
-            let guest = (0u64..)
-                .zip(stores)
-                .filter(|(i, (s, _))| (from..to).contains(i) && Some(s.region) != self.inflight)
-                .map(|(_, (s, bytes))| {
-                    let at = self.ids.iter().position(|id| *id == s.region);
-                    // A region that is neither has no guest address.
-                    let base = at.map_or(u64::MAX / 2, |i| REGIONS[i].guest);
-                    (GuestStore { addr: base + s.offset, len: u64::from(s.len) }, bytes)
-                });
+            let other =
+                |s: &Store| Some(s.region) == self.inflight || self.logs.contains(&s.region);
+            let guest = (0u64..).zip(stores).filter(|(i, (s, _))| in_turn(*i) && !other(s)).map(
+                |(_, (s, bytes))| {
+                    (GuestStore { addr: self.guest_addr(s), len: u64::from(s.len) }, bytes)
+                },
+            );
             oracle.check_stores(&self.mem, guest)
         })
     }
+}
+
+fn not_quiet(what: &str, who: &str) -> Violation {
+    let message = format!("back-end stores to {what} after it said that {who} is at rest");
+    Violation::new("quiet", message)
 }

@@ -1,0 +1,62 @@
+//! What one machine has of its own.
+//!
+//! A world has one host or two, and at any moment one of them is in focus:
+//! [`World::here`](super::World). An event belongs to a host and puts it into
+//! focus, so that whoever handles it need not say which host is meant.
+
+use super::back::BackProcess;
+use super::front::{self, FrontProcess};
+use super::link::Wire;
+use super::objects::{Counter, Objects};
+use super::race::StoreCheck;
+use crate::guest::memory::GuestMemory;
+use crate::memory::{Arena, RegionId};
+use crate::oracle::Violation;
+use crate::profile::Profile;
+
+/// See the module.
+pub(super) struct Host {
+    /// 0 is host A, 1 is host B.
+    pub id: u8,
+    pub guest_memory: GuestMemory,
+    pub front: FrontProcess,
+    pub back: Option<BackProcess>,
+    /// A new back-end process is on its way up.
+    pub restarting: bool,
+    pub check: StoreCheck,
+    pub kicks: Vec<Counter>,
+    pub calls: Vec<Counter>,
+    pub to_back: Wire,
+    pub to_front: Wire,
+    /// Stores of the back-end that still happen before it is killed.
+    pub stores_left: Option<u64>,
+    /// The dirty log that the front-end has shared.
+    pub log: Option<RegionId>,
+}
+
+impl Host {
+    /// A host on which nothing runs yet.
+    pub fn new(
+        id: u8,
+        arena: &mut Arena,
+        objects: &mut Objects,
+        profile: &Profile,
+    ) -> Result<Self, Violation> {
+        let guest_memory = GuestMemory::new(arena);
+        let vrings = usize::from(profile.queues);
+        Ok(Self {
+            id,
+            front: front::new(objects, profile, &guest_memory)?,
+            back: None,
+            restarting: false,
+            check: StoreCheck::new(arena, &guest_memory, profile.queues),
+            kicks: vec![Counter::default(); vrings],
+            calls: vec![Counter::default(); vrings],
+            to_back: Wire::default(),
+            to_front: Wire::default(),
+            stores_left: None,
+            log: None,
+            guest_memory,
+        })
+    }
+}

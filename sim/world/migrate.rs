@@ -1,0 +1,534 @@
+//! The guest moves from one host to the other.
+//!
+//! ```text
+//! Idle → Logging → Copying (rounds, guest runs) → Stopping → Final → InTransit → Arriving → Idle
+//!                     └──────────────┴──────────────┴──────────┴─ broken off ───→ Idle
+//! ```
+//!
+//! This is the part of QEMU beside its vhost-user front-end: it copies memory by
+//! the dirty log and by what it sees of the guest's own stores, stops the guest,
+//! and hands over what the front-end says.
+
+use super::objects::Object;
+use super::{Event, World};
+use crate::choices::Stream;
+use crate::guest::memory::REGIONS;
+use crate::memory::{PAGE, RegionId};
+use crate::oracle::{Pair, RegionView, Violation};
+use crate::profile::{Migration, Policy};
+use crate::trace::{Lane, Moving, What};
+use midflight::frontend::{Command, DeviceState, Phase};
+use midflight::migration::InflightSubsection;
+use midflight::wire::LogDescription;
+use std::collections::BTreeSet;
+
+/// Bytes of a dirty log for all of guest memory.
+const LOG_SIZE: u64 = {
+    let last = REGIONS[REGIONS.len() - 1];
+    ((last.guest + last.size) / (8 * PAGE as u64)).next_multiple_of(8)
+};
+
+/// Pages that are copied in one go.
+const CHUNK: usize = 16;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    Idle,
+    /// The back-end is told to log.
+    Logging,
+    /// Rounds of copying.
+    Copying,
+    /// The guest stands still, vrings are being stopped.
+    Stopping,
+    /// What is left is copied.
+    Final,
+    /// Everything is on its way.
+    InTransit,
+    /// Everything is there, vrings are being started.
+    Arriving,
+}
+
+/// How an attempt will end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Completes,
+    BrokenOffInRound(u64),
+    BrokenOffAtRest,
+    LinkLost,
+    Refused,
+}
+
+/// What is handed over beside memory.
+#[derive(Clone, Debug)]
+struct Image {
+    state: DeviceState,
+    /// The inflight region, as QEMU's stream has it.
+    stream: Option<Vec<u8>>,
+}
+
+/// A page by region and number.
+type Page = (u8, u64);
+
+/// See the module.
+pub(super) struct Migrating {
+    pub stream: Stream,
+    plan: Migration,
+    /// Migrations still to be begun.
+    left: u64,
+    pub stage: Stage,
+    /// Number of this attempt; events of an older one mean nothing.
+    attempt: u64,
+    source: u8,
+    fate: Fate,
+    round: u64,
+    /// To be copied.
+    pages: BTreeSet<Page>,
+    /// When the guest was stopped.
+    paused_at: u64,
+    /// Life of the source's back-end when it was told to stop.
+    life: u32,
+    /// A back-end of the source was lost while it logged.
+    open: bool,
+    image: Option<Image>,
+    /// The region as it was before the vrings were stopped.
+    early_region: Option<Vec<u8>>,
+}
+
+impl Migrating {
+    pub fn new(stream: Stream, plan: Migration) -> Self {
+        Self {
+            stream,
+            plan,
+            left: plan.times,
+            stage: Stage::Idle,
+            attempt: 0,
+            source: 0,
+            fate: Fate::Completes,
+            round: 0,
+            pages: BTreeSet::new(),
+            paused_at: 0,
+            life: 0,
+            open: false,
+            image: None,
+            early_region: None,
+        }
+    }
+
+    /// No migration is under way and none will be begun.
+    pub fn is_over(&self) -> bool {
+        self.left == 0 && self.stage == Stage::Idle
+    }
+
+    /// The guest stands still because of this.
+    pub fn holds_guest(&self) -> bool {
+        !matches!(self.stage, Stage::Idle | Stage::Logging | Stage::Copying)
+    }
+
+    /// This host's vrings are being stopped for a hand-over.
+    pub fn stops(&self, host: u8) -> bool {
+        self.stage == Stage::Stopping && self.source == host
+    }
+
+    fn draw_fate(&mut self) -> Fate {
+        if !self.stream.chance("broken off", self.plan.aborts) {
+            return Fate::Completes;
+        }
+        match self.stream.below("fate", 5) {
+            0 | 1 => Fate::BrokenOffInRound(self.stream.below("fate.round", self.plan.rounds)),
+            2 => Fate::BrokenOffAtRest,
+            3 => Fate::LinkLost,
+            _ => Fate::Refused,
+        }
+    }
+}
+
+impl World<'_> {
+    /// Plan the next migration, if one is left.
+    pub(super) fn plan_migration(&mut self) {
+        let Some(m) = self.migration.as_mut().filter(|m| m.left > 0) else { return };
+        let delay = 1_000 * m.stream.range("migrate.after", 20, m.plan.apart);
+        self.schedule(delay, Event::Migrate);
+    }
+
+    fn migrating(&mut self) -> &mut Migrating {
+        self.migration.as_mut().expect("there is a migration in this world")
+    }
+
+    fn say_moving(&mut self, step: Moving, a: u64, b: u64) {
+        self.trace.say(Lane::Host, What::Moving { step, a, b });
+    }
+
+    /// Begin one.
+    pub(super) fn migrate(&mut self) -> Result<(), Violation> {
+        let m = self.migrating();
+        if m.stage != Stage::Idle || m.left == 0 {
+            return Ok(());
+        }
+        self.focus(self.guest_at);
+        if self.here.front.phase() != Phase::Running || self.guest.borrow().is_paused() {
+            self.schedule(100_000, Event::Migrate);
+            return Ok(());
+        }
+        let source = self.here.id;
+        let m = self.migrating();
+        (m.left, m.attempt, m.stage) = (m.left - 1, m.attempt + 1, Stage::Logging);
+        (m.source, m.round, m.open, m.image) = (source, 0, false, None);
+        m.fate = m.draw_fate();
+        let attempt = m.attempt;
+        self.say_moving(Moving::Begins, attempt, 0);
+        self.stats.migrations += 1;
+
+        self.focus(1 - source);
+        self.leave()?;
+        self.incoming()?;
+
+        self.focus(source);
+        let log = self.arena.region(LOG_SIZE);
+        let object = self.objects.add(Object::Memory(log));
+        let handle = self.here.front.handles.open(object);
+        self.here.log = Some(log);
+        self.here.check.logs.push(log);
+        for id in self.here.guest_memory.ids {
+            self.arena.take_dirty(id);
+        }
+        let log = LogDescription { size: LOG_SIZE, offset: 0 };
+        self.front_command(Command::LogOn { log, handle })
+    }
+
+    /// A new front-end waits on this host for what will arrive.
+    fn incoming(&mut self) -> Result<(), Violation> {
+        self.here.front =
+            super::front::new(&mut self.objects, &self.profile, &self.here.guest_memory)?;
+        self.here.front.expect_arrival();
+        for counter in self.here.kicks.iter_mut().chain(&mut self.here.calls) {
+            counter.count = 0;
+        }
+        self.here.check.inflight = None;
+        if self.here.back.is_none() && !self.here.restarting {
+            self.start_back()?;
+        }
+        self.front_command(Command::Connect)
+    }
+
+    /// This host's front-end has nothing to do with the guest any more.
+    fn leave(&mut self) -> Result<(), Violation> {
+        match self.here.front.phase() {
+            Phase::Idle => Ok(()),
+            _ => self.front_command(Command::Disconnect),
+        }
+    }
+
+    /// The source's back-end logs: copy everything once.
+    pub(super) fn on_logging(&mut self) {
+        let here = self.here.id;
+        let latency = match &mut self.migration {
+            Some(m) if m.stage == Stage::Logging && m.source == here => {
+                m.stage = Stage::Copying;
+                m.pages = (0u8..)
+                    .zip(REGIONS)
+                    .flat_map(|(i, r)| (0..r.size / PAGE as u64).map(move |page| (i, page)))
+                    .collect();
+                1_000 * m.plan.latency
+            }
+            _ => return,
+        };
+        let (attempt, pages) = (self.migrating().attempt, self.migrating().pages.len() as u64);
+        self.say_moving(Moving::Round, 0, pages);
+        self.schedule(latency, Event::Copy(attempt));
+    }
+
+    /// The link takes a few pages, or the round is over.
+    pub(super) fn copy(&mut self, attempt: u64) -> Result<(), Violation> {
+        let m = self.migrating();
+        if m.attempt != attempt || !matches!(m.stage, Stage::Copying | Stage::Final) {
+            return Ok(());
+        }
+        let (source, page_ns) = (m.source, m.plan.page_ns);
+        let chunk: Vec<Page> = (0..CHUNK).map_while(|_| m.pages.pop_first()).collect();
+        self.focus(source);
+        if chunk.is_empty() {
+            return self.round_over();
+        }
+        let from = self.here.guest_memory.ids;
+        let to = self.there.as_ref().map_or(from, |there| there.guest_memory.ids);
+        for (region, page) in &chunk {
+            let region = usize::from(*region);
+            self.arena.copy_page(from[region], to[region], *page);
+        }
+        self.stats.pages += chunk.len() as u64;
+        self.schedule(page_ns * chunk.len() as u64, Event::Copy(attempt));
+        Ok(())
+    }
+
+    fn round_over(&mut self) -> Result<(), Violation> {
+        if self.migrating().stage == Stage::Final {
+            return self.hand_over();
+        }
+        let pages = self.take_dirty();
+        let count = pages.len() as u64;
+        let m = self.migrating();
+        m.pages = pages;
+        m.round += 1;
+        let (round, attempt) = (m.round, m.attempt);
+        if matches!(m.fate, Fate::BrokenOffInRound(at) if round > at) {
+            return self.break_off();
+        }
+        let few = count <= m.plan.few_pages || round >= m.plan.rounds;
+        let stoppable =
+            self.here.front.phase() == Phase::Running && !self.guest.borrow().is_paused();
+        if few && stoppable {
+            return self.stop_guest(count);
+        }
+        self.say_moving(Moving::Round, round, count);
+        // A guest that is paused or has no back-end just now is waited for.
+        self.schedule(if few { 50_000 } else { 1_000 }, Event::Copy(attempt));
+        Ok(())
+    }
+
+    /// Pages written since this was asked last: the log, read and cleared, and
+    /// what the guest itself has stored.
+    fn take_dirty(&mut self) -> BTreeSet<Page> {
+        let mut pages = BTreeSet::new();
+        for (i, id) in (0u8..).zip(self.here.guest_memory.ids) {
+            pages.extend(self.arena.take_dirty(id).into_iter().map(|page| (i, page)));
+        }
+        let Some(log) = self.here.log else { return pages };
+        for (i, region) in (0u8..).zip(REGIONS) {
+            let first = region.guest / PAGE as u64;
+            for byte in first / 8..(first + region.size / PAGE as u64).div_ceil(8) {
+                let bits = self.arena.with_image(log, |image| image[byte as usize]);
+                if bits == 0 {
+                    continue;
+                }
+                self.arena.put(log, byte, &[0]);
+                let set = (0..8).filter(|bit| bits & 1 << bit != 0);
+                pages.extend(set.map(|bit| (i, 8 * byte + bit - first)));
+            }
+        }
+        pages
+    }
+
+    fn stop_guest(&mut self, pages: u64) -> Result<(), Violation> {
+        let now = self.now();
+        let life = self.here.back.as_ref().map_or(0, |b| b.life);
+        self.early_image();
+        let m = self.migrating();
+        (m.stage, m.paused_at, m.life) = (Stage::Stopping, now, life);
+        let drain = m.plan.policy == Policy::Drain;
+        self.guest.borrow_mut().pause(true);
+        self.say_moving(Moving::Stops, pages, 0);
+        self.front_stop(if drain { Command::Stop } else { Command::Suspend })
+    }
+
+    /// Vrings are at rest.
+    pub(super) fn on_stopped(&mut self) -> Result<(), Violation> {
+        let mut pages = self.take_dirty();
+        let m = self.migrating();
+        pages.append(&mut m.pages);
+        let count = pages.len() as u64;
+        m.pages = pages;
+        m.stage = Stage::Final;
+        let (attempt, fate) = (m.attempt, m.fate);
+        let inflight = self.region_flags();
+        self.stats.carried += inflight;
+        self.say_moving(Moving::Remainder, count, inflight);
+        if fate == Fate::BrokenOffAtRest {
+            return self.break_off();
+        }
+        self.schedule(1_000, Event::Copy(attempt));
+        Ok(())
+    }
+
+    /// The connection is gone before the bases came. If its back-end is dead,
+    /// rings and region tell everything, as in any other crash; one that lives
+    /// is still at work.
+    pub(super) fn on_lost_while_stopping(&mut self) -> Result<(), Violation> {
+        let life = self.here.back.as_ref().map(|b| b.life);
+        let m = self.migrating();
+        m.open = true;
+        let dead = life != Some(m.life);
+        if !dead || m.stream.below("lost.goes on", 2) == 0 {
+            return self.break_off();
+        }
+        self.say_moving(Moving::WithoutBases, 0, 0);
+        // A dead process may have stored an index and not lived to log it; QEMU
+        // counts the used rings as written when it lets go of them.
+        for vring in 0..self.profile.queues {
+            let used = self.oracle.borrow().ledger().ring(vring).used_range();
+            let pages = used.start / PAGE as u64..=(used.end - 1) / PAGE as u64;
+            self.migrating().pages.extend(pages.map(|page| (0, page)));
+        }
+        self.on_stopped()
+    }
+
+    /// The inflight region of the host in focus.
+    fn region(&self) -> Option<RegionId> {
+        let (_, handle) = self.here.front.inflight()?;
+        match self.objects.get(self.here.front.handles.get(handle)?) {
+            Object::Memory(region) => Some(region),
+            _ => None,
+        }
+    }
+
+    fn region_bytes(&self) -> Option<Vec<u8>> {
+        Some(self.arena.with_image(self.region()?, <[u8]>::to_vec))
+    }
+
+    fn region_flags(&self) -> u64 {
+        let queues = self.profile.queues;
+        let count = |bytes: &[u8]| RegionView { bytes, queues }.flagged();
+        self.region().map_or(0, |region| self.arena.with_image(region, count))
+    }
+
+    /// A mistake on purpose: the region is read before the vrings are stopped.
+    fn early_image(&mut self) {
+        let early = if self.slip { self.region_bytes() } else { None };
+        self.migrating().early_region = early;
+    }
+
+    fn hand_over(&mut self) -> Result<(), Violation> {
+        let state = self.here.front.device_state()?;
+        let mut region = self.region_bytes();
+        let m = self.migrating();
+        if let Some(early) = m.early_region.take() {
+            region = Some(early);
+        }
+        let stream = region.map(|region| {
+            let mut stream = Vec::new();
+            let queue_size = state.queue_size;
+            InflightSubsection { queue_size, region: &region }.encode(&mut stream);
+            stream
+        });
+        let len = stream.as_ref().map_or(0, |s| s.len() as u64);
+        m.image = Some(Image { state, stream });
+        m.stage = Stage::InTransit;
+        let (attempt, lost) = (m.attempt, m.fate == Fate::LinkLost);
+        let takes = 1_000 * m.plan.latency + m.plan.page_ns * len.div_ceil(PAGE as u64);
+        self.say_moving(Moving::HandsOver, len, 0);
+        let event = if lost { Event::LinkLost(attempt) } else { Event::Arrive(attempt) };
+        self.schedule(if lost { 5 * takes } else { takes }, event);
+        Ok(())
+    }
+
+    pub(super) fn link_lost(&mut self, attempt: u64) -> Result<(), Violation> {
+        if self.migrating().attempt != attempt || self.migrating().stage != Stage::InTransit {
+            return Ok(());
+        }
+        self.say_moving(Moving::LinkLost, 0, 0);
+        self.break_off()
+    }
+
+    /// Everything is at the destination: judge it, adopt it, run it.
+    pub(super) fn arrive(&mut self, attempt: u64) -> Result<(), Violation> {
+        let m = self.migrating();
+        let source = m.source;
+        if m.attempt != attempt || m.stage != Stage::InTransit {
+            return Ok(());
+        }
+        let (fate, open) = (m.fate, m.open);
+        let Some(Image { state, stream }) = m.image.take() else { return Ok(()) };
+        self.focus(1 - source);
+        if fate == Fate::Refused {
+            self.say_moving(Moving::Refused, 0, 0);
+            self.focus(source);
+            return self.break_off();
+        }
+        let pages = self.compare(open)?;
+        self.migrating().stage = Stage::Arriving;
+        self.move_guest();
+        let mut handle = None;
+        if let Some(stream) = stream {
+            let (sent, _) = InflightSubsection::decode(&stream, 0)
+                .map_err(|e| Violation::new("stream", e.to_string()))?;
+            let id = self.arena.region(sent.region.len() as u64);
+            self.arena.put(id, 0, sent.region);
+            self.watch_region(id);
+            let object = self.objects.add(Object::Memory(id));
+            handle = Some(self.here.front.handles.open(object));
+        }
+        self.here.front.set_bases_known(state.bases.iter().all(Option::is_some));
+        self.front_command(Command::Adopt { state, inflight: handle })?;
+        let inflight = self.region_flags();
+        self.say_moving(Moving::Arrives, pages, inflight);
+        self.check_region()?;
+        if self.migrating().stream.below("leave at once", 2) == 0 {
+            self.focus(source);
+            self.leave()?;
+            self.focus(1 - source);
+        }
+        self.front_go()
+    }
+
+    /// Memory of the destination against what the source last held.
+    fn compare(&self, open: bool) -> Result<u64, Violation> {
+        let Some(there) = &self.there else { return Ok(0) };
+        let ids = there.guest_memory.ids.into_iter().zip(self.here.guest_memory.ids);
+        let mut pages = 0;
+        for (region, (from, to)) in REGIONS.iter().zip(ids) {
+            pages += self.arena.with_image(from, |source| {
+                self.arena.with_image(to, |destination| {
+                    let pair = Pair { guest: region.guest, source, destination };
+                    self.oracle.borrow().check_arrival(&[pair], open)
+                })
+            })?;
+        }
+        Ok(pages)
+    }
+
+    /// The guest is on the host in focus now; calls it has not seen come along.
+    fn move_guest(&mut self) {
+        let missed: Vec<bool> =
+            self.there.iter().flat_map(|t| &t.calls).map(|c| c.count > 0).collect();
+        let mut guest = self.guest.borrow_mut();
+        guest.move_to(self.here.guest_memory.mem.clone());
+        for (vring, _) in (0u16..).zip(missed).filter(|(_, missed)| *missed) {
+            guest.set_missed(vring);
+        }
+        drop(guest);
+        for counter in self.there.iter_mut().flat_map(|t| &mut t.calls) {
+            counter.count = 0;
+        }
+        self.guest_at = self.here.id;
+    }
+
+    /// Vrings run on the host in focus.
+    pub(super) fn on_running(&mut self) {
+        let (now, here, guest_at) = (self.now(), self.here.id, self.guest_at);
+        let Some(m) = self.migration.as_mut() else { return };
+        if m.stage != Stage::Arriving || here != guest_at {
+            return;
+        }
+        m.stage = Stage::Idle;
+        let downtime = now - m.paused_at;
+        self.stats.arrivals += 1;
+        self.stats.downtime += downtime;
+        self.stats.downtime_max = self.stats.downtime_max.max(downtime);
+        self.say_moving(Moving::Runs, downtime, 0);
+        self.plan_migration();
+    }
+
+    /// The guest stays with the source, which is in focus.
+    fn break_off(&mut self) -> Result<(), Violation> {
+        let m = self.migrating();
+        let held = m.holds_guest();
+        (m.stage, m.image) = (Stage::Idle, None);
+        m.pages.clear();
+        let source = m.source;
+        self.stats.broken_off += 1;
+        self.say_moving(Moving::BrokenOff, 0, 0);
+        self.focus(1 - source);
+        self.leave()?;
+        self.focus(source);
+        self.front_command(Command::LogOff)?;
+        self.plan_migration();
+        if held { self.front_go() } else { Ok(()) }
+    }
+
+    /// A back-end of the host in focus died or was left.
+    pub(super) fn note_loss(&mut self) {
+        let here = self.here.id;
+        if let Some(m) = self.migration.as_mut().filter(|m| m.source == here) {
+            m.open = true;
+        }
+    }
+}

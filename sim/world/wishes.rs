@@ -1,0 +1,255 @@
+//! What the back-end process does for its core: wishes and answers.
+
+use super::back::{Answer, BackProcess, contract};
+use super::link::Inbox;
+use super::objects::{Object, ObjectId};
+use super::{Event, World};
+use crate::disk::Job;
+use crate::memory::{Mem, RegionId};
+use crate::oracle::Violation;
+use crate::trace::{BackEvent, Lane, Verb, Wake, What};
+use midflight::backend::{self, CloseReason, Input, MapFailed, Output};
+use midflight::blk::{DiskOp, DiskRequest, ReqId};
+
+impl World<'_> {
+    pub(super) fn carry_out(&mut self, output: Output) -> Result<(), Violation> {
+        let Some(back) = &mut self.here.back else { return Ok(()) };
+        let life = back.life;
+        let open = |back: &BackProcess, handle| {
+            back.handles
+                .get(handle)
+                .ok_or_else(|| contract(format!("back-end names {handle}, which is not open")))
+        };
+        match output {
+            Output::Send { bytes, handles } => {
+                let objects =
+                    handles.iter().map(|h| open(back, *h)).collect::<Result<Vec<_>, _>>()?;
+                let conn = back.conn.ok_or_else(|| contract("sends without a connection"))?;
+                let stopped = back.stopped.take();
+                self.send_to_front(conn, &bytes, objects);
+                if let Some(vring) = stopped {
+                    self.at_rest(life, vring);
+                }
+            }
+            Output::Map { regions } => {
+                let delay = self.host_delay();
+                self.schedule(delay, Event::BackAnswer(life, Answer::Map(regions)));
+            }
+            Output::Unmap => {}
+            Output::AllocInflight { size } => {
+                let delay = self.host_delay();
+                self.schedule(delay, Event::BackAnswer(life, Answer::Alloc(size)));
+            }
+            Output::MapInflight { handle, offset, size } => {
+                let object = back.handles.get(handle);
+                let delay = self.host_delay();
+                let answer = Answer::MapInflight { object, offset, size };
+                self.schedule(delay, Event::BackAnswer(life, answer));
+            }
+            Output::WatchKick { vring, handle } => {
+                let object = handle.map(|h| open(back, h)).transpose()?;
+                back.watch[usize::from(vring)] = object;
+                self.wake_kick(vring);
+            }
+            Output::Call { vring, handle } => {
+                let object = open(back, handle)?;
+                self.trace.say(Lane::Back, What::Call { vring });
+                if let Object::Call(vring) = self.objects.get(object) {
+                    self.signal_call(vring);
+                }
+            }
+            Output::Err { vring, handle } => {
+                open(back, handle)?;
+                return Err(Violation::new(
+                    "rings",
+                    format!("back-end says that the guest broke vring {vring}"),
+                ));
+            }
+            Output::Disk(id) if back.ending => {
+                return Err(contract(format!(
+                    "{id} is fetched after the back-end was asked to end"
+                )));
+            }
+            Output::Disk(id) if self.store != Some(self.here.id) => back.held.push(id),
+            Output::Disk(id) => self.issue(id)?,
+            Output::MapLog { handle, offset, size } => {
+                let object = back.handles.get(handle);
+                let delay = self.host_delay();
+                let answer = Answer::MapLog { object, offset, size };
+                self.schedule(delay, Event::BackAnswer(life, answer));
+            }
+            Output::Cancel(id) => self.cancel(id),
+            Output::AcquireStore => self.acquire_store(),
+            Output::ReleaseStore => {
+                back.wants_store = false;
+                self.give_store_back();
+            }
+            Output::Release(handle) => {
+                if !back.handles.close(handle) {
+                    return Err(contract(format!("back-end releases {handle} twice")));
+                }
+            }
+            Output::Close(CloseReason::Shutdown) => self.exit()?,
+            Output::Close(reason) => {
+                let conn = back.conn.take().ok_or_else(|| contract("closes no connection"))?;
+                back.inbox = Inbox::default();
+                self.hang_up_front(conn);
+                return Err(Violation::new("contract", format!("back-end closes: {reason}")));
+            }
+            Output::Event(event) => self.back_event(event)?,
+        }
+        Ok(())
+    }
+
+    pub(super) fn issue(&mut self, id: ReqId) -> Result<(), Violation> {
+        let Some(back) = &self.here.back else { return Ok(()) };
+        let request = back
+            .core
+            .request(id)
+            .ok_or_else(|| contract(format!("{id} goes to the disk, but nobody knows it")))?;
+        let oracle = self.oracle.borrow();
+        let holder = oracle.ledger().holder(request.vring, request.head);
+        drop(oracle);
+        let asker = (back.life, back.conn.unwrap_or(0));
+        let job = job(&request, asker, holder.unwrap_or(u64::MAX));
+        self.stats.disk_requests += 1;
+        let Job { vring, head, verb, offset, len, .. } = job;
+        let (sector, sectors) = (offset / 512, len / 512);
+        self.trace.say(Lane::Disk, What::Issued { vring, head, verb, sector, sectors });
+        self.oracle.borrow_mut().issued(&job)?;
+        self.check_only_owner(&job)?;
+        let plan = self.disk.submit(self.scheduler.now(), job);
+        self.schedule(plan.apply_after, Event::DiskApply(plan.key));
+        self.schedule(plan.done_after, Event::DiskDone(plan.key));
+        Ok(())
+    }
+
+    pub(super) fn back_event(&mut self, event: backend::Event) -> Result<(), Violation> {
+        use backend::Event as E;
+        let Some(back) = &mut self.here.back else { return Ok(()) };
+        let what = match event {
+            E::VringRunning { vring, next_avail, used, resubmitted, .. } => {
+                back.runs[usize::from(vring)] = true;
+                self.stats.resubmitted += u64::from(resubmitted);
+                self.stats.recoveries += u64::from(resubmitted > 0);
+                What::VringRunning { vring, next_avail, used, resubmitted }
+            }
+            E::VringStopped { vring, base } => {
+                back.runs[usize::from(vring)] = false;
+                back.stopped = Some(vring);
+                What::VringStopped { vring, base }
+            }
+            E::Negotiated { features, protocol } => {
+                What::Back { event: BackEvent::Negotiated, a: features, b: protocol }
+            }
+            E::BaseContradicted { vring, base, .. } => {
+                What::Back { event: BackEvent::BaseContradicted, a: vring.into(), b: base.into() }
+            }
+            E::DiskFailed { vring, head, .. } => {
+                What::Back { event: BackEvent::DiskFailed, a: vring.into(), b: head.into() }
+            }
+            E::LateCompletion(id) => {
+                What::Back { event: BackEvent::LateCompletion, a: id.slot.into(), b: id.epoch }
+            }
+            E::Draining { vring, inflight } => {
+                What::Back { event: BackEvent::Draining, a: vring.into(), b: inflight.into() }
+            }
+            E::Suspending { vring, inflight } => {
+                What::Back { event: BackEvent::Suspending, a: vring.into(), b: inflight.into() }
+            }
+            E::Suspended { vring, inflight } => {
+                self.stats.suspended += u64::from(inflight);
+                What::Back { event: BackEvent::Suspended, a: vring.into(), b: inflight.into() }
+            }
+            E::LogMapped { size } => What::Back { event: BackEvent::LogMapped, a: size, b: 0 },
+            E::VringBroken { vring, fault } => {
+                return Err(Violation::new("rings", format!("vring {vring} broken: {fault}")));
+            }
+            E::Refused(fault) => {
+                return Err(Violation::new("session", format!("back-end refuses: {fault}")));
+            }
+        };
+        self.trace.say(Lane::Back, what);
+        Ok(())
+    }
+
+    /// The process has mapped or allocated something.
+    pub(super) fn back_answer(&mut self, life: u32, answer: Answer) -> Result<(), Violation> {
+        if self.here.back.as_ref().is_none_or(|b| b.life != life || b.conn.is_none()) {
+            return Ok(());
+        }
+        match answer {
+            Answer::Map(regions) => {
+                let mapped = self.map_guest(&regions);
+                self.back_step(Wake::Mapped, Input::Mapped(mapped))?;
+            }
+            Answer::Alloc(size) => {
+                let region = self.arena.region(size);
+                let object = self.objects.add(Object::Memory(region));
+                let Some(back) = &mut self.here.back else { return Ok(()) };
+                let handle = back.handles.open(object);
+                self.back_step(Wake::InflightAllocated, Input::InflightAllocated(Ok(handle)))?;
+            }
+            Answer::MapLog { object, offset, size } => {
+                let mapped = self.map_whole(object, offset, size).map(|(_, mem)| mem);
+                self.back_step(Wake::LogMapped, Input::LogMapped(mapped))?;
+            }
+            Answer::MapInflight { object, offset, size } => {
+                let mapped = self.map_inflight(object, offset, size);
+                self.back_step(Wake::InflightMapped, Input::InflightMapped(mapped))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn map_inflight(
+        &mut self,
+        object: Option<ObjectId>,
+        offset: u64,
+        size: u64,
+    ) -> Result<Mem, MapFailed> {
+        let (region, mem) = self.map_whole(object, offset, size)?;
+        self.watch_region(region);
+        Ok(mem)
+    }
+
+    /// From now on, this is the inflight region of the host.
+    pub(super) fn watch_region(&mut self, region: RegionId) {
+        self.here.check.inflight = Some(region);
+        self.here.check.part = self.arena.len(region) / u64::from(self.profile.queues);
+    }
+
+    fn map_whole(
+        &self,
+        object: Option<ObjectId>,
+        offset: u64,
+        size: u64,
+    ) -> Result<(RegionId, Mem), MapFailed> {
+        let failed = |why: &str| MapFailed(why.into());
+        let object = object.ok_or_else(|| failed("not an open descriptor"))?;
+        let Object::Memory(region) = self.objects.get(object) else {
+            return Err(failed("not memory"));
+        };
+        if offset != 0 || size != self.arena.len(region) {
+            return Err(failed("not the whole of the memory"));
+        }
+        Ok((region, self.arena.view(&[(0, region)])))
+    }
+}
+
+/// The core's request in the words of the simulator.
+fn job(request: &DiskRequest<'_>, (life, conn): (u32, u32), holder: u64) -> Job {
+    let segments: Vec<_> = request.segments.iter().map(|s| (s.addr, s.len)).collect();
+    let moved = segments.iter().map(|(_, len)| u64::from(*len)).sum();
+    let (verb, offset, len, durable) = match request.op {
+        DiskOp::Read { offset } => (Verb::Read, offset, moved, false),
+        DiskOp::Write { offset, durable } => (Verb::Write, offset, moved, durable),
+        DiskOp::Flush => (Verb::Flush, 0, 0, false),
+        DiskOp::Discard { offset, len, durable } => (Verb::Discard, offset, len, durable),
+        DiskOp::WriteZeroes { offset, len, durable, .. } => {
+            (Verb::WriteZeroes, offset, len, durable)
+        }
+    };
+    let DiskRequest { id, vring, head, .. } = *request;
+    Job { id, life, conn, request: holder, vring, head, verb, offset, len, durable, segments }
+}

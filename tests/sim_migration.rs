@@ -1,0 +1,102 @@
+//! A guest moves between two simulated hosts. A sweep small enough for every
+//! change; `cargo sim run --migrate --seeds 0..2000` is the long one.
+
+use midflight_sim::choices::Ratio;
+use midflight_sim::compare::downtime;
+use midflight_sim::crash::{at_every_store, short_migration};
+use midflight_sim::memory::Arena;
+use midflight_sim::oracle::Judges;
+use midflight_sim::profile::{Policy, Profile};
+use midflight_sim::run::{Sum, run, run_profile};
+use midflight_sim::trace::late_writes;
+use midflight_sim::world::{Options, Story};
+
+#[test]
+fn migration_seeds_keep_every_promise_through_kills_and_aborts() {
+    let mut arena = Arena::new();
+    let mut sum = Sum::default();
+    let options = Options { story: Story::Migration(None), ..Options::default() };
+    for seed in 0..300 {
+        sum.add(seed, &run(&mut arena, seed, &options));
+    }
+    for (seed, violation) in &sum.failures {
+        println!("seed {seed}: {violation}");
+    }
+    assert_eq!(sum.failures.len(), 0);
+    // A sweep in which nothing happens would pass as well.
+    let s = sum.stats;
+    assert!(s.arrivals > 600 && s.broken_off > 50, "{s:?}");
+    assert!(s.carried > 200 && s.suspended > 300 && s.cancelled > 200, "{s:?}");
+    assert!(s.kills > 300 && s.resubmitted > 1_000, "{s:?}");
+    assert_eq!(s.landings, 0, "{s:?}");
+}
+
+#[test]
+fn migration_without_faults_moves_there_and_back_under_each_policy() {
+    let mut arena = Arena::new();
+    for policy in [Policy::Drain, Policy::Suspend] {
+        let mut carried = 0;
+        for seed in 0..40 {
+            let mut profile = Profile::draw_migration(seed, Some(policy));
+            let times = profile.migration.map_or(0, |m| m.times);
+            profile = Profile { kills: 0, breaks: 0, pauses: 0, ..profile };
+            if let Some(plan) = &mut profile.migration {
+                plan.aborts = Ratio::NEVER;
+            }
+            let outcome = run_profile(&mut arena, seed, profile, &Options::default());
+            assert_eq!(outcome.verdict, Ok(()), "seed {seed}");
+            assert_eq!(outcome.stats.arrivals, times, "seed {seed}");
+            carried += outcome.stats.carried;
+        }
+        // A drained vring has nothing in flight, a suspended one may.
+        assert_eq!(carried > 0, policy == Policy::Suspend, "{carried} under {policy:?}");
+    }
+}
+
+#[test]
+fn migration_kill_of_either_back_end_at_every_store_completes_each_request_once() {
+    let mut arena = Arena::new();
+    let mut points = 0;
+    for policy in [Policy::Drain, Policy::Suspend] {
+        let report = at_every_store(&mut arena, 1, &short_migration(1, policy, 2), |_, _| {});
+        for (point, violation) in &report.failures {
+            println!("{policy:?}, {point:?}: {violation}");
+        }
+        assert_eq!(report.failures.len(), 0);
+        assert!(report.recoveries > 0 && report.resubmitted > 0);
+        points += report.points();
+    }
+    println!("{points} crash points explored");
+    assert!(points > 500);
+}
+
+#[test]
+fn migration_drained_downtime_grows_with_the_disk_and_suspended_does_not() {
+    let mut arena = Arena::new();
+    let mut measure = |policy, latency| downtime(&mut arena, 1, policy, latency, 16).unwrap();
+    let [fast, slow] = [1_000, 50_000].map(|us| measure(Policy::Suspend, us));
+    assert!(slow.mean < fast.mean + 2_000_000, "{fast:?} {slow:?}");
+    assert!(slow.carried_tenths > 50, "{slow:?}");
+    let [fast, slow] = [1_000, 50_000].map(|us| measure(Policy::Drain, us));
+    assert!(slow.mean > fast.mean + 20_000_000, "{fast:?} {slow:?}");
+    assert_eq!(slow.carried_tenths, 0);
+}
+
+/// A driver that says of a request that it is over while it is at the store.
+#[test]
+fn migration_late_write_corrupts_on_purpose_and_not_under_suspend() {
+    let mut arena = Arena::new();
+    let story = |policy| Story::Migration(Some(policy));
+    let judges = Judges { late: false, ..Judges::default() };
+    let options =
+        Options { judges, trace: true, story: story(Policy::Unsafe), ..Options::default() };
+    let outcome = run(&mut arena, LATE_WRITE_SEED, &options);
+    let violation = outcome.verdict.expect_err("an old write covers a new one");
+    assert!(["sectors", "durability"].contains(&violation.oracle), "{violation}");
+    assert!(!late_writes(outcome.trace.events()).is_empty());
+
+    let options = Options { story: story(Policy::Suspend), ..Options::default() };
+    assert_eq!(run(&mut arena, LATE_WRITE_SEED, &options).verdict, Ok(()));
+}
+
+const LATE_WRITE_SEED: u64 = 273;
