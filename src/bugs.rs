@@ -15,15 +15,41 @@ pub enum Bug {
     FreshRegionAtFaceValue,
     /// The used index is not copied into the region after a batch.
     UsedIdxNotCopied,
+    /// Fetching goes on at the base, though after a crash it does not count
+    /// what is in flight.
+    BaseTrusted,
+    /// Fetching goes on at base + in flight, though after a stop the base has
+    /// counted that.
+    BasePlusInflight,
+    /// A suspend is answered before cancelled requests are known to be over.
+    ReplyBeforeCancelled,
+    /// Pages of the used ring are not logged.
+    UsedRingNotLogged,
+    /// The page of the status byte is not logged.
+    StatusNotLogged,
+    /// Pages are logged after the used index that publishes them.
+    LogAfterPublish,
+    /// New requests are fetched before old ones are resubmitted.
+    ResubmitAfterFetch,
+    /// The region learns of the last batch after the stop was answered.
+    RegionAfterReply,
 }
 
 impl Bug {
     /// Every bug there is.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 12] = [
         Self::ClearBeforePublish,
         Self::ResubmitInRingOrder,
         Self::FreshRegionAtFaceValue,
         Self::UsedIdxNotCopied,
+        Self::BaseTrusted,
+        Self::BasePlusInflight,
+        Self::ReplyBeforeCancelled,
+        Self::UsedRingNotLogged,
+        Self::StatusNotLogged,
+        Self::LogAfterPublish,
+        Self::ResubmitAfterFetch,
+        Self::RegionAfterReply,
     ];
 }
 

@@ -42,6 +42,7 @@ pub mod adapter;
 pub mod backend;
 pub mod blk;
 pub mod bugs;
+pub mod dirty;
 pub mod driver;
 pub mod frontend;
 mod handle;

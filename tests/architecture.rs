@@ -15,10 +15,11 @@ const RULE: &[(&str, &[&str])] = &[
     ("bugs", &[]),
     ("wire", &["handle"]),
     ("memory", &["wire"]),
-    ("vring", &["memory"]),
+    ("dirty", &["bugs"]),
+    ("vring", &["memory", "dirty"]),
     ("inflight", &["wire", "bugs"]),
     ("blk", &["vring", "memory"]),
-    ("backend", &["wire", "memory", "vring", "inflight", "blk", "time", "handle", "bugs"]),
+    ("backend", &["wire", "memory", "vring", "inflight", "blk", "time", "handle", "bugs", "dirty"]),
     ("frontend", &["wire", "time", "handle"]),
     ("driver", &[]),
 ];

@@ -63,8 +63,8 @@ fn session_a_refused_message_says_what_was_expected_and_what_came() {
             "SET_FEATURES has bits 0x8000000000000000, expected none outside",
         ),
         (
-            R::SetProtocolFeatures(1 << 1),
-            "SET_PROTOCOL_FEATURES has bits 0x2, expected none outside 0xb209",
+            R::SetProtocolFeatures(1 << 2),
+            "SET_PROTOCOL_FEATURES has bits 0x4, expected none outside 0xb20b",
         ),
         (R::SetVringNum(state(2, 8)), "SET_VRING_NUM names vring 2, expected less than 2"),
         (

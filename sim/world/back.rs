@@ -295,6 +295,10 @@ impl World<'_> {
                 ));
             }
             Output::Disk(id) => self.issue(id)?,
+            Output::MapLog { .. } => return Err(contract("no front-end here has a dirty log")),
+            Output::Cancel(id) => return Err(contract(format!("nobody suspends {id} here"))),
+            // One back-end at a time has the store here.
+            Output::AcquireStore | Output::ReleaseStore => {}
             Output::Release(handle) => {
                 if !back.handles.close(handle) {
                     return Err(contract(format!("back-end releases {handle} twice")));
@@ -358,6 +362,9 @@ impl World<'_> {
             }
             E::Draining { vring, inflight } => {
                 What::Back { event: BackEvent::Draining, a: vring.into(), b: inflight.into() }
+            }
+            E::Suspending { .. } | E::Suspended { .. } | E::LogMapped { .. } => {
+                return Err(contract(format!("nobody asked for {event:?}")));
             }
             E::VringBroken { vring, fault } => {
                 return Err(Violation::new("rings", format!("vring {vring} broken: {fault}")));

@@ -47,6 +47,7 @@ pub struct EventLoop {
 enum Answer {
     Mapped(Result<GuestMem, MapFailed>),
     InflightMapped(Result<GuestMem, MapFailed>),
+    LogMapped(Result<GuestMem, MapFailed>),
     InflightAllocated(Result<Handle, MapFailed>),
 }
 
@@ -299,6 +300,7 @@ impl EventLoop {
             let input = match answer {
                 Answer::Mapped(result) => Input::Mapped(result),
                 Answer::InflightMapped(result) => Input::InflightMapped(result),
+                Answer::LogMapped(result) => Input::LogMapped(result),
                 Answer::InflightAllocated(result) => Input::InflightAllocated(result),
             };
             if let Err(misuse) = self.backend.handle_input(now, input) {
@@ -317,6 +319,9 @@ impl EventLoop {
                     self.disk.start(now, &request, &mut self.memory);
                 }
             }
+            Output::Cancel(id) => self.disk.cancel(id),
+            Output::AcquireStore => {}
+            Output::ReleaseStore => {}
             Output::Call { handle, .. } | Output::Err { handle, .. } => self.handles.signal(handle),
             Output::Send { bytes, handles } => {
                 if let Some(socket) = &mut self.socket
@@ -337,8 +342,12 @@ impl EventLoop {
                 self.answers.push_back(Answer::InflightAllocated(allocated));
             }
             Output::MapInflight { handle, offset, size } => {
-                let mapped = memory::map_inflight(&self.handles, handle, offset, size);
+                let mapped = memory::map_shared(&self.handles, handle, offset, size);
                 self.answers.push_back(Answer::InflightMapped(mapped));
+            }
+            Output::MapLog { handle, offset, size } => {
+                let mapped = memory::map_shared(&self.handles, handle, offset, size);
+                self.answers.push_back(Answer::LogMapped(mapped));
             }
             Output::WatchKick { vring, handle } => self.watch(vring, handle),
             Output::Release(handle) => self.handles.release(handle),

@@ -26,5 +26,14 @@ pub fn say(event: &Event) {
         Event::Draining { vring, inflight } => {
             say_limited!("vring {vring} waits for {inflight} requests before it stops");
         }
+        Event::Suspending { vring, inflight } => {
+            say_limited!("vring {vring} is being suspended with {inflight} requests in flight");
+        }
+        Event::Suspended { vring, inflight } => {
+            say_limited!("vring {vring} was suspended, {inflight} requests left in the region");
+        }
+        Event::LogMapped { size } => {
+            say_limited!("dirty log of {size} bytes is in place");
+        }
     }
 }

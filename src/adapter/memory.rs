@@ -314,8 +314,8 @@ fn append(out: &mut Vec<Iov>, host: usize, len: usize) {
     out.push(Iov(libc::iovec { iov_base: host as *mut libc::c_void, iov_len: len }));
 }
 
-/// Map an inflight region as memory from address 0.
-pub fn map_inflight(
+/// Map an inflight region or a dirty log as memory from address 0.
+pub fn map_shared(
     handles: &Handles,
     handle: crate::Handle,
     offset: u64,
@@ -415,7 +415,7 @@ mod tests {
         rustix::io::pwrite(&fd, b"here", 512).unwrap();
         let mut handles = Handles::default();
         let handle = handles.insert(fd);
-        let mem = map_inflight(&handles, handle, 512, PAGE).unwrap();
+        let mem = map_shared(&handles, handle, 512, PAGE).unwrap();
         let mut buf = [0; 4];
         mem.read_slice(&mut buf, GuestAddress(0)).unwrap();
         assert_eq!(&buf, b"here");
@@ -464,7 +464,7 @@ mod tests {
         assert!(ftruncate(&fd, PAGE).is_err() && ftruncate(&fd, 4 * PAGE).is_err());
         let mut handles = Handles::default();
         let handle = handles.insert(fd);
-        let mem = map_inflight(&handles, handle, 0, 3 * PAGE).unwrap();
+        let mem = map_shared(&handles, handle, 0, 3 * PAGE).unwrap();
         let mut all = vec![1; 3 * PAGE as usize];
         mem.read_slice(&mut all, GuestAddress(0)).unwrap();
         assert!(all.iter().all(|b| *b == 0));
@@ -477,7 +477,7 @@ mod tests {
         rustix::io::pwrite(&fd, &[7; 4 * PAGE as usize], 0).unwrap();
         let mut handles = Handles::default();
         let handle = handles.insert(fd.try_clone().unwrap());
-        let mem = map_inflight(&handles, handle, 0, 4 * PAGE).unwrap();
+        let mem = map_shared(&handles, handle, 0, 4 * PAGE).unwrap();
         ftruncate(&fd, 2 * PAGE).unwrap();
         assert_eq!(mem.read_obj::<u8>(GuestAddress(2 * PAGE - 1)).unwrap(), 7);
         assert!(!super::super::sigbus::take_hit());

@@ -2,8 +2,10 @@
 
 use super::fetch::Broken;
 use super::{Backend, Event, Output};
-use crate::blk::{Completion, Status};
+use crate::blk::{Completion, DiskError, DiskOp, Status};
 use crate::bugs::{self, Bug};
+use crate::dirty::{DirtyLog, RingLog};
+use crate::memory::Segment;
 use crate::vring::{GuestFault, Used};
 use vm_memory::{Bytes, GuestAddress, GuestMemory};
 
@@ -22,7 +24,18 @@ impl<M: GuestMemory> Backend<M> {
     }
 
     /// Write the status of a finished request and put it in its vring's batch.
+    ///
+    /// What it wrote to guest memory is logged in here, before the batch is
+    /// published: data whatever came of it, since a read that failed, was
+    /// cancelled or belongs to nobody any more may have stored a part.
     fn complete(&mut self, completion: &Completion) -> Result<(), (u16, GuestFault)> {
+        let log = self.log.as_ref().filter(|_| self.session.logs());
+        if let Some(log) = log
+            && let Some(request) = self.requests.get(completion.id)
+            && matches!(request.op, DiskOp::Read { .. })
+        {
+            log_data(log, request.segments, u32::MAX);
+        }
         let Some(request) = self.requests.finish(completion.id) else {
             self.event(Event::LateCompletion(completion.id));
             return Ok(());
@@ -31,19 +44,25 @@ impl<M: GuestMemory> Backend<M> {
         if request.orphan {
             return Ok(());
         }
-        let (status, len) = match completion.result {
-            Ok(()) => (Status::Ok, request.written + 1),
-            Err(error) => {
-                self.event(Event::DiskFailed { vring, head, error });
-                (Status::IoErr, 1)
-            }
-        };
         let run = self.vrings[usize::from(vring)].run.as_mut();
         let (Some(mem), Some(run)) = (self.memory.as_ref(), run) else { return Ok(()) };
         run.at_disk -= 1;
+        let (status, len) = match completion.result {
+            Ok(()) => (Status::Ok, request.written + 1),
+            // It is in flight as before, only not here: its entry in the region
+            // is what remains of it.
+            Err(DiskError::Cancelled) if run.suspending => return Ok(()),
+            Err(error) => {
+                self.out.push_back(Output::Event(Event::DiskFailed { vring, head, error }));
+                (Status::IoErr, 1)
+            }
+        };
         let addr = request.status_addr;
         mem.write_obj(status as u8, GuestAddress(addr))
             .map_err(|_| (vring, GuestFault::Status { head, addr }))?;
+        if let Some(log) = log {
+            log_status(log, addr);
+        }
         run.batch.push(Used { head, len });
         Ok(())
     }
@@ -65,8 +84,11 @@ impl<M: GuestMemory> Backend<M> {
     /// called.
     // spec: vhost-user, "Inflight I/O tracking": "When processing used buffers"
     fn try_publish(&mut self, vring: u16) -> Result<bool, Broken> {
-        let run = self.vrings[usize::from(vring)].run.as_mut();
-        let (Some(mem), Some(run)) = (self.memory.as_ref(), run) else { return Ok(false) };
+        let v = &mut self.vrings[usize::from(vring)];
+        let used_log = v.used_log();
+        let (Some(mem), Some(run)) = (self.memory.as_ref(), v.run.as_mut()) else {
+            return Ok(false);
+        };
         if run.batch.is_empty() {
             return Ok(false);
         }
@@ -83,7 +105,12 @@ impl<M: GuestMemory> Backend<M> {
                 }
             }
         }
-        run.ring.publish(mem, &run.batch)?; // C4
+        let log = self.log.as_ref().filter(|_| self.session.logs());
+        let ring_log = log.zip(used_log).map(|(log, at)| RingLog::new(log, at));
+        run.ring.publish(mem, &run.batch, ring_log)?; // C4
+        if let Some(log) = log {
+            log.published();
+        }
         if let Some((region, mem)) = &mut region {
             for used in &run.batch {
                 region.retire(*mem, used.head)?; // C5
@@ -96,5 +123,21 @@ impl<M: GuestMemory> Backend<M> {
         }
         run.batch.clear();
         Ok(run.ring.needs_call(mem)?)
+    }
+}
+
+/// Log the first `left` bytes of a request's data.
+pub(super) fn log_data<M: GuestMemory>(log: &DirtyLog<M>, segments: &[Segment], mut left: u32) {
+    for segment in segments {
+        let len = segment.len.min(left);
+        log.mark(segment.addr, u64::from(len));
+        left -= len;
+    }
+}
+
+/// Log a status byte.
+pub(super) fn log_status<M: GuestMemory>(log: &DirtyLog<M>, addr: u64) {
+    if !bugs::on(Bug::StatusNotLogged) {
+        log.mark(addr, 1);
     }
 }

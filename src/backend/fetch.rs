@@ -1,9 +1,11 @@
 //! From a kick to disk requests.
 
+use super::complete::{log_data, log_status};
 use super::requests::Requests;
 use super::vring::Run;
 use super::{Backend, CHAINS_PER_CALL, Event, FrontendFault, Output, POLL_INTERVAL};
 use crate::blk::{self, Action, DeviceConfig};
+use crate::dirty::{DirtyLog, RingLog};
 use crate::inflight::InflightFault;
 use crate::time::Instant;
 use crate::vring::chain::Chain;
@@ -40,6 +42,9 @@ struct Fetcher<'a, M> {
     vring: u16,
     mem: &'a M,
     region_mem: Option<&'a M>,
+    /// The dirty log in force, and where the used ring counts in it.
+    log: Option<&'a DirtyLog<M>>,
+    used_log: Option<u64>,
     config: &'a DeviceConfig,
     durable: bool,
     run: &'a mut Run,
@@ -87,13 +92,16 @@ impl<M: GuestMemory> Backend<M> {
 
     fn fetcher(&mut self, vring: u16) -> Option<Fetcher<'_, M>> {
         let durable = self.session.writes_are_durable(self.writeback);
+        let v = &mut self.vrings[usize::from(vring)];
         Some(Fetcher {
             vring,
             mem: self.memory.as_ref()?,
             region_mem: self.inflight.as_ref().map(|i| &i.memory),
+            log: self.log.as_ref().filter(|_| self.session.logs()),
+            used_log: v.used_log(),
             config: &self.config,
             durable,
-            run: self.vrings[usize::from(vring)].run.as_mut()?,
+            run: v.run.as_mut()?,
             requests: &mut self.requests,
             chain: &mut self.chain,
             out: &mut self.out,
@@ -119,11 +127,15 @@ impl<M: GuestMemory> Backend<M> {
     }
 }
 
-impl<M: GuestMemory> Fetcher<'_, M> {
+impl<'a, M: GuestMemory> Fetcher<'a, M> {
+    fn ring_log(&self) -> Option<RingLog<'a, M>> {
+        self.log.zip(self.used_log).map(|(log, at)| RingLog::new(log, at))
+    }
+
     /// True if chains may be left that this call was not allowed to take.
     fn fetch(&mut self) -> Result<bool, Broken> {
         let mut left = CHAINS_PER_CALL;
-        self.run.ring.disable_kicks(self.mem)?;
+        self.run.ring.disable_kicks(self.mem, self.ring_log())?;
         loop {
             while let Some(head) = self.run.ring.pop(self.mem)? {
                 self.take(head)?;
@@ -134,7 +146,7 @@ impl<M: GuestMemory> Fetcher<'_, M> {
             }
             // The guest may have added a chain after the last look and before
             // it could see that a kick is wanted again.
-            if !self.run.ring.enable_kicks(self.mem)? {
+            if !self.run.ring.enable_kicks(self.mem, self.ring_log())? {
                 return Ok(false);
             }
         }
@@ -176,6 +188,10 @@ impl<M: GuestMemory> Fetcher<'_, M> {
                 let at = parsed.status_addr;
                 mem.write_obj(status as u8, GuestAddress(at))
                     .map_err(|_| GuestFault::Status { head, addr: at })?;
+                if let Some(log) = self.log {
+                    log_data(log, &self.chain.writable, written);
+                    log_status(log, at);
+                }
                 self.run.batch.push(Used { head, len: written + 1 });
             }
         }

@@ -36,6 +36,9 @@ pub enum Input<'a, M> {
     /// Answer to [`Output::MapInflight`]: memory whose address 0 is the first
     /// byte of the region.
     InflightMapped(Result<M, MapFailed>),
+    /// Answer to [`Output::MapLog`]: memory whose address 0 is the first byte of
+    /// the dirty log.
+    LogMapped(Result<M, MapFailed>),
     /// The front-end kicked a vring.
     Kick {
         /// Vring index.
@@ -99,6 +102,16 @@ pub enum Output {
         /// Bytes. The file must hold them all.
         size: u64,
     },
+    /// Map a dirty log; answer with [`Input::LogMapped`]. The log before it is
+    /// dropped by the back-end when the answer has come.
+    MapLog {
+        /// What to map; released by the back-end later.
+        handle: Handle,
+        /// Offset of the first byte.
+        offset: u64,
+        /// Bytes. The file must hold them all.
+        size: u64,
+    },
     /// Report every event on `handle` as [`Input::Kick`] from now on; replaces
     /// what was watched for this vring. `None`: stop watching. An event that
     /// is already pending counts.
@@ -125,6 +138,25 @@ pub enum Output {
     /// Start a request; [`Backend::request`](super::Backend::request) tells
     /// which. Answer, some time, with [`Input::DiskDone`].
     Disk(ReqId),
+    /// A vring is being suspended: see to it that this request is over soon.
+    /// Its completion has to come all the same, by [`Input::DiskDone`]:
+    ///
+    /// - with its result, if it was finished in spite of this;
+    /// - with [`DiskError::Cancelled`](crate::blk::DiskError::Cancelled), if it
+    ///   is known that from now on it touches neither disk nor guest memory.
+    ///   What it had done until then does not matter, since every operation
+    ///   that is cancelled can be repeated.
+    ///
+    /// A driver that cannot cancel waits; one that answers early lets an old
+    /// write land on what the successor has done since.
+    Cancel(ReqId),
+    /// The requests that follow need the store. A driver whose store has one
+    /// owner at a time keeps [`Output::Disk`] back until it is the owner; no
+    /// answer is expected. What is kept back can be cancelled at once.
+    AcquireStore,
+    /// No vring runs and no request is at the disk: another owner may have the
+    /// store. Comes before the answer that lets the front-end go elsewhere.
+    ReleaseStore,
     /// Close this handle; it is never named again.
     Release(Handle),
     /// Close the connection. No [`Input::PeerClosed`] is expected for it.
@@ -140,6 +172,9 @@ pub enum TimerKind {
     MoreChains,
     /// A vring without kick descriptor is looked at again.
     PollVring,
+    /// A vring is being suspended, and what it has in flight had its time to
+    /// finish: cancel the rest.
+    SuspendGrace,
 }
 
 impl fmt::Display for TimerKind {
@@ -147,6 +182,7 @@ impl fmt::Display for TimerKind {
         f.write_str(match self {
             Self::MoreChains => "more chains",
             Self::PollVring => "poll vring",
+            Self::SuspendGrace => "suspend grace",
         })
     }
 }
@@ -233,5 +269,26 @@ pub enum Event {
         vring: u16,
         /// Requests in flight.
         inflight: u16,
+    },
+    /// A stop suspends a vring that has this many requests in flight; they
+    /// have the policy's grace to finish.
+    Suspending {
+        /// Vring index.
+        vring: u16,
+        /// Requests in flight.
+        inflight: u16,
+    },
+    /// A vring was suspended: [`Event::VringStopped`], with these requests
+    /// left in the inflight region for whoever starts it next.
+    Suspended {
+        /// Vring index.
+        vring: u16,
+        /// Requests in flight by the region.
+        inflight: u16,
+    },
+    /// A dirty log is in place, or was replaced.
+    LogMapped {
+        /// Bytes; each has the bits of eight pages.
+        size: u64,
     },
 }

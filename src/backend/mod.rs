@@ -6,13 +6,15 @@
 //! start     a vring begins to run        -> recovery, resubmission
 //! fetch     kick to disk request
 //! complete  disk done to used entry
-//! stop      drain, reset, disconnect, shut down
+//! policy    which stop drains, which suspends, and for how long it waits
+//! stop      drain, suspend, reset, disconnect, shut down
 //! ```
 
 mod complete;
 mod fault;
 mod fetch;
 mod io;
+mod policy;
 mod requests;
 mod session;
 mod setup;
@@ -22,10 +24,12 @@ mod vring;
 
 pub use fault::{ApiMisuse, FrontendFault, GuestFault};
 pub use io::*;
+pub use policy::SuspendPolicy;
 pub use session::OFFERED_PROTOCOL_FEATURES;
 
 use crate::Handle;
 use crate::blk::{ConfigError, DeviceConfig, DiskRequest, ReqId};
+use crate::dirty::DirtyLog;
 use crate::memory::MemoryTable;
 use crate::time::{Duration, Instant};
 use crate::vring::chain::Chain;
@@ -71,8 +75,10 @@ enum Link {
 #[derive(Debug)]
 pub struct Backend<M> {
     config: DeviceConfig,
-    /// Virtio features offered, with bit 30.
+    /// Virtio features offered, with the two that are the front-end's.
     offered: u64,
+    /// How vrings are suspended; `None`: never, every stop drains.
+    suspend: Option<SuspendPolicy>,
     decoder: Decoder<FrontendRequests, Handle>,
     link: Link,
     session: Session,
@@ -81,9 +87,15 @@ pub struct Backend<M> {
     memory: Option<M>,
     table: MemoryTable,
     inflight: Option<InflightMemory<M>>,
+    log: Option<DirtyLog<M>>,
     vrings: Vec<Vring>,
     requests: Requests,
     pending: Pending,
+    /// When what is in flight is cancelled. The vrings of a device stop one
+    /// after the other; this is for all of them, until one starts again.
+    cancel_at: Option<Instant>,
+    /// [`Output::AcquireStore`] was the last word about the store.
+    store: bool,
     /// The guest's choice in the configuration space.
     writeback: bool,
     /// Buffers of the chain being looked at.
@@ -94,22 +106,42 @@ pub struct Backend<M> {
 impl<M: GuestMemory> Backend<M> {
     /// A back-end for one device, with no front-end yet.
     pub fn new(config: DeviceConfig) -> Result<Self, ConfigError> {
+        Self::with_policy(config, None)
+    }
+
+    /// Like [`new`](Self::new), but with stops that suspend instead of drain,
+    /// where the front-end has agreed to that.
+    ///
+    /// The driver promises to answer [`Output::Cancel`] truthfully; on a store
+    /// where it cannot know when a request is over, nothing may be suspended.
+    pub fn with_suspend(config: DeviceConfig, policy: SuspendPolicy) -> Result<Self, ConfigError> {
+        Self::with_policy(config, Some(policy))
+    }
+
+    fn with_policy(
+        config: DeviceConfig,
+        suspend: Option<SuspendPolicy>,
+    ) -> Result<Self, ConfigError> {
         config.validate()?;
-        let offered = config.features() | virtio::PROTOCOL_FEATURES;
+        let offered = config.features() | virtio::LOG_ALL | virtio::PROTOCOL_FEATURES;
         let vrings = (0..config.num_queues).map(|_| Vring::new(config.queue_size_max)).collect();
         Ok(Self {
             config,
             offered,
-            decoder: Decoder::new(Dialect::default()),
+            suspend,
+            decoder: Decoder::new(suspend.map_or(Dialect::default(), |s| s.dialect)),
             link: Link::Idle,
             session: Session::default(),
             shutdown: false,
             memory: None,
             table: MemoryTable::default(),
             inflight: None,
+            log: None,
             vrings,
             requests: Requests::default(),
             pending: Pending::None,
+            cancel_at: None,
+            store: false,
             writeback: true,
             chain: Chain::default(),
             out: VecDeque::new(),
@@ -146,6 +178,7 @@ impl<M: GuestMemory> Backend<M> {
             Input::Mapped(result) => self.mapped(now, result)?,
             Input::InflightAllocated(result) => self.inflight_allocated(result)?,
             Input::InflightMapped(result) => self.inflight_mapped(result)?,
+            Input::LogMapped(result) => self.log_mapped(result)?,
             Input::Kick { vring } => {
                 let count = self.config.num_queues;
                 if vring >= count {
@@ -177,6 +210,7 @@ impl<M: GuestMemory> Backend<M> {
             }
             v.polled.then_some((run.poll_at, TimerKind::PollVring))
         })
+        .chain(self.pending.cancel_at().map(|at| (at, TimerKind::SuspendGrace)))
         .min_by_key(|(at, _)| *at)
     }
 
@@ -202,7 +236,7 @@ impl<M: GuestMemory> Backend<M> {
             return Err(ApiMisuse::NotIdle);
         }
         self.link = Link::Connected;
-        self.decoder = Decoder::new(Dialect::default());
+        self.decoder = Decoder::new(self.dialect());
         self.session = Session::default();
         Ok(())
     }
@@ -223,7 +257,7 @@ impl<M: GuestMemory> Backend<M> {
     /// messages that could not be looked at before.
     fn settle(&mut self, now: Instant) {
         loop {
-            self.finish_waits();
+            self.finish_waits(now);
             if self.link != Link::Connected || self.shutdown || !self.pending.is_none() {
                 return;
             }

@@ -86,6 +86,21 @@ impl Requests {
         Some(Finished { vring, head, status_addr, written, orphan })
     }
 
+    /// What of a vring may be cancelled, by slot.
+    pub fn cancellable(&self, vring: u16) -> impl Iterator<Item = ReqId> {
+        self.slots
+            .iter()
+            .filter(move |(_, r)| r.vring == vring && !r.orphan && r.op.repeatable())
+            .map(|(slot, r)| ReqId { slot: slot as u32, epoch: r.epoch })
+    }
+
+    /// The requests of one vring lose it.
+    pub fn orphan(&mut self, vring: u16) {
+        for (_, r) in &mut self.slots {
+            r.orphan |= r.vring == vring;
+        }
+    }
+
     /// Every request in flight loses its vring.
     pub fn orphan_all(&mut self) {
         for (_, r) in &mut self.slots {

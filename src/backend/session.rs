@@ -1,5 +1,6 @@
 //! What the front-end says, message by message.
 
+use super::policy::Stop;
 use super::vring::check_alignment;
 use super::{Backend, Event, FrontendFault, Output};
 use crate::Handle;
@@ -8,7 +9,7 @@ use crate::memory::MAX_REGIONS;
 use crate::time::Instant;
 use crate::wire::features::{protocol, virtio};
 use crate::wire::{
-    ConfigPayload, Dialect, Envelope, FrontendReply, FrontendReplyBody, FrontendRequest, Refused,
+    ConfigPayload, Envelope, FrontendReply, FrontendReplyBody, FrontendRequest, LogBase, Refused,
     VringAddr, VringFile, VringState, encode_reply, request_name,
 };
 use bytes::Bytes;
@@ -16,7 +17,11 @@ use vm_memory::GuestMemory;
 
 /// Protocol features offered. QEMU accepts every bit it is offered, so nothing
 /// is here that does not work.
+///
+/// What suspending takes comes on top, see
+/// [`Backend::offered_protocol_features`].
 pub const OFFERED_PROTOCOL_FEATURES: u64 = protocol::MQ
+    | protocol::LOG_SHMFD
     | protocol::REPLY_ACK
     | protocol::CONFIG
     | protocol::INFLIGHT_SHMFD
@@ -33,6 +38,12 @@ pub(super) struct Session {
 }
 
 impl Session {
+    /// True if writes to guest memory are to be logged.
+    // spec: vhost-user, "Migration": VHOST_F_LOG_ALL
+    pub fn logs(&self) -> bool {
+        self.features & virtio::LOG_ALL != 0
+    }
+
     /// True if a write has to be on the medium before it completes.
     // spec: virtio 1.2, "Block Device", "Device Operation": writeback
     pub fn writes_are_durable(&self, writeback: bool) -> bool {
@@ -85,7 +96,7 @@ impl<M: GuestMemory> Backend<M> {
     pub(super) fn message(&mut self, now: Instant, envelope: Envelope<FrontendRequest<Handle>>) {
         let Envelope { message, need_reply } = envelope;
         let reply = Reply {
-            code: message.code(&Dialect::default()).expect("a decoded message has a code"),
+            code: message.code(&self.dialect()).expect("a decoded message has a code"),
             message: message.name(),
             need_reply,
             own: message.has_reply(),
@@ -108,7 +119,7 @@ impl<M: GuestMemory> Backend<M> {
         let fault = FrontendFault::Wire(refused.error);
         match refused.code {
             Some(code) if !refused.fatal => {
-                let message = request_name(code, &Dialect::default()).unwrap_or("message");
+                let message = request_name(code, &self.dialect()).unwrap_or("message");
                 let need_reply = refused.need_reply;
                 self.refuse(Reply { code, message, need_reply, own: false }, fault);
             }
@@ -129,7 +140,7 @@ impl<M: GuestMemory> Backend<M> {
             R::GetFeatures => return Ok(Answer(FrontendReplyBody::U64(self.offered))),
             R::SetFeatures(features) => self.set_features(now, features)?,
             R::GetProtocolFeatures => {
-                return Ok(Answer(FrontendReplyBody::U64(OFFERED_PROTOCOL_FEATURES)));
+                return Ok(Answer(FrontendReplyBody::U64(self.offered_protocol_features())));
             }
             R::SetProtocolFeatures(features) => self.set_protocol_features(features)?,
             R::SetOwner => self.set_owner(),
@@ -180,9 +191,29 @@ impl<M: GuestMemory> Backend<M> {
             R::SetVringBase(state) => self.set_vring_base(state, reply)?,
             R::GetVringBase(state) => {
                 let vring = self.vring_index(state.index, reply)?;
-                self.get_vring_base(vring, reply);
+                self.get_vring_base(now, vring, self.plain_stop(), reply);
                 return Ok(Later);
             }
+            R::GetVringBaseSkipDrain(state) => {
+                if !self.may_suspend() {
+                    let feature = "GET_VRING_BASE_SKIP_DRAIN";
+                    return Err(FrontendFault::NotNegotiated { message: reply.message, feature });
+                }
+                let vring = self.vring_index(state.index, reply)?;
+                self.get_vring_base(now, vring, Stop::Suspend, reply);
+                return Ok(Later);
+            }
+            R::SetLogBase(base) => {
+                self.need(protocol::LOG_SHMFD, "LOG_SHMFD", reply)?;
+                let LogBase::Shared(log, handle) = base else {
+                    return Err(FrontendFault::NotOffered { message: reply.message });
+                };
+                self.set_log_base(log, handle, reply)?;
+                return Ok(Later);
+            }
+            // An event that tells the front-end to look at the log. It looks
+            // when it wants to; no front-end is known that waits for it.
+            R::SetLogFd(handle) => self.release([handle]),
             R::SetVringKick(file) => self.set_vring_kick(now, file, reply)?,
             R::SetVringCall(file) => self.set_vring_call(file, reply)?,
             R::SetVringErr(file) => self.set_vring_err(file, reply)?,
@@ -192,9 +223,7 @@ impl<M: GuestMemory> Backend<M> {
                 self.reset_device(reply);
                 return Ok(Later);
             }
-            R::SetLogBase(_)
-            | R::SetLogFd(_)
-            | R::SendRarp(_)
+            R::SendRarp(_)
             | R::NetSetMtu(_)
             | R::SetBackendReqFd(_)
             | R::IotlbMsg(_)
@@ -211,8 +240,7 @@ impl<M: GuestMemory> Backend<M> {
             | R::GetSharedObject(_)
             | R::SetDeviceStateFd(..)
             | R::CheckDeviceState
-            | R::GetShmemConfig
-            | R::GetVringBaseSkipDrain(_) => {
+            | R::GetShmemConfig => {
                 return Err(FrontendFault::NotOffered { message: reply.message });
             }
         }
@@ -247,9 +275,11 @@ impl<M: GuestMemory> Backend<M> {
         if to & !offered != 0 {
             return Err(FrontendFault::Features { message: "SET_FEATURES", got: to, offered });
         }
-        // A ring that runs was laid out by the features it started with.
+        // A ring that runs was laid out by the features it started with. That
+        // its writes are logged may change at any time.
+        // spec: vhost-user, "Migration"
         if let Some(vring) = self.vrings.iter().position(|v| v.run.is_some()) {
-            let rings = !virtio::PROTOCOL_FEATURES;
+            let rings = !(virtio::PROTOCOL_FEATURES | virtio::LOG_ALL);
             if (from ^ to) & rings != 0 {
                 let vring = vring as u16;
                 return Err(FrontendFault::FeaturesWhileRunning { vring, from, to });
@@ -268,7 +298,7 @@ impl<M: GuestMemory> Backend<M> {
     }
 
     fn set_protocol_features(&mut self, got: u64) -> Result<(), FrontendFault> {
-        let offered = OFFERED_PROTOCOL_FEATURES;
+        let offered = self.offered_protocol_features();
         if got & !offered != 0 {
             return Err(FrontendFault::Features { message: "SET_PROTOCOL_FEATURES", got, offered });
         }

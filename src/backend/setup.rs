@@ -1,14 +1,15 @@
-//! What vrings need to run: guest memory and an inflight region. Both are the
-//! driver's to map, so the message that asks for them waits for an answer, and
+//! What vrings need to run: guest memory, an inflight region, perhaps a dirty
+//! log. All are the driver's to map, so the message that asks for them waits for an answer, and
 //! every message behind it waits too.
 
 use super::session::Reply;
-use super::{ApiMisuse, Backend, FrontendFault, MapFailed, MapRegion, Output};
+use super::{ApiMisuse, Backend, Event, FrontendFault, MapFailed, MapRegion, Output};
 use crate::Handle;
+use crate::dirty::DirtyLog;
 use crate::inflight::{InflightFault, RegionShape, region_size};
 use crate::memory::MemoryTable;
 use crate::time::Instant;
-use crate::wire::{FrontendReplyBody, InflightDescription, MemRegion};
+use crate::wire::{FrontendReplyBody, InflightDescription, LogDescription, MemRegion};
 use vm_memory::GuestMemory;
 
 /// A message that waits for the driver or for the disk.
@@ -24,8 +25,10 @@ pub(super) enum Pending {
     AllocInflight(InflightDescription, Reply),
     /// The driver maps an inflight region.
     MapInflight(RegionShape, Handle, Reply),
-    /// GET_VRING_BASE: the vring has requests in flight.
-    Drain(u16, Reply),
+    /// The driver maps a dirty log of this size.
+    MapLog(u64, Handle, Reply),
+    /// GET_VRING_BASE: the disk works for the vring.
+    Stop(Stopping),
     /// RESET_DEVICE: requests in flight.
     Reset(Reply),
 }
@@ -33,6 +36,14 @@ pub(super) enum Pending {
 impl Pending {
     pub fn is_none(&self) -> bool {
         matches!(self, Self::None)
+    }
+
+    /// When a vring that is being suspended has had its time.
+    pub fn cancel_at(&self) -> Option<Instant> {
+        match self {
+            Self::Stop(stopping) => stopping.cancel_at,
+            _ => None,
+        }
     }
 
     /// True if no vring may fetch until this is over.
@@ -43,6 +54,16 @@ impl Pending {
     pub fn take(&mut self) -> Self {
         core::mem::replace(self, Self::None)
     }
+}
+
+/// A vring that stops.
+#[derive(Debug)]
+pub(super) struct Stopping {
+    pub vring: u16,
+    /// When to cancel what is in flight; `None` if it is drained, or cancelled
+    /// already.
+    pub cancel_at: Option<Instant>,
+    pub reply: Reply,
 }
 
 /// A new memory table on its way in.
@@ -255,6 +276,45 @@ impl<M: GuestMemory> Backend<M> {
                 self.answer_ok(reply);
             }
             Err(fault) => self.refuse(reply, fault),
+        }
+        Ok(())
+    }
+
+    /// The log in force, if there is one, goes on being written until the new
+    /// one is mapped. One store of a pointer replaces it, so every write is in
+    /// the one or the other, and the front-end keeps both.
+    // spec: vhost-user, VHOST_USER_SET_LOG_BASE
+    pub(super) fn set_log_base(
+        &mut self,
+        log: LogDescription,
+        handle: Handle,
+        reply: Reply,
+    ) -> Result<(), FrontendFault> {
+        let LogDescription { size, offset } = log;
+        self.out.push_back(Output::MapLog { handle, offset, size });
+        self.pending = Pending::MapLog(size, handle, reply);
+        Ok(())
+    }
+
+    pub(super) fn log_mapped(&mut self, result: Result<M, MapFailed>) -> Result<(), ApiMisuse> {
+        let (size, handle, reply) = match self.pending.take() {
+            Pending::MapLog(size, handle, reply) => (size, handle, reply),
+            other => {
+                self.pending = other;
+                return Err(ApiMisuse::NotAskedFor("a mapping of a dirty log"));
+            }
+        };
+        self.release([handle]);
+        match result {
+            Ok(memory) => {
+                self.log = Some(DirtyLog::new(memory, size));
+                self.event(Event::LogMapped { size });
+                self.answer(reply, FrontendReplyBody::U64(0));
+            }
+            Err(MapFailed(why)) => {
+                let message = reply.message();
+                self.refuse(reply, FrontendFault::Map { message, why });
+            }
         }
         Ok(())
     }

@@ -3,6 +3,8 @@
 
 use super::vring::Run;
 use super::{Backend, Event, FrontendFault, Output};
+use crate::bugs::{self, Bug};
+use crate::dirty::RingLog;
 use crate::inflight::{Recovery, SplitRegion};
 use crate::time::Instant;
 use crate::vring::SplitRing;
@@ -19,7 +21,7 @@ impl<M: GuestMemory> Backend<M> {
             return Ok(());
         }
         if v.run.is_none() {
-            self.take_up(vring)?;
+            self.take_up(now, vring)?;
         }
         // A kick before this moment was not looked at, and a front-end need not
         // kick at all.
@@ -27,7 +29,7 @@ impl<M: GuestMemory> Backend<M> {
         Ok(())
     }
 
-    fn take_up(&mut self, vring: u16) -> Result<(), FrontendFault> {
+    fn take_up(&mut self, now: Instant, vring: u16) -> Result<(), FrontendFault> {
         let v = &self.vrings[usize::from(vring)];
         let at = v.place(vring, &self.table)?;
         let unmapped = FrontendFault::VringUnmapped { vring };
@@ -50,10 +52,21 @@ impl<M: GuestMemory> Backend<M> {
         // region knows, so the base is only a check, except where nobody has
         // tracked anything.
         let inflight = recovery.resubmit.len() as u16;
-        let next = if recovery.fresh { v.base } else { used.wrapping_add(inflight) };
+        let next = match () {
+            () if recovery.fresh || bugs::on(Bug::BaseTrusted) => v.base,
+            () if bugs::on(Bug::BasePlusInflight) => v.base.wrapping_add(inflight),
+            () => used.wrapping_add(inflight),
+        };
         let plausible = v.base == used || v.base == used.wrapping_add(inflight);
         let base = v.base;
         ring.set_next_avail(next);
+        // What a predecessor stored and did not live to mark. Data and status
+        // need no such care: what it had not published is written again.
+        let log = self.log.as_ref().filter(|_| self.session.logs());
+        if let Some((log, at)) = log.zip(v.used_log()) {
+            ring.log_all(&RingLog::new(log, at));
+            log.published();
+        }
 
         let size = v.size;
         self.vrings[usize::from(vring)].run = Some(Run {
@@ -62,7 +75,8 @@ impl<M: GuestMemory> Backend<M> {
             taken: vec![false; usize::from(size)],
             at_disk: 0,
             batch: Vec::with_capacity(usize::from(size)),
-            draining: false,
+            stopping: false,
+            suspending: false,
             broken: false,
             more: false,
             poll_at: Instant::ZERO,
@@ -77,6 +91,15 @@ impl<M: GuestMemory> Backend<M> {
             used,
             resubmitted: inflight,
         });
+        // A stop is over when a vring starts; the next one has its own grace.
+        self.cancel_at = None;
+        if !self.store {
+            self.store = true;
+            self.out.push_back(Output::AcquireStore);
+        }
+        if bugs::on(Bug::ResubmitAfterFetch) {
+            self.fetch(now, vring);
+        }
         // Resubmission is complete before anything new is fetched.
         self.resubmit(vring, &recovery.resubmit);
         // A predecessor may have died between publishing and calling.

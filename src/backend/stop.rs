@@ -1,24 +1,49 @@
 //! Everything that ends: one vring, all of them, a connection, the program.
 
+use super::policy::Stop;
 use super::session::Reply;
-use super::setup::Pending;
+use super::setup::{Pending, Stopping};
 use super::vring::Vring;
 use super::{Backend, CloseReason, Event, FrontendFault, Link, Output};
+use crate::bugs::{self, Bug};
+use crate::time::Instant;
 use crate::wire::{FrontendReplyBody, VringState};
 use vm_memory::GuestMemory;
 
 impl<M: GuestMemory> Backend<M> {
-    /// GET_VRING_BASE: fetch no more, wait for what is in flight, answer.
+    /// GET_VRING_BASE: fetch no more, wait until the disk does nothing for this
+    /// vring any more, answer. A suspend first waits for a while, then helps.
     // spec: vhost-user, VHOST_USER_GET_VRING_BASE
-    pub(super) fn get_vring_base(&mut self, vring: u16, reply: Reply) {
+    pub(super) fn get_vring_base(&mut self, now: Instant, vring: u16, stop: Stop, reply: Reply) {
+        let mut cancel_at = None;
         if let Some(run) = &mut self.vrings[usize::from(vring)].run {
-            run.draining = true;
+            run.stopping = true;
             let inflight = run.at_disk;
-            if inflight > 0 {
-                self.event(Event::Draining { vring, inflight });
+            let policy = self.suspend.filter(|_| stop == Stop::Suspend && run.region.is_some());
+            match policy {
+                _ if inflight == 0 => {}
+                Some(policy) => {
+                    let at = *self.cancel_at.get_or_insert(now + policy.grace);
+                    cancel_at = Some(at);
+                    self.event(Event::Suspending { vring, inflight });
+                }
+                None => self.event(Event::Draining { vring, inflight }),
             }
         }
-        self.pending = Pending::Drain(vring, reply);
+        self.pending = Pending::Stop(Stopping { vring, cancel_at, reply });
+    }
+
+    /// A vring's time is up: what it has in flight is to be over soon, one way
+    /// or the other.
+    fn cancel(&mut self, vring: u16) {
+        let Some(run) = &mut self.vrings[usize::from(vring)].run else { return };
+        run.suspending = true;
+        if bugs::on(Bug::ReplyBeforeCancelled) {
+            run.at_disk = 0;
+            self.requests.orphan(vring);
+            return;
+        }
+        self.out.extend(self.requests.cancellable(vring).map(Output::Cancel));
     }
 
     /// RESET_DEVICE: all vrings back to where they began. What is in flight is
@@ -31,13 +56,9 @@ impl<M: GuestMemory> Backend<M> {
     }
 
     /// Whatever waited for the disk and does so no longer.
-    pub(super) fn finish_waits(&mut self) {
+    pub(super) fn finish_waits(&mut self, now: Instant) {
         match self.pending.take() {
-            Pending::Drain(vring, reply) if self.drained(vring) => {
-                let base = self.stop_vring(vring);
-                let state = VringState { index: u32::from(vring), num: u32::from(base) };
-                self.answer(reply, FrontendReplyBody::VringState(state));
-            }
+            Pending::Stop(stopping) => self.go_on_stopping(now, stopping),
             Pending::Reset(reply) if self.requests.is_empty() => {
                 self.reset_vrings();
                 self.answer_ok(reply);
@@ -52,18 +73,58 @@ impl<M: GuestMemory> Backend<M> {
         if self.link == Link::Leaving && self.requests.is_empty() {
             self.left();
         }
+        self.release_store();
     }
 
-    fn drained(&self, vring: u16) -> bool {
+    /// The answer is the last thing that happens: until then the vring's memory
+    /// may be written, afterwards nothing of it is touched.
+    fn go_on_stopping(&mut self, now: Instant, mut stopping: Stopping) {
+        let vring = stopping.vring;
+        if !self.at_rest(vring) && stopping.cancel_at.is_some_and(|at| at <= now) {
+            stopping.cancel_at = None;
+            self.cancel(vring);
+        }
+        if !self.at_rest(vring) {
+            self.pending = Pending::Stop(stopping);
+            return;
+        }
+        let base = self.stop_vring(vring);
+        let state = VringState { index: u32::from(vring), num: u32::from(base) };
+        // Whoever hears the answer may start the device elsewhere.
+        self.release_store();
+        self.answer(stopping.reply, FrontendReplyBody::VringState(state));
+    }
+
+    /// True if the disk does nothing for this vring.
+    fn at_rest(&self, vring: u16) -> bool {
         self.vrings[usize::from(vring)].run.as_ref().is_none_or(|r| r.at_disk == 0)
     }
 
-    /// Stop a vring that has nothing in flight; its base.
+    /// Let another owner have the store, if nothing here needs it.
+    fn release_store(&mut self) {
+        let needed = !self.requests.is_empty() || self.vrings.iter().any(|v| v.run.is_some());
+        if self.store && !needed {
+            self.store = false;
+            self.out.push_back(Output::ReleaseStore);
+        }
+    }
+
+    /// Stop a vring that the disk does nothing for; its base.
     fn stop_vring(&mut self, vring: u16) -> u16 {
         let v = &mut self.vrings[usize::from(vring)];
         if let Some(run) = v.run.take() {
-            v.base = run.ring.next_avail();
+            let inflight = run.in_flight();
+            // What was fetched is published or in flight. A head that broke the
+            // ring before it got into the region is neither, and is fetched
+            // again by whoever starts next.
+            v.base = match run.region {
+                Some(_) => run.ring.used_idx().wrapping_add(inflight),
+                None => run.ring.next_avail(),
+            };
             let base = v.base;
+            if run.suspending {
+                self.out.push_back(Output::Event(Event::Suspended { vring, inflight }));
+            }
             self.out.push_back(Output::Event(Event::VringStopped { vring, base }));
         }
         v.started = false;
@@ -107,7 +168,7 @@ impl<M: GuestMemory> Backend<M> {
         self.requests.orphan_all();
         let waiting = match self.pending.take() {
             Pending::Quiesce(change) | Pending::Map(change) => change.into_new(),
-            Pending::MapInflight(_, handle, _) => vec![handle],
+            Pending::MapInflight(_, handle, _) | Pending::MapLog(_, handle, _) => vec![handle],
             _ => Vec::new(),
         };
         self.release(waiting);
@@ -123,6 +184,8 @@ impl<M: GuestMemory> Backend<M> {
             self.release([kick, call, err].into_iter().flatten());
         }
         self.inflight = None;
+        self.log = None;
+        self.cancel_at = None;
         self.writeback = true;
     }
 

@@ -5,7 +5,7 @@
 //! | SET_VRING_KICK | started, or running if enabled | same | same, new descriptor |
 //! | SET_VRING_ENABLE 1 | remembered | running | same |
 //! | SET_VRING_ENABLE 0 | remembered | same | fetches no more, completes what it has |
-//! | GET_VRING_BASE | same | stopped | stopped once nothing is in flight |
+//! | GET_VRING_BASE | same | stopped | stopped once nothing is at the disk |
 //! | RESET_DEVICE | stopped, disabled | stopped, disabled | stopped, disabled, nothing completed |
 // spec: vhost-user, "Ring states"
 
@@ -42,18 +42,28 @@ pub(super) struct Run {
     /// By head: fetched and not published.
     pub taken: Vec<bool>,
     /// Requests the disk works on. A chain that broke the ring is taken but
-    /// not here: nothing will ever complete it.
+    /// not here: nothing will ever complete it. Nor is one that was cancelled.
     pub at_disk: u16,
     /// Completed and not published: the batch in the making.
     pub batch: Vec<Used>,
     /// GET_VRING_BASE came: fetch no more.
-    pub draining: bool,
+    pub stopping: bool,
+    /// The rest of what is in flight was cancelled, or will be: what comes back
+    /// cancelled stays in the inflight region.
+    pub suspending: bool,
     /// The guest broke the ring: fetch no more.
     pub broken: bool,
     /// There may be more to fetch than one call was allowed to.
     pub more: bool,
     /// When to look again, if polled.
     pub poll_at: Instant,
+}
+
+impl Run {
+    /// Heads fetched and not published: what the region has in flight.
+    pub fn in_flight(&self) -> u16 {
+        self.taken.iter().filter(|taken| **taken).count() as u16
+    }
 }
 
 impl Vring {
@@ -74,7 +84,15 @@ impl Vring {
 
     /// True if new chains may be fetched.
     pub fn fetches(&self) -> bool {
-        self.enabled && self.run.as_ref().is_some_and(|r| !r.draining && !r.broken)
+        self.enabled && self.run.as_ref().is_some_and(|r| !r.stopping && !r.broken)
+    }
+
+    /// The guest-physical address that the used ring's dirty bits are counted
+    /// from, if it is to be logged.
+    // spec: vhost-user, VHOST_USER_SET_VRING_ADDR: VHOST_VRING_F_LOG
+    pub fn used_log(&self) -> Option<u64> {
+        const F_LOG: u32 = 1;
+        self.addr.filter(|addr| addr.flags & F_LOG != 0).map(|addr| addr.log)
     }
 
     /// Where the ring lies by a memory table.

@@ -61,6 +61,21 @@ pub enum DiskOp {
     },
 }
 
+impl DiskOp {
+    /// True if executing it a second time, whole, has the outcome of executing
+    /// it once, however much of it was done the first time. What cannot be
+    /// repeated is never suspended, it is drained.
+    pub fn repeatable(&self) -> bool {
+        match self {
+            Self::Read { .. }
+            | Self::Write { .. }
+            | Self::Flush
+            | Self::Discard { .. }
+            | Self::WriteZeroes { .. } => true,
+        }
+    }
+}
+
 /// One request for the disk, borrowed from the back-end's table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DiskRequest<'a> {
@@ -95,6 +110,11 @@ pub enum DiskError {
     /// The disk cannot do this at all.
     #[error("operation not supported by the disk")]
     Unsupported,
+    /// The back-end asked for it to be cancelled, and from now on it touches
+    /// neither disk nor guest memory. Not an error: nobody is told, the request
+    /// is in flight still and will be executed again.
+    #[error("cancelled")]
+    Cancelled,
 }
 
 /// A request that the disk has finished with.

@@ -6,6 +6,7 @@
 // spec: virtio 1.2, "Split Virtqueues"
 
 use super::GuestFault;
+use crate::dirty::RingLog;
 use core::sync::atomic::{Ordering, fence};
 use virtio_queue::{Error, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemory};
@@ -123,7 +124,17 @@ impl SplitRing {
     }
 
     /// C4: publish a batch by one store of the used index.
-    pub fn publish<M: GuestMemory>(&mut self, mem: &M, batch: &[Used]) -> Result<(), GuestFault> {
+    ///
+    /// Elements are logged before the index that makes them count, the index
+    /// right after it is stored: before, its page could be copied without it. A
+    /// kill between the two is mended by whoever starts the ring next, who logs
+    /// all of it.
+    pub fn publish<M: GuestMemory>(
+        &mut self,
+        mem: &M,
+        batch: &[Used],
+        log: Option<RingLog<'_, M>>,
+    ) -> Result<(), GuestFault> {
         let gone = GuestFault::Ring { part: "used ring" };
         let (ring, size) = (self.queue.used_ring(), self.queue.size());
         let mut index = self.queue.next_used();
@@ -132,10 +143,16 @@ impl SplitRing {
             // struct virtq_used_elem { le32 id; le32 len; }
             let element = u64::from(used.head) | u64::from(used.len) << 32;
             mem.write_obj(element.to_le(), GuestAddress(at)).map_err(|_| gone)?;
+            if let Some(log) = &log {
+                log.mark(at - ring, 8);
+            }
             index = index.wrapping_add(1);
         }
         mem.store(index.to_le(), GuestAddress(ring + 2), Ordering::Release).map_err(|_| gone)?;
         self.queue.set_next_used(index);
+        if let Some(log) = &log {
+            log.mark(2, 2);
+        }
         Ok(())
     }
 
@@ -164,12 +181,43 @@ impl SplitRing {
 
     /// Ask the guest for a kick when it makes more available. True if there is
     /// more already, in which case that kick may never come.
-    pub fn enable_kicks<M: GuestMemory>(&mut self, mem: &M) -> Result<bool, GuestFault> {
-        self.queue.enable_notification(mem).map_err(|_| GuestFault::Ring { part: "used ring" })
+    pub fn enable_kicks<M: GuestMemory>(
+        &mut self,
+        mem: &M,
+        log: Option<RingLog<'_, M>>,
+    ) -> Result<bool, GuestFault> {
+        let more = self.queue.enable_notification(mem);
+        self.log_wish(log);
+        more.map_err(|_| GuestFault::Ring { part: "used ring" })
     }
 
     /// Tell the guest that kicks are not needed for now.
-    pub fn disable_kicks<M: GuestMemory>(&mut self, mem: &M) -> Result<(), GuestFault> {
-        self.queue.disable_notification(mem).map_err(|_| GuestFault::Ring { part: "used ring" })
+    pub fn disable_kicks<M: GuestMemory>(
+        &mut self,
+        mem: &M,
+        log: Option<RingLog<'_, M>>,
+    ) -> Result<(), GuestFault> {
+        let told = self.queue.disable_notification(mem);
+        // With indexes there is nothing to store: no index is passed.
+        if !self.queue.event_idx_enabled() {
+            self.log_wish(log);
+        }
+        told.map_err(|_| GuestFault::Ring { part: "used ring" })
+    }
+
+    /// The wish for kicks is in the flags, or behind the elements.
+    fn log_wish<M: GuestMemory>(&self, log: Option<RingLog<'_, M>>) {
+        let Some(log) = log else { return };
+        if self.queue.event_idx_enabled() {
+            log.mark(4 + 8 * u64::from(self.queue.size()), 2);
+        } else {
+            log.mark(0, 2);
+        }
+    }
+
+    /// Everything in the used ring counts as written: whoever ran it before may
+    /// have died between a store and its mark.
+    pub fn log_all<M: GuestMemory>(&self, log: &RingLog<'_, M>) {
+        log.mark(0, RingAddresses::sizes(self.queue.size())[2]);
     }
 }

@@ -53,7 +53,13 @@ pub struct Rig {
     pub refuse_map: Option<String>,
     decoder: Decoder<FrontendReplies, Handle>,
     pub replies: Vec<FrontendReply<Handle>>,
+    /// The dirty log mapped last.
+    pub log: Option<Memory>,
     pub at_disk: Vec<ReqId>,
+    /// The back-end wants these cancelled.
+    pub cancelled: Vec<ReqId>,
+    /// The back-end needs the store.
+    pub store: bool,
     pub calls: Vec<u16>,
     pub errs: Vec<u16>,
     pub events: Vec<Event>,
@@ -79,7 +85,10 @@ impl Rig {
             refuse_map: None,
             decoder: Decoder::new(Dialect::default()),
             replies: Vec::new(),
+            log: None,
             at_disk: Vec::new(),
+            cancelled: Vec::new(),
+            store: false,
             calls: Vec::new(),
             errs: Vec::new(),
             events: Vec::new(),
@@ -158,7 +167,26 @@ impl Rig {
                     self.calls.push(vring);
                 }
                 Output::Err { vring, .. } => self.errs.push(vring),
+                Output::MapLog { handle, size, .. } => {
+                    assert!(self.live.contains(&handle));
+                    let result = match self.refuse_map.take() {
+                        Some(why) => Err(MapFailed(why)),
+                        None => Ok(memory(size.next_multiple_of(4096))),
+                    };
+                    if let Ok(log) = &result {
+                        self.log = Some(log.clone());
+                    }
+                    self.backend.handle_input(self.now, Input::LogMapped(result)).unwrap();
+                }
                 Output::Disk(id) => self.at_disk.push(id),
+                Output::Cancel(id) => self.cancelled.push(id),
+                Output::AcquireStore => {
+                    assert!(!std::mem::replace(&mut self.store, true), "acquired twice");
+                }
+                Output::ReleaseStore => {
+                    assert!(std::mem::replace(&mut self.store, false), "released twice");
+                    assert!(self.at_disk.is_empty(), "released with requests at the disk");
+                }
                 Output::Release(handle) => {
                     assert!(self.live.remove(&handle), "{handle} released twice");
                 }
