@@ -10,7 +10,7 @@
 //! first k and its C4 is not. Recovery must say the same, in fetch order, also
 //! when it is itself killed at any of its stores and done again.
 
-use midflight::inflight::{Recovery, RegionShape, SplitRegion, region_size};
+use midflight::inflight::{Recovery, RegionShape, RingState, SplitRegion, region_size};
 use midflight::wire::InflightDescription;
 use midflight_sim::memory::{Arena, Mem};
 use proptest::prelude::*;
@@ -63,8 +63,14 @@ impl World {
         self.mem.load(USED, Ordering::Acquire).unwrap()
     }
 
+    /// Everything that can be in flight was made available.
+    fn ring(&self) -> RingState {
+        let used_idx = self.used();
+        RingState { size: RING, used_idx, avail_idx: used_idx.wrapping_add(RING) }
+    }
+
     fn attach(&self) -> (SplitRegion, Recovery) {
-        SplitRegion::attach(&self.mem, &self.shape, 0, RING, self.used()).unwrap()
+        SplitRegion::attach(&self.mem, &self.shape, 0, self.ring()).unwrap()
     }
 
     /// What a successor is told, without any store of its attempt surviving.
@@ -238,7 +244,7 @@ fn inflight_region_with_impossible_contents_is_refused_and_not_touched() {
         world.set_used(5);
         world.mem.store(value, GuestAddress(offset), Ordering::Release).unwrap();
         world.arena.begin_step();
-        let refused = SplitRegion::attach(&world.mem, &world.shape, 0, RING, 5).unwrap_err();
+        let refused = SplitRegion::attach(&world.mem, &world.shape, 0, world.ring()).unwrap_err();
         world.arena.end_step();
         assert_eq!(refused.to_string(), text);
         assert_eq!(world.arena.step_len(), 0, "stored into a refused region");
@@ -249,7 +255,8 @@ fn inflight_region_with_impossible_contents_is_refused_and_not_touched() {
 fn inflight_ring_larger_than_its_region_or_without_a_part_is_refused() {
     let world = World::new(0);
     let text = |vring, size| {
-        let refused = SplitRegion::attach(&world.mem, &world.shape, vring, size, 0);
+        let ring = RingState { size, ..world.ring() };
+        let refused = SplitRegion::attach(&world.mem, &world.shape, vring, ring);
         refused.unwrap_err().to_string()
     };
     assert_eq!(text(0, 16), "vring 0 has size 16, its inflight region has 8 entries");

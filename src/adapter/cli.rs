@@ -3,6 +3,7 @@
 use super::disk::EngineChoice;
 use super::error::Refusal;
 use super::{capabilities, serve};
+use crate::wire::Dialect;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::os::fd::RawFd;
@@ -66,6 +67,17 @@ pub struct ServeArgs {
     /// tests
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=60_000_000))]
     pub throttle_latency_us: Option<u64>,
+    /// How long requests in flight may go on when a front-end that has agreed to
+    /// suspending them stops a virtqueue; the rest is cancelled. Long enough
+    /// for a healthy disk to finish, so that a pause is like a drain, and short
+    /// against any downtime limit
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u64).range(0..=60_000))]
+    pub suspend_grace_ms: u64,
+    /// The numbers by which a front-end asks for a virtqueue to be suspended:
+    /// skip-drain-45, skip-drain-44 or num-1. Off by default: as QEMU 11.1,
+    /// whose every stop suspends
+    #[arg(long, value_name = "NAME", value_parser = dialect)]
+    pub skip_drain_dialect: Option<Dialect>,
     /// How the host's disk is read and written
     #[arg(long, value_enum, default_value_t = Engine::Auto)]
     pub io_engine: Engine,
@@ -117,6 +129,14 @@ fn queue_size(text: &str) -> Result<u16, String> {
         Ok(n) if n.is_power_of_two() && (2..=32768).contains(&n) => Ok(n),
         _ => Err("expected a power of two from 2 to 32768".into()),
     }
+}
+
+fn dialect(text: &str) -> Result<Dialect, String> {
+    let asking = |d: &Dialect| !d.plain_get_vring_base_may_suspend();
+    Dialect::by_name(text).filter(asking).ok_or_else(|| {
+        let names: Vec<_> = Dialect::ALL.iter().filter(|d| asking(d)).map(|d| d.name()).collect();
+        format!("expected {}", names.join(", "))
+    })
 }
 
 fn block_size(text: &str) -> Result<u32, String> {
@@ -221,6 +241,11 @@ mod tests {
             (vec!["serve", "--queue-size-max", "65536"], "power of two"),
             (vec!["serve", "--logical-block-size", "256"], "512, 1024"),
             (vec!["serve", "--serial", "123456789012345678901"], "20"),
+            (vec!["serve", "--suspend-grace-ms", "60001"], "--suspend-grace-ms"),
+            (
+                vec!["serve", "--skip-drain-dialect", "qemu-11.1"],
+                "expected skip-drain-45, skip-drain-44, num-1",
+            ),
             (vec!["serve", "--fd", "3", "--socket-path", "/x"], "--fd"),
             (vec!["serve", "--io-engine", "magic"], "--io-engine"),
             (vec!["frobnicate"], "frobnicate"),

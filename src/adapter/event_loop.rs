@@ -4,6 +4,7 @@ use super::clock::Clock;
 use super::disk::Disk;
 use super::handles::Handles;
 use super::listener::Listener;
+use super::lock::StoreLock;
 use super::memory::{self, GuestMem, Memory};
 use super::poller::{Poller, Source};
 use super::signals::Signals;
@@ -25,6 +26,8 @@ pub struct EventLoop {
     /// is working on, and the memory has to be there until then.
     disk: Disk,
     memory: Memory,
+    /// Whose the image is.
+    store: StoreLock,
     backend: Backend<GuestMem>,
     clock: Clock,
     poller: Poller,
@@ -53,7 +56,12 @@ enum Answer {
 
 impl EventLoop {
     /// Put the parts together.
-    pub fn new(backend: Backend<GuestMem>, disk: Disk, signals: Signals) -> io::Result<Self> {
+    pub fn new(
+        backend: Backend<GuestMem>,
+        disk: Disk,
+        store: StoreLock,
+        signals: Signals,
+    ) -> io::Result<Self> {
         let poller = Poller::new()?;
         poller.add(&signals, Source::Signal)?;
         for fd in disk.fds() {
@@ -70,6 +78,7 @@ impl EventLoop {
             handles: Handles::default(),
             kicks: Vec::new(),
             memory: Memory::default(),
+            store,
             disk,
             completions: Vec::new(),
             answers: VecDeque::new(),
@@ -105,6 +114,7 @@ impl EventLoop {
             if self.backend.poll_timeout().is_some_and(|(due, _)| due <= now) {
                 self.tell(now, Input::Timeout);
             }
+            self.own_store(now);
             self.pump(now)?;
             if sigbus::take_hit() {
                 say!("the front-end truncated memory that it shares, closing its connection");
@@ -150,7 +160,7 @@ impl EventLoop {
             return Some(Instant::ZERO);
         }
         let timer = self.backend.poll_timeout().map(|(due, _)| due);
-        timer.into_iter().chain(self.disk.deadline()).min()
+        timer.into_iter().chain(self.disk.deadline()).chain(self.store.deadline()).min()
     }
 
     fn ready(&mut self, now: Instant, source: Source) {
@@ -253,6 +263,24 @@ impl EventLoop {
         }
     }
 
+    /// Requests go to the disk when its lock is ours. If it does not become so,
+    /// the front-end is told in the one way there is; a request stays in flight
+    /// for whoever it connects to next.
+    fn own_store(&mut self, now: Instant) {
+        if self.store.deadline().is_none() {
+            return;
+        }
+        match self.store.poll(now) {
+            Ok(true) => self.disk.open(now),
+            Ok(false) => {}
+            Err(refusal) => {
+                say!("closing the connection: {refusal}");
+                self.disconnect(now);
+                self.disk.give_up();
+            }
+        }
+    }
+
     /// Work on the disk; everything that is finished by now is one batch.
     fn pump(&mut self, now: Instant) -> io::Result<()> {
         let mut done = core::mem::take(&mut self.completions);
@@ -320,8 +348,12 @@ impl EventLoop {
                 }
             }
             Output::Cancel(id) => self.disk.cancel(id),
-            Output::AcquireStore => {}
-            Output::ReleaseStore => {}
+            // The loop does the rest, before it gives anything to the disk.
+            Output::AcquireStore => self.store.acquire(now),
+            Output::ReleaseStore => {
+                self.disk.close();
+                self.store.release();
+            }
             Output::Call { handle, .. } | Output::Err { handle, .. } => self.handles.signal(handle),
             Output::Send { bytes, handles } => {
                 if let Some(socket) = &mut self.socket

@@ -14,6 +14,31 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// File systems that are memory: tmpfs, ramfs, hugetlbfs.
 const IN_MEMORY: [u64; 3] = [0x0102_1994, 0x8584_58f6, 0x9584_58f6];
 
+/// File systems that several hosts may have mounted, or that may be so behind
+/// their back: NFS, CIFS, SMB2, 9p, Ceph, AFS, Coda, FUSE, OCFS2, GFS2.
+const SHARED: [u64; 10] = [
+    0x6969,
+    0xff53_4d42,
+    0xfe53_4d42,
+    0x0102_1997,
+    0x00c3_6400,
+    0x5346_414f,
+    0x7375_7245,
+    0x6573_5546,
+    0x7461_636f,
+    0x0116_1970,
+];
+
+/// What a store can promise about a request that is cancelled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CancelPromise {
+    /// When the completion is there, nothing of the request can reach the
+    /// medium or guest memory any more, in whatever way it ended.
+    CancelAndWait,
+    /// Nothing, and why.
+    None(&'static str),
+}
+
 /// How to open an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ImageOptions {
@@ -35,6 +60,8 @@ pub struct Image {
     /// Alignment of memory and offsets, in bytes, with O_DIRECT.
     direct: Option<(u32, u32)>,
     in_memory: bool,
+    /// No other host can have it open.
+    local: bool,
     can_discard: bool,
     /// Modes of fallocate(2) that have not failed so far.
     punch: AtomicBool,
@@ -102,6 +129,7 @@ impl Image {
             kind,
             direct,
             in_memory: kind == FileType::RegularFile && IN_MEMORY.contains(&magic),
+            local: kind == FileType::RegularFile && !SHARED.contains(&magic),
             can_discard: false,
             punch: AtomicBool::new(true),
             zero_range: AtomicBool::new(true),
@@ -138,6 +166,24 @@ impl Image {
     /// Discard does something.
     pub fn can_discard(&self) -> bool {
         self.can_discard
+    }
+
+    /// What is known about requests that are cancelled.
+    ///
+    /// A write counts as over when the system call is over. That is true of
+    /// every machine that may take the image over only if no page cache of this
+    /// host keeps the data: local file systems are used by one host at a time,
+    /// so the page cache goes with the file. What several hosts can open
+    /// at once has to be opened past the page cache.
+    pub fn promise(&self) -> CancelPromise {
+        if self.direct.is_some() || self.local {
+            return CancelPromise::CancelAndWait;
+        }
+        CancelPromise::None(if self.is_block() {
+            "another host may use the device, and the page cache may write to it later"
+        } else {
+            "the file system is shared between hosts, and the page cache may write to it later"
+        })
     }
 
     /// Whether O_DIRECT refuses these pieces.

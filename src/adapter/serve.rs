@@ -4,12 +4,14 @@ use super::cli::ServeArgs;
 use super::disk::Disk;
 use super::error::Refusal;
 use super::event_loop::EventLoop;
-use super::image::{Image, ImageOptions};
+use super::image::{CancelPromise, Image, ImageOptions};
 use super::listener::{self, Inherited, Listener};
+use super::lock::StoreLock;
+use super::sigbus;
 use super::signals::Signals;
-use super::{lock, sigbus};
-use crate::backend::Backend;
+use crate::backend::{Backend, SuspendPolicy};
 use crate::blk::DeviceConfig;
+use crate::time::Duration;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -43,8 +45,12 @@ pub fn serve(args: &ServeArgs) -> Result<ExitCode, Refusal> {
         discard: image.can_discard(),
         write_zeroes: !args.read_only,
     };
-    let backend = Backend::new(config).map_err(|e| Refusal(e.to_string()))?;
-    lock::lock(image.fd(), path, args.read_only)?;
+    let backend = match suspend_policy(args, &image)? {
+        Some(policy) => Backend::with_suspend(config, policy),
+        None => Backend::new(config),
+    };
+    let backend = backend.map_err(|e| Refusal(e.to_string()))?;
+    let store = StoreLock::new(Arc::clone(&image), path.display().to_string(), args.read_only);
     let (disk, line) =
         Disk::new(Arc::clone(&image), args.io_engine.into(), args.throttle_latency_us)
             .map_err(|e| Refusal(format!("cannot set up disk I/O: {e}")))?;
@@ -55,7 +61,7 @@ pub fn serve(args: &ServeArgs) -> Result<ExitCode, Refusal> {
     sigbus::install().map_err(system)?;
     let signals = Signals::install().map_err(system)?;
     let engine = disk.name();
-    let event_loop = EventLoop::new(backend, disk, signals).map_err(system)?;
+    let event_loop = EventLoop::new(backend, disk, store, signals).map_err(system)?;
     let ready = |on: String| {
         say!("{on}, serving {} ({} bytes, {engine})", path.display(), image.size());
     };
@@ -82,4 +88,24 @@ pub fn serve(args: &ServeArgs) -> Result<ExitCode, Refusal> {
             ExitCode::FAILURE
         }
     })
+}
+
+/// How vrings are suspended; `None` if this store does not allow it.
+fn suspend_policy(args: &ServeArgs, image: &Image) -> Result<Option<SuspendPolicy>, Refusal> {
+    match image.promise() {
+        CancelPromise::CancelAndWait => Ok(Some(SuspendPolicy {
+            grace: Duration::from_millis(args.suspend_grace_ms),
+            dialect: args.skip_drain_dialect.unwrap_or_default(),
+        })),
+        CancelPromise::None(why) => {
+            let line = format!("cannot suspend requests in flight: {why}, try --direct");
+            match args.skip_drain_dialect {
+                Some(_) => Err(Refusal(format!("--skip-drain-dialect: {line}"))),
+                None => {
+                    say!("{line}; every stop waits for them");
+                    Ok(None)
+                }
+            }
+        }
+    }
 }

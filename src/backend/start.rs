@@ -5,7 +5,7 @@ use super::vring::Run;
 use super::{Backend, Event, FrontendFault, Output};
 use crate::bugs::{self, Bug};
 use crate::dirty::RingLog;
-use crate::inflight::{Recovery, SplitRegion};
+use crate::inflight::{Recovery, RingState, SplitRegion};
 use crate::time::Instant;
 use crate::vring::SplitRing;
 use crate::wire::features::virtio;
@@ -32,16 +32,17 @@ impl<M: GuestMemory> Backend<M> {
     fn take_up(&mut self, now: Instant, vring: u16) -> Result<(), FrontendFault> {
         let v = &self.vrings[usize::from(vring)];
         let at = v.place(vring, &self.table)?;
-        let unmapped = FrontendFault::VringUnmapped { vring };
-        let Some(mem) = self.memory.as_ref() else { return Err(unmapped) };
+        let unmapped = || FrontendFault::VringUnmapped { vring };
+        let mem = self.memory.as_ref().ok_or_else(unmapped)?;
         let event_idx = self.session.features & virtio::EVENT_IDX != 0;
-        let mut ring = SplitRing::new(mem, v.size, at, event_idx).map_err(|_| unmapped)?;
+        let mut ring = SplitRing::new(mem, v.size, at, event_idx).map_err(|_| unmapped())?;
 
         let used = ring.used_idx();
+        let avail_idx = ring.avail_idx(mem).map_err(|_| unmapped())?;
+        let state = RingState { size: v.size, used_idx: used, avail_idx };
         let (region, recovery) = match &self.inflight {
             Some(i) => {
-                let (region, recovery) =
-                    SplitRegion::attach(&i.memory, &i.shape, vring, v.size, used)?;
+                let (region, recovery) = SplitRegion::attach(&i.memory, &i.shape, vring, state)?;
                 (Some(region), recovery)
             }
             None => (None, Recovery { fresh: true, ..Recovery::default() }),

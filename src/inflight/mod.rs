@@ -13,4 +13,4 @@ mod split;
 
 pub use layout::{RegionShape, region_size};
 pub use recover::{InflightFault, Recovery};
-pub use split::{RegionGone, SplitRegion};
+pub use split::{RegionGone, RingState, SplitRegion};

@@ -2,7 +2,7 @@
 // spec: vhost-user, "Inflight I/O tracking": "When reconnecting"
 
 use super::layout::{self, RegionShape};
-use super::split::{RegionGone, SplitRegion};
+use super::split::{RegionGone, RingState, SplitRegion};
 use crate::bugs::{self, Bug};
 use core::sync::atomic::Ordering;
 use vm_memory::{AtomicAccess, Bytes, GuestAddress, GuestMemory};
@@ -112,6 +112,28 @@ pub enum InflightFault {
         /// Ring size.
         size: u16,
     },
+    /// The batch list meets itself: no head is completed twice in a batch.
+    #[error("inflight region of vring {vring} links head {got} twice in one batch")]
+    LinkTwice {
+        /// Vring index.
+        vring: u16,
+        /// Head found.
+        got: u16,
+    },
+    /// More requests in flight than the guest has made available.
+    #[error(
+        "inflight region of vring {vring} has {inflight} requests in flight, the ring made {available} available since used index {used}"
+    )]
+    NotAvailable {
+        /// Vring index.
+        vring: u16,
+        /// Entries in flight.
+        inflight: u16,
+        /// Entries of the available ring that are not used.
+        available: u16,
+        /// Used index of the ring.
+        used: u16,
+    },
     /// An entry that no chain can have is in flight.
     #[error("inflight region of vring {vring} has head {got} in flight, expected less than {size}")]
     Head {
@@ -171,22 +193,21 @@ pub(super) fn attach<M: GuestMemory>(
     mem: &M,
     shape: &RegionShape,
     vring: u16,
-    ring_size: u16,
-    used_idx: u16,
+    ring: RingState,
 ) -> Result<(SplitRegion, Recovery), InflightFault> {
     if vring >= shape.num_queues {
         return Err(InflightFault::NoPart { vring, queues: shape.num_queues });
     }
-    if ring_size > shape.queue_size {
+    if ring.size > shape.queue_size {
         return Err(InflightFault::RingLarger {
             vring,
-            size: ring_size,
+            size: ring.size,
             entries: shape.queue_size,
         });
     }
     match shape.header(mem, vring)? {
-        0 => initialise(mem, shape, vring, used_idx),
-        _ => recover(mem, shape, vring, ring_size, used_idx),
+        0 => initialise(mem, shape, vring, ring.used_idx),
+        _ => recover(mem, shape, vring, ring),
     }
 }
 
@@ -217,9 +238,9 @@ fn recover<M: GuestMemory>(
     mem: &M,
     shape: &RegionShape,
     vring: u16,
-    ring_size: u16,
-    used_idx: u16,
+    ring: RingState,
 ) -> Result<(SplitRegion, Recovery), InflightFault> {
+    let RingState { size: ring_size, used_idx, .. } = ring;
     let base = shape.base(vring);
     let region_used: u16 = load(mem, base + layout::USED_IDX)?;
     let last_batch_head: u16 = load(mem, base + layout::LAST_BATCH_HEAD)?;
@@ -230,7 +251,9 @@ fn recover<M: GuestMemory>(
         published_batch(mem, base, vring, ring_size, last_batch_head, region_used, used_idx)?;
     let mut in_batch = vec![false; usize::from(shape.queue_size)];
     for &head in &published {
-        in_batch[usize::from(head)] = true;
+        if core::mem::replace(&mut in_batch[usize::from(head)], true) {
+            return Err(InflightFault::LinkTwice { vring, got: head });
+        }
     }
     let mut live: Vec<(u64, u16)> = Vec::new();
     for head in 0..shape.queue_size {
@@ -243,6 +266,11 @@ fn recover<M: GuestMemory>(
             1 => live.push((load(mem, base + layout::counter(head))?, head)),
             got => return Err(InflightFault::Flag { vring, head, got }),
         }
+    }
+    // What was fetched was available before, and still is until it is used.
+    let (inflight, available) = (live.len() as u16, ring.avail_idx.wrapping_sub(used_idx));
+    if inflight > available {
+        return Err(InflightFault::NotAvailable { vring, inflight, available, used: used_idx });
     }
     // R3: the order of fetching. The head breaks ties that only a corrupt
     // region can have, so that the order is the same on every run.

@@ -10,6 +10,17 @@ use super::recover::{self, InflightFault, Recovery};
 use core::sync::atomic::Ordering;
 use vm_memory::{AtomicAccess, Bytes, GuestAddress, GuestMemory};
 
+/// What a vring's part of the region is held against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RingState {
+    /// Entries: no head can be at or above it.
+    pub size: u16,
+    /// The used index in guest memory.
+    pub used_idx: u16,
+    /// The available index in guest memory.
+    pub avail_idx: u16,
+}
+
 /// One vring's part of the region, as its only writer sees it.
 ///
 /// What this back-end needs back (the counter, the batch list) it keeps itself:
@@ -35,18 +46,16 @@ pub struct RegionGone {
 impl SplitRegion {
     /// Take over a vring's part, fresh or left by somebody else.
     ///
-    /// `used_idx` is the vring's used index in guest memory, `ring_size` its
-    /// size: no head can be at or above it. On success the part is consistent
-    /// with `used_idx`, and the returned heads are to be resubmitted in order.
-    /// On failure nothing was stored.
+    /// On success the part is consistent with the ring's used index, and the
+    /// returned heads are to be resubmitted in order. On failure nothing was
+    /// stored.
     pub fn attach<M: GuestMemory>(
         mem: &M,
         shape: &RegionShape,
         vring: u16,
-        ring_size: u16,
-        used_idx: u16,
+        ring: RingState,
     ) -> Result<(Self, Recovery), InflightFault> {
-        recover::attach(mem, shape, vring, ring_size, used_idx)
+        recover::attach(mem, shape, vring, ring)
     }
 
     pub(super) fn new(base: u64, queue_size: u16, counter: u64, last_batch_head: u16) -> Self {

@@ -98,6 +98,12 @@ impl SplitRing {
         self.queue.next_used()
     }
 
+    /// The available index the guest has stored.
+    pub fn avail_idx<M: GuestMemory>(&self, mem: &M) -> Result<u16, GuestFault> {
+        let gone = |_| GuestFault::Ring { part: "available ring" };
+        self.queue.avail_idx(mem, Ordering::Acquire).map(|index| index.0).map_err(gone)
+    }
+
     /// Guest-physical address of the descriptor table.
     pub fn desc_table(&self) -> u64 {
         self.queue.desc_table()
@@ -107,7 +113,7 @@ impl SplitRing {
     pub fn pop<M: GuestMemory>(&mut self, mem: &M) -> Result<Option<u16>, GuestFault> {
         let (next, size) = (self.queue.next_avail(), self.queue.size());
         let gone = GuestFault::Ring { part: "available ring" };
-        let avail = self.queue.avail_idx(mem, Ordering::Acquire).map_err(|_| gone)?.0;
+        let avail = self.avail_idx(mem)?;
         let ahead = avail.wrapping_sub(next);
         if ahead == 0 {
             return Ok(None);

@@ -4,7 +4,7 @@
 #![allow(dead_code)] // Each test uses its part.
 
 use midflight::Handle;
-use midflight::backend::{Backend, CloseReason, Event, Input, MapFailed, Output};
+use midflight::backend::{Backend, CloseReason, Event, Input, MapFailed, Output, SuspendPolicy};
 use midflight::blk::{Completion, DeviceConfig, DiskError, DiskOp, ReqId};
 use midflight::driver::{
     BlkDriver, BlkOp, BlkRequest, Framing, RequestBuffers, RingFeatures, RingLayout, Span,
@@ -16,7 +16,8 @@ use midflight::wire::{
     InflightDescription, MemRegion, VringAddr, VringFile, VringState, WireError, encode_request,
 };
 use std::collections::BTreeSet;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::bitmap::NewBitmap;
+use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap};
 
 pub type Memory = GuestMemoryMmap<()>;
 
@@ -38,11 +39,25 @@ pub const FEATURES: u64 = virtio::VERSION_1
     | virtio::BLK_SEG_MAX
     | virtio::PROTOCOL_FEATURES;
 
+/// Memory a rig can run on.
+pub trait TestMemory: GuestMemory + Clone {
+    /// This many bytes from address 0.
+    fn make(bytes: u64) -> Self;
+}
+
+impl<B: NewBitmap + 'static> TestMemory for GuestMemoryMmap<B> {
+    fn make(bytes: u64) -> Self {
+        Self::from_ranges(&[(GuestAddress(0), bytes as usize)]).unwrap()
+    }
+}
+
 /// Back-end, its memory and disk, and everything it wished for.
-pub struct Rig {
-    pub backend: Backend<Memory>,
-    pub guest: Memory,
-    pub region: Option<Memory>,
+pub struct Rig<M = Memory> {
+    pub backend: Backend<M>,
+    /// Numbers its messages have.
+    pub dialect: Dialect,
+    pub guest: M,
+    pub region: Option<M>,
     pub region_description: Option<InflightDescription>,
     pub disk: Vec<u8>,
     pub now: Instant,
@@ -54,7 +69,7 @@ pub struct Rig {
     decoder: Decoder<FrontendReplies, Handle>,
     pub replies: Vec<FrontendReply<Handle>>,
     /// The dirty log mapped last.
-    pub log: Option<Memory>,
+    pub log: Option<M>,
     pub at_disk: Vec<ReqId>,
     /// The back-end wants these cancelled.
     pub cancelled: Vec<ReqId>,
@@ -72,10 +87,29 @@ pub fn memory(bytes: u64) -> Memory {
 
 impl Rig {
     pub fn new(config: DeviceConfig) -> Self {
+        Self::with(config, None)
+    }
+
+    /// A rig whose vring 0 runs, with an inflight region, and its driver.
+    pub fn running(config: DeviceConfig) -> (Self, BlkDriver) {
+        let mut rig = Self::new(config);
+        let driver = rig.run();
+        (rig, driver)
+    }
+}
+
+impl<M: TestMemory> Rig<M> {
+    pub fn with(config: DeviceConfig, suspend: Option<SuspendPolicy>) -> Self {
         let disk = vec![0; config.capacity as usize];
+        let dialect = suspend.map_or(Dialect::default(), |policy| policy.dialect);
+        let backend = match suspend {
+            Some(policy) => Backend::with_suspend(config, policy),
+            None => Backend::new(config),
+        };
         let mut rig = Self {
-            backend: Backend::new(config).unwrap(),
-            guest: memory(GUEST_BYTES),
+            backend: backend.unwrap(),
+            dialect,
+            guest: M::make(GUEST_BYTES),
             region: None,
             region_description: None,
             disk,
@@ -83,7 +117,7 @@ impl Rig {
             live: BTreeSet::new(),
             next_handle: 0,
             refuse_map: None,
-            decoder: Decoder::new(Dialect::default()),
+            decoder: Decoder::new(dialect),
             replies: Vec::new(),
             log: None,
             at_disk: Vec::new(),
@@ -98,16 +132,15 @@ impl Rig {
         rig
     }
 
-    /// A rig whose vring 0 runs, with an inflight region, and its driver.
-    pub fn running(config: DeviceConfig) -> (Self, BlkDriver) {
-        let mut rig = Self::new(config);
-        rig.negotiate(FEATURES);
-        rig.get_inflight(1, RING);
-        rig.add_memory();
-        let driver = BlkDriver::start(&rig.guest, ring_layout(0), ring_features()).unwrap();
-        rig.set_inflight();
-        rig.start_vring(0, 0);
-        (rig, driver)
+    /// Bring vring 0 up, with an inflight region; its driver.
+    pub fn run(&mut self) -> BlkDriver {
+        self.negotiate(FEATURES);
+        self.get_inflight(1, RING);
+        self.add_memory();
+        let driver = BlkDriver::start(&self.guest, ring_layout(0), ring_features()).unwrap();
+        self.set_inflight();
+        self.start_vring(0, 0);
+        driver
     }
 
     pub fn handle(&mut self) -> Handle {
@@ -117,7 +150,7 @@ impl Rig {
         handle
     }
 
-    pub fn input(&mut self, input: Input<'_, Memory>) {
+    pub fn input(&mut self, input: Input<'_, M>) {
         self.backend.handle_input(self.now, input).unwrap();
         self.drain();
     }
@@ -145,7 +178,7 @@ impl Rig {
                     self.backend.handle_input(self.now, Input::Mapped(result)).unwrap();
                 }
                 Output::AllocInflight { size } => {
-                    self.region = Some(memory(size.next_multiple_of(4096)));
+                    self.region = Some(M::make(size.next_multiple_of(4096)));
                     let handle = self.handle();
                     let input = Input::InflightAllocated(Ok(handle));
                     self.backend.handle_input(self.now, input).unwrap();
@@ -171,7 +204,7 @@ impl Rig {
                     assert!(self.live.contains(&handle));
                     let result = match self.refuse_map.take() {
                         Some(why) => Err(MapFailed(why)),
-                        None => Ok(memory(size.next_multiple_of(4096))),
+                        None => Ok(M::make(size.next_multiple_of(4096))),
                     };
                     if let Ok(log) = &result {
                         self.log = Some(log.clone());
@@ -185,7 +218,7 @@ impl Rig {
                 }
                 Output::ReleaseStore => {
                     assert!(std::mem::replace(&mut self.store, false), "released twice");
-                    assert!(self.at_disk.is_empty(), "released with requests at the disk");
+                    assert_eq!(self.backend.requests_in_flight(), 0, "released too early");
                 }
                 Output::Release(handle) => {
                     assert!(self.live.remove(&handle), "{handle} released twice");
@@ -204,7 +237,7 @@ impl Rig {
     ) -> Option<FrontendReplyBody<Handle>> {
         let before = self.replies.len();
         let envelope = Envelope { message, need_reply };
-        let (bytes, handles) = encode_request(&envelope, &Dialect::default()).unwrap();
+        let (bytes, handles) = encode_request(&envelope, &self.dialect).unwrap();
         self.input(Input::Received { bytes: &bytes, handles });
         self.replies.get(before).map(|r| r.body.clone())
     }
@@ -241,7 +274,7 @@ impl Rig {
             Some(FrontendReplyBody::U64(offered)) => offered,
             other => panic!("{other:?}"),
         };
-        let bits = midflight::backend::OFFERED_PROTOCOL_FEATURES;
+        let bits = self.backend.offered_protocol_features();
         assert!(bits & protocol::REPLY_ACK != 0);
         self.send(FrontendRequest::SetProtocolFeatures(bits), false);
         self.send(FrontendRequest::SetOwner, false);
@@ -288,6 +321,16 @@ impl Rig {
     pub fn get_base(&mut self, vring: u16) -> Option<u16> {
         let state = VringState { index: u32::from(vring), num: 0 };
         match self.send(FrontendRequest::GetVringBase(state), false) {
+            Some(FrontendReplyBody::VringState(state)) => Some(state.num as u16),
+            None => None,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The message that suspends in the dialects that have one.
+    pub fn skip_drain(&mut self, vring: u16) -> Option<u16> {
+        let state = VringState { index: u32::from(vring), num: 0 };
+        match self.send(FrontendRequest::GetVringBaseSkipDrain(state), false) {
             Some(FrontendReplyBody::VringState(state)) => Some(state.num as u16),
             None => None,
             other => panic!("{other:?}"),
@@ -374,8 +417,8 @@ pub fn slot_base(slot: u64) -> u64 {
 }
 
 /// Put a request into the ring; data right behind the header, status behind it.
-pub fn submit(
-    rig: &Rig,
+pub fn submit<M: TestMemory>(
+    rig: &Rig<M>,
     driver: &mut BlkDriver,
     slot: u64,
     op: BlkOp<'_>,

@@ -22,11 +22,12 @@ use crate::blk::{Completion, DiskError, DiskRequest, ReqId};
 use crate::time::Instant;
 use inline::Inline;
 use op::Op;
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use threads::Threads;
-use throttle::Throttle;
+use throttle::{Held, Throttle};
 use uring::Uring;
 
 pub(super) use sync::last_errno;
@@ -66,6 +67,13 @@ pub struct Disk {
     inflight: usize,
     /// The engine wants to be pumped again at once.
     retry: bool,
+    /// The store is ours: requests may go on to the engine.
+    open: bool,
+    /// Came while the store was not ours.
+    held: VecDeque<Box<Op>>,
+    /// Cancelled while an engine worked on them: not to be slowed down when
+    /// they come back.
+    hurried: Vec<ReqId>,
 }
 
 impl Disk {
@@ -103,6 +111,9 @@ impl Disk {
             finished: Vec::new(),
             inflight: 0,
             retry: false,
+            open: false,
+            held: VecDeque::new(),
+            hurried: Vec::new(),
         };
         Ok((disk, line))
     }
@@ -141,6 +152,34 @@ impl Disk {
             }
             op.measure();
         }
+        if self.open {
+            self.admit(now, op);
+        } else {
+            self.held.push_back(op);
+        }
+    }
+
+    /// The store is ours from now on; what was kept back goes to the engine.
+    pub fn open(&mut self, now: Instant) {
+        self.open = true;
+        while let Some(op) = self.held.pop_front() {
+            self.admit(now, op);
+        }
+    }
+
+    /// The store is not ours any more: keep back what comes.
+    pub fn close(&mut self) {
+        self.open = false;
+    }
+
+    /// The store will not be ours: what was kept back is over.
+    pub fn give_up(&mut self) {
+        while let Some(op) = self.held.pop_front() {
+            self.cancelled(op);
+        }
+    }
+
+    fn admit(&mut self, now: Instant, op: Box<Op>) {
         let op = match &mut self.throttle {
             None => op,
             Some(throttle) => match throttle.admit(now, op) {
@@ -152,9 +191,41 @@ impl Disk {
     }
 
     /// See to it that a request is over soon. Its completion comes like any
-    /// other.
+    /// other, and says [`DiskError::Cancelled`] only when nothing of it can
+    /// reach the disk or guest memory any more.
+    ///
+    /// What no engine has seen is cancelled at once. An engine that has begun
+    /// is asked to stop, and whatever it answers is waited for.
     pub fn cancel(&mut self, id: ReqId) {
-        let _ = id;
+        if let Some(at) = self.held.iter().position(|op| op.id == id) {
+            let op = self.held.remove(at).expect("a position that was just found");
+            return self.cancelled(op);
+        }
+        match self.throttle.as_mut().and_then(|throttle| throttle.take(id)) {
+            Some(Held::Before(op)) => return self.cancelled(op),
+            // Done long ago, only not told.
+            Some(Held::After(mut op)) => {
+                op.due = Instant::ZERO;
+                return self.finished.push(op);
+            }
+            None => {}
+        }
+        let taken = match &mut self.engine {
+            Engine::Uring(uring) => uring.cancel(id),
+            Engine::Threads(threads) => threads.cancel(id),
+            Engine::Inline(_) => None,
+        };
+        match taken {
+            Some(op) => self.cancelled(op),
+            None if self.throttle.is_some() => self.hurried.push(id),
+            None => {}
+        }
+    }
+
+    fn cancelled(&mut self, mut op: Box<Op>) {
+        op.result = Err(DiskError::Cancelled);
+        op.due = Instant::ZERO;
+        self.finished.push(op);
     }
 
     fn submit(&mut self, op: Box<Op>) {
@@ -187,7 +258,11 @@ impl Disk {
             Engine::Threads(threads) => threads.reap(&mut self.finished),
         }
         let mut finished = core::mem::take(&mut self.finished);
-        for op in finished.drain(..) {
+        for mut op in finished.drain(..) {
+            if let Some(at) = self.hurried.iter().position(|id| *id == op.id) {
+                self.hurried.swap_remove(at);
+                op.due = Instant::ZERO;
+            }
             let op = match &mut self.throttle {
                 None => op,
                 Some(throttle) => match throttle.finish(now, op) {

@@ -35,6 +35,8 @@ pub struct Op {
     pub due: Instant,
     /// The data is where it belongs, only the wait for stable storage is left.
     pub syncing: bool,
+    /// Somebody wants it to be over: no further step is begun.
+    pub cancelled: bool,
 }
 
 impl Op {
@@ -52,6 +54,7 @@ impl Op {
             result: Ok(()),
             due: Instant::ZERO,
             syncing: false,
+            cancelled: false,
         })
     }
 
@@ -67,6 +70,7 @@ impl Op {
         self.epoch = None;
         self.result = Ok(());
         self.syncing = false;
+        self.cancelled = false;
         (self.offset, self.len) = match kind {
             DiskOp::Read { offset } | DiskOp::Write { offset, .. } => (offset, 0),
             DiskOp::Flush => (0, 0),

@@ -53,7 +53,8 @@ impl Rig {
             std::fs::remove_file(&path).unwrap();
             return None;
         };
-        let (disk, line) = Disk::new(image, choice, throttle).unwrap();
+        let (mut disk, line) = Disk::new(image, choice, throttle).unwrap();
+        disk.open(Instant::ZERO);
         assert_eq!(line, None);
         let guest = memfd_create("guest", MemfdFlags::CLOEXEC).unwrap();
         ftruncate(&guest, GUEST).unwrap();

@@ -4,6 +4,7 @@
 use super::op::Op;
 use super::sync;
 use crate::adapter::image::Image;
+use crate::blk::ReqId;
 use rustix::event::{EventfdFlags, eventfd};
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -86,6 +87,14 @@ impl Threads {
             }
         }
         self.shared.work.notify_one();
+    }
+
+    /// Take a request back that no thread has begun with.
+    pub fn cancel(&mut self, id: ReqId) -> Option<Box<Op>> {
+        let mut queue = lock(&self.shared.queue);
+        let at = queue.ops.iter().position(|op| op.id == id)?;
+        self.outstanding -= 1;
+        queue.ops.remove(at)
     }
 
     /// Move what is finished to `out`.

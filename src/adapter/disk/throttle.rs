@@ -7,6 +7,7 @@
 //! which the requests are simply in flight.
 
 use super::op::Op;
+use crate::blk::ReqId;
 use crate::time::{Duration, Instant};
 use std::collections::BTreeMap;
 
@@ -17,6 +18,15 @@ pub struct Throttle {
     sequence: u64,
     before: BTreeMap<(Instant, u64), Box<Op>>,
     after: BTreeMap<(Instant, u64), Box<Op>>,
+}
+
+/// A request that was taken out.
+#[derive(Debug)]
+pub enum Held {
+    /// No engine has seen it.
+    Before(Box<Op>),
+    /// It was done.
+    After(Box<Op>),
 }
 
 impl Throttle {
@@ -73,6 +83,18 @@ impl Throttle {
         take(&mut self.after, now)
     }
 
+    /// Take a request out, wherever it waits.
+    pub fn take(&mut self, id: ReqId) -> Option<Held> {
+        let key = |queue: &BTreeMap<_, Box<Op>>| {
+            queue.iter().find(|(_, op)| op.id == id).map(|(key, _)| *key)
+        };
+        if let Some(key) = key(&self.before) {
+            return self.before.remove(&key).map(Held::Before);
+        }
+        let key = key(&self.after)?;
+        self.after.remove(&key).map(Held::After)
+    }
+
     /// The next time that matters.
     pub fn deadline(&self) -> Option<Instant> {
         let first = |queue: &BTreeMap<(Instant, u64), Box<Op>>| {
@@ -90,7 +112,7 @@ fn take(queue: &mut BTreeMap<(Instant, u64), Box<Op>>, now: Instant) -> Option<B
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::blk::{DiskOp, ReqId};
+    use crate::blk::DiskOp;
 
     #[test]
     fn throttle_holds_half_before_and_half_after_within_its_bounds() {

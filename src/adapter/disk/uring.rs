@@ -4,7 +4,7 @@ use super::op::Op;
 use super::sync;
 use super::threads::Threads;
 use crate::adapter::image::Image;
-use crate::blk::{DiskError, DiskOp};
+use crate::blk::{DiskError, DiskOp, ReqId};
 use io_uring::types::{Fixed, FsyncFlags};
 use io_uring::{IoUring, opcode, squeue};
 use rustix::event::{EventfdFlags, eventfd};
@@ -25,6 +25,9 @@ const INFLIGHT: u32 = 4096;
 const HELPERS: usize = 4;
 /// The image, as registered.
 const IMAGE: Fixed = Fixed(0);
+
+/// User data of cancellations; requests have the number of their place.
+const CANCEL: u64 = u64::MAX;
 
 /// A ring with one file.
 pub struct Uring {
@@ -102,6 +105,32 @@ impl Uring {
         self.push(key);
     }
 
+    /// Ask the kernel to stop a request, whose completion then comes soon, or
+    /// take it back if the kernel has not seen it.
+    ///
+    /// A place is given to another request only after the completion of the one
+    /// before was reaped; by then the cancellation, which is earlier in the
+    /// ring than that request, has been looked at. So it never hits a request
+    /// that was not meant.
+    pub fn cancel(&mut self, id: ReqId) -> Option<Box<Op>> {
+        let Some((key, op)) = self.inflight.iter_mut().find(|(_, op)| op.id == id) else {
+            return self.helpers.cancel(id);
+        };
+        op.cancelled = true;
+        if let Some(at) = self.waiting.iter().position(|waiting| *waiting == key) {
+            self.waiting.remove(at);
+            return Some(self.inflight.remove(key));
+        }
+        let entry = opcode::AsyncCancel::new(key as u64).build().user_data(CANCEL);
+        // SAFETY: the entry points to nothing.
+        if unsafe { self.ring.submission().push(&entry) }.is_err() && self.call().is_ok() {
+            // SAFETY: as above. Without room even now, the request just takes
+            // its time.
+            let _ = unsafe { self.ring.submission().push(&entry) };
+        }
+        None
+    }
+
     fn push(&mut self, key: usize) {
         let in_ring = self.inflight.len() - self.waiting.len();
         if !self.waiting.is_empty() || in_ring > INFLIGHT as usize {
@@ -171,7 +200,10 @@ impl Uring {
             let Some(cqe) = self.ring.completion().next() else {
                 break;
             };
-            self.completed(cqe.user_data() as usize, cqe.result(), out);
+            // Whether a request could be stopped is told by its own completion.
+            if cqe.user_data() != CANCEL {
+                self.completed(cqe.user_data() as usize, cqe.result(), out);
+            }
         }
         while !self.waiting.is_empty()
             && self.inflight.len() - self.waiting.len() < INFLIGHT as usize
@@ -192,6 +224,14 @@ impl Uring {
     fn completed(&mut self, key: usize, result: i32, out: &mut Vec<Box<Op>>) {
         let op = &mut self.inflight[key];
         match next(op, result) {
+            // What was begun need not be ended: it will be executed again, as
+            // a whole.
+            Next::Done(Err(DiskError::Os(libc::ECANCELED))) | Next::Again | Next::Elsewhere
+                if op.cancelled =>
+            {
+                op.result = Err(DiskError::Cancelled);
+                out.push(self.inflight.remove(key));
+            }
             Next::Done(result) => {
                 op.result = result;
                 out.push(self.inflight.remove(key));
