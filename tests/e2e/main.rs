@@ -22,7 +22,9 @@ mod blkio;
 mod crash;
 mod daemon;
 mod guest;
+mod handover;
 mod initramfs;
+mod migrate;
 mod plug;
 mod process;
 mod qmp;
@@ -110,6 +112,7 @@ fn main() -> ExitCode {
         steady::scenarios(),
         plug::scenarios(),
         crash::scenarios(),
+        migrate::scenarios(),
         blkio::scenarios(),
     ];
     let scenarios: Vec<Scenario> = all.into_iter().flatten().filter(wanted).collect();

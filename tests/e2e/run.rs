@@ -28,6 +28,9 @@ pub struct Plan {
     /// Of a hundred operations, how many write and flush; the rest read.
     pub writes: u64,
     pub flushes: u64,
+    /// Buffers of finished reads that each thread keeps, and looks at again
+    /// before they are used anew and at the end.
+    pub keep: u64,
 }
 
 impl Default for Plan {
@@ -42,11 +45,17 @@ impl Default for Plan {
             seed: 1,
             writes: 50,
             flushes: 2,
+            keep: 0,
         }
     }
 }
 
 impl Plan {
+    /// For migrations: also watches memory.
+    pub fn migrating() -> Self {
+        Self { keep: 32, ..Self::slow() }
+    }
+
     /// For slow disks: few blocks, so that a write that comes late meets newer
     /// data, and single ones, so that all of them are in flight separately.
     pub fn slow() -> Self {
@@ -55,7 +64,7 @@ impl Plan {
 
     pub fn arguments(&self) -> String {
         format!(
-            "disk={} offset={} len={} block={} depth={} most={} seed={} writes={} flushes={}",
+            "disk={} offset={} len={} block={} depth={} most={} seed={} writes={} flushes={} keep={}",
             self.disk,
             self.offset,
             self.len,
@@ -64,7 +73,8 @@ impl Plan {
             self.most,
             self.seed,
             self.writes,
-            self.flushes
+            self.flushes,
+            self.keep
         )
     }
 
@@ -84,6 +94,11 @@ pub struct Figures {
     pub stall: Duration,
     /// Longest single operation, by the guest's clock.
     pub wait: Duration,
+    /// Longest time without a completion, by the guest's clock.
+    pub gap: Duration,
+    /// Kept buffers looked at again, and those of them that were read before
+    /// the last mark.
+    pub rechecked: (u64, u64),
     pub notes: Vec<String>,
 }
 
@@ -100,6 +115,9 @@ impl Figures {
         self.errors += other.errors;
         self.stall = self.stall.max(other.stall);
         self.wait = self.wait.max(other.wait);
+        self.gap = self.gap.max(other.gap);
+        self.rechecked.0 += other.rechecked.0;
+        self.rechecked.1 += other.rechecked.1;
         self.notes.extend(other.notes);
     }
 }
@@ -117,6 +135,10 @@ impl fmt::Display for Figures {
                 self.stall.as_millis(),
                 self.wait.as_millis()
             )?;
+        }
+        let (all, old) = self.rechecked;
+        if all > 0 {
+            write!(f, "buffers looked at again {all}, {old} of them old, ")?;
         }
         f.write_str(&self.notes.join(", "))
     }
@@ -261,6 +283,8 @@ impl Run {
             errors: status.number("errors")?,
             stall,
             wait: Duration::from_nanos(status.number("wait_ns")?),
+            gap: Duration::from_nanos(status.number("gap_ns")?),
+            rechecked: (status.number("rechecked")?, status.number("rechecked_old")?),
             notes: Vec::new(),
         };
         if figures.mismatches + figures.errors != 0 {

@@ -55,6 +55,7 @@ impl Arguments {
             seed: self.number("seed")?,
             writes: self.number("writes")?,
             flushes: self.number("flushes")?,
+            keep: self.number("keep")?,
         };
         if plan.block == 0 || !plan.block.is_multiple_of(block::SECTOR as u64) || plan.depth == 0 {
             return Err("the block must be whole sectors and the depth not 0".to_string());
