@@ -212,6 +212,14 @@ impl Bench {
         Command::new(self.setup.boot.tools.join(name))
     }
 
+    /// The program under test, for what it can do beside serving.
+    pub fn tool_of_the_back_end(&self) -> Result<&Path, String> {
+        match &self.setup.backend {
+            Backend::Midflight(program) => Ok(program),
+            Backend::StorageDaemon => Err("the storage daemon has no inspect".to_string()),
+        }
+    }
+
     /// A path in the scratch directory that has not been used before.
     pub fn fresh_path(&mut self, suffix: &str) -> PathBuf {
         self.names += 1;

@@ -26,7 +26,6 @@ pub struct Handover {
     /// From the end of the stop at the source to the start at the destination,
     /// by the host's clock.
     pub gap: Duration,
-    pub total: Duration,
     /// Requests in flight when the vrings were stopped.
     pub at_stop: u64,
     /// Vrings that left requests in the region, and how many.
@@ -128,6 +127,15 @@ pub fn wait_for(source: &mut Rig, wanted: &str) -> Result<Value, String> {
     })
 }
 
+/// Fails if memory is no longer being copied.
+pub fn still_active(source: &mut Rig) -> Result<(), String> {
+    let answer = source.vm.execute("query-migrate", json!({}))?;
+    if answer["status"] == json!("active") {
+        return Ok(());
+    }
+    Err(format!("the migration should still be active: {answer}"))
+}
+
 /// Waits until the machine has been started here, and lets commands to the
 /// guest come here. Returns the time of the start in microseconds.
 pub fn arrive(destination: &mut Rig) -> Result<u64, String> {
@@ -144,11 +152,9 @@ pub fn complete(source: &mut Rig, destination: &mut Rig, stop: usize) -> Result<
     let answer = wait_for(source, "completed")?;
     let resumed = arrive(destination)?;
     let stopped = source.vm.qmp.last_event_us("STOP").ok_or("the source sent no STOP event")?;
-    let milliseconds =
-        |name: &str| answer[name].as_u64().map(Duration::from_millis).ok_or(format!("no {name}"));
+    let downtime = answer["downtime"].as_u64().ok_or("the source has no downtime")?;
     Handover {
-        downtime: milliseconds("downtime")?,
-        total: milliseconds("total-time")?,
+        downtime: Duration::from_millis(downtime),
         gap: Duration::from_micros(resumed.saturating_sub(stopped)),
         ..Handover::of_stop(source, stop)
     }

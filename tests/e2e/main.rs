@@ -25,10 +25,13 @@ mod guest;
 mod handover;
 mod initramfs;
 mod migrate;
+mod migrate_file;
+mod migrate_trouble;
 mod plug;
 mod process;
 mod qmp;
 mod run;
+mod spoil;
 mod steady;
 mod vm;
 mod watch;
@@ -113,6 +116,8 @@ fn main() -> ExitCode {
         plug::scenarios(),
         crash::scenarios(),
         migrate::scenarios(),
+        migrate_file::scenarios(),
+        migrate_trouble::scenarios(),
         blkio::scenarios(),
     ];
     let scenarios: Vec<Scenario> = all.into_iter().flatten().filter(wanted).collect();

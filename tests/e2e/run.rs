@@ -138,7 +138,7 @@ impl fmt::Display for Figures {
         }
         let (all, old) = self.rechecked;
         if all > 0 {
-            write!(f, "buffers looked at again {all}, {old} of them old, ")?;
+            write!(f, "buffers looked at again {all} ({old} old) ")?;
         }
         f.write_str(&self.notes.join(", "))
     }
