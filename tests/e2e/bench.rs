@@ -213,7 +213,7 @@ impl Bench {
     }
 
     /// The program under test, for what it can do beside serving.
-    pub fn tool_of_the_back_end(&self) -> Result<&Path, String> {
+    pub fn program(&self) -> Result<&Path, String> {
         match &self.setup.backend {
             Backend::Midflight(program) => Ok(program),
             Backend::StorageDaemon => Err("the storage daemon has no inspect".to_string()),
