@@ -76,6 +76,7 @@ fn destination_dies(bench: &mut Bench, here: &mut Rig) -> Result<u64, String> {
 fn cancelled(bench: &mut Bench) -> Result<Figures, String> {
     const ROUNDS: u64 = 2;
     let mut here = bench.take_out(&moving())?;
+    here.provoked = true;
     let run = Run::start(&here.vm.guest, &Plan { seed: 160, ..Plan::migrating() })?;
     let mut left = 0;
     for round in 0..ROUNDS {
