@@ -134,6 +134,20 @@ fn session_a_front_end_that_cannot_be_told_no_is_disconnected() {
 }
 
 #[test]
+fn session_descriptors_without_end_and_without_a_message_close_the_connection() {
+    let mut rig = Rig::new(disk());
+    for byte in [1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0] {
+        let handles = (0..8).map(|_| rig.handle()).collect();
+        if rig.closed.is_none() {
+            rig.input(Input::Received { bytes: &[byte], handles });
+        }
+    }
+    let Some(CloseReason::FrontendMisbehaved(fault)) = &rig.closed else { panic!() };
+    let text = "72 descriptors came before a whole message, expected at most 64";
+    assert_eq!(fault.to_string(), text);
+}
+
+#[test]
 fn session_messages_of_a_feature_need_the_feature() {
     let h = Handle(1);
     let inflight =

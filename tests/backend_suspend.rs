@@ -462,3 +462,94 @@ fn resume_believes_the_region_whatever_the_base_and_reports_a_contradiction() {
         assert!(rig.events.contains(&runs), "base {base}: {:?}", rig.events);
     }
 }
+
+/// The deliberate mistakes are mistakes: each breaks what a test above checks.
+#[cfg(feature = "bugs")]
+mod mistakes {
+    use super::*;
+    use midflight::bugs::{Bug, set};
+    use midflight::driver::BlkOp;
+
+    fn two_in_flight(r: &common::Memory) {
+        for head in [0u16, 1] {
+            r.write_obj(1u8, GuestAddress(entry(head))).unwrap();
+            r.write_obj(u64::from(head), GuestAddress(entry(head) + 8)).unwrap();
+        }
+    }
+
+    fn next_avail(bug: Bug, base: u16) -> u16 {
+        set(Some(bug));
+        let rig = resume(5, 7, base, two_in_flight);
+        set(None);
+        let runs = rig.events.iter().find_map(|event| match event {
+            Event::VringRunning { next_avail, .. } => Some(*next_avail),
+            _ => None,
+        });
+        runs.expect("it runs")
+    }
+
+    #[test]
+    fn mistakes_with_the_base_start_at_the_wrong_place() {
+        assert_eq!(next_avail(Bug::BaseTrusted, 5), 5);
+        assert_eq!(next_avail(Bug::BasePlusInflight, 7), 9);
+    }
+
+    #[test]
+    fn mistake_of_an_early_answer_leaves_requests_at_the_disk() {
+        let (mut rig, mut driver) = rig(Dialect::QEMU_11_1);
+        write(&mut rig, &mut driver, 0..4);
+        set(Some(Bug::ReplyBeforeCancelled));
+        rig.get_base(0);
+        time_is_up(&mut rig);
+        set(None);
+        assert_eq!((base_reply(&rig), rig.backend.requests_in_flight()), (Some(4), 4));
+        // They come in the end, and nobody is confused by it.
+        rig.finish_all();
+        assert!(reaped(&rig, &mut driver).is_empty());
+        assert_eq!(rig.backend.requests_in_flight(), 0);
+    }
+
+    #[test]
+    fn mistake_of_a_late_region_writes_it_after_the_answer() {
+        let (mut rig, mut driver) = rig(Dialect::QEMU_11_1);
+        write(&mut rig, &mut driver, 0..4);
+        set(Some(Bug::RegionAfterReply));
+        rig.get_base(0);
+        let ids = rig.at_disk.clone();
+        done(&mut rig, &ids[..2]);
+        time_is_up(&mut rig);
+        let left = rig.cancelled.clone();
+        rig.input(Input::DiskDone(&cancelled(&left)));
+        assert_eq!(base_reply(&rig), Some(4));
+        assert_eq!(region(&rig).0.len(), 4, "two of them are published");
+        assert!(rig.backend.poll_timeout().is_some());
+        rig.input(Input::Timeout);
+        set(None);
+        assert_eq!(region(&rig), (vec![rig_head(&rig, 2), rig_head(&rig, 3)], 2));
+    }
+
+    /// Head of the n-th entry of the available ring.
+    fn rig_head(rig: &Rig, n: u64) -> u16 {
+        rig.guest.read_obj(GuestAddress(ring_layout(0).avail + 4 + 2 * n)).unwrap()
+    }
+
+    #[test]
+    fn mistake_of_fetching_first_changes_the_order() {
+        let (mut rig, mut driver) = rig(Dialect::QEMU_11_1);
+        write(&mut rig, &mut driver, 0..2);
+        rig.get_base(0);
+        time_is_up(&mut rig);
+        let left = rig.cancelled.clone();
+        rig.input(Input::DiskDone(&cancelled(&left)));
+        rig.at_disk.clear();
+        submit(&rig, &mut driver, 2, BlkOp::Out { sector: 2 }, 512, &Framing::CLASSIC);
+        driver.publish(&rig.guest).unwrap();
+        rig.set_inflight();
+        set(Some(Bug::ResubmitAfterFetch));
+        rig.start_vring(0, 2);
+        set(None);
+        let order: Vec<u64> =
+            rig.at_disk.iter().map(|id| sector(rig.backend.request(*id).unwrap().op)).collect();
+        assert_eq!(order, [2, 0, 1]);
+    }
+}

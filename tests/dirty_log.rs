@@ -359,3 +359,34 @@ fn dirty_flags_of_a_ring_without_event_index_are_logged() {
     assert_eq!(flags, 2, "kicks were switched off and on");
     assert_eq!(pages(&log), BTreeSet::from([used / PAGE]));
 }
+
+/// The deliberate mistakes are mistakes.
+#[cfg(feature = "bugs")]
+#[test]
+fn dirty_mistakes_leave_pages_out_or_log_them_late() {
+    use midflight::bugs::{Bug, set};
+    for bug in [Bug::UsedRingNotLogged, Bug::StatusNotLogged, Bug::LogAfterPublish] {
+        let (mut rig, mut driver) = rig();
+        log_on(&mut rig);
+        let log = rig.log.clone().unwrap();
+        let [first, second, status] = put(&rig, &mut driver, 0, BlkOp::In { sector: 0 }, 1024);
+        rig.kick(0);
+        let done = rig.execute(rig.at_disk[0]);
+        clear(&log);
+        set(Some(bug));
+        rig.input(Input::DiskDone(&[done]));
+        set(None);
+        let mut expected = used_pages();
+        expected.extend([first, second, status]);
+        match bug {
+            Bug::UsedRingNotLogged => expected = BTreeSet::from([first, second, status]),
+            Bug::StatusNotLogged => assert!(expected.remove(&status)),
+            _ => {
+                let all = stores();
+                let index = all.iter().position(|s| s.0 == GUEST && s.2 == 2).unwrap();
+                assert!(!all[..index].iter().any(|s| s.0 == 2), "logged too early: {all:?}");
+            }
+        }
+        assert_eq!(pages(&log), expected, "{bug:?}");
+    }
+}

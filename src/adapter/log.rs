@@ -32,7 +32,7 @@ pub fn line(text: fmt::Arguments<'_>) {
     let _ = std::io::stderr().write_all(line.as_bytes());
 }
 
-/// As [`line`], but at most [`LIMIT`] in each [`WINDOW`]; the next window says how many
+/// As [`line()`], but at most [`LIMIT`] in each [`WINDOW`]; the next window says how many
 /// were dropped.
 pub fn line_limited(text: fmt::Arguments<'_>) {
     static BUDGET: Mutex<Option<Budget>> = Mutex::new(None);

@@ -50,7 +50,7 @@ impl Drop for Mapping {
     }
 }
 
-/// A region of guest memory, or an inflight region, inside a [`Mapping`].
+/// A region of guest memory, or an inflight region, inside a mapping.
 #[derive(Debug)]
 pub struct PeerRegion {
     mapping: Mapping,

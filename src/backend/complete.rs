@@ -93,15 +93,15 @@ impl<M: GuestMemory> Backend<M> {
             return Ok(false);
         }
         let region_mem = self.inflight.as_ref().map(|i| &i.memory);
-        let mut region = run.region.as_mut().zip(region_mem);
 
-        if let Some((region, mem)) = &mut region {
+        if let Some((region, mem)) = run.region.as_mut().zip(region_mem) {
+            self.late.catch_up(Some(mem));
             for used in &run.batch {
-                region.link(*mem, used.head)?; // C1, C2, C3
+                region.link(mem, used.head)?; // C1, C2, C3
             }
             if bugs::on(Bug::ClearBeforePublish) {
                 for used in &run.batch {
-                    region.retire(*mem, used.head)?;
+                    region.retire(mem, used.head)?;
                 }
             }
         }
@@ -111,11 +111,14 @@ impl<M: GuestMemory> Backend<M> {
         if let Some(log) = log {
             log.published();
         }
-        if let Some((region, mem)) = &mut region {
+        let put_off = self.late.put_off(vring, run);
+        if let Some((region, mem)) = run.region.as_mut().zip(region_mem)
+            && !put_off
+        {
             for used in &run.batch {
-                region.retire(*mem, used.head)?; // C5
+                region.retire(mem, used.head)?; // C5
             }
-            region.close(*mem, run.ring.used_idx())?; // C6
+            region.close(mem, run.ring.used_idx())?; // C6
         }
 
         for used in &run.batch {

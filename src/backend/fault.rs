@@ -20,6 +20,14 @@ pub enum FrontendFault {
     /// Not a vhost-user message.
     #[error(transparent)]
     Wire(#[from] WireError),
+    /// Descriptors without a message to go with.
+    #[error("{got} descriptors came before a whole message, expected at most {max}")]
+    TooManyHandles {
+        /// Descriptors held.
+        got: u64,
+        /// The bound.
+        max: u32,
+    },
     /// A message that belongs to a feature not in force.
     #[error("{message} came without {feature} being negotiated")]
     NotNegotiated {

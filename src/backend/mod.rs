@@ -14,6 +14,7 @@ mod complete;
 mod fault;
 mod fetch;
 mod io;
+mod late;
 mod policy;
 mod requests;
 mod session;
@@ -34,7 +35,8 @@ use crate::memory::MemoryTable;
 use crate::time::{Duration, Instant};
 use crate::vring::chain::Chain;
 use crate::wire::features::virtio;
-use crate::wire::{Decoder, Dialect, FrontendRequests};
+use crate::wire::{Decoder, Dialect, FrontendRequests, PushReason};
+use late::Late;
 use requests::Requests;
 use session::Session;
 use setup::{InflightMemory, Pending};
@@ -101,6 +103,7 @@ pub struct Backend<M> {
     /// Buffers of the chain being looked at.
     chain: Chain,
     out: VecDeque<Output>,
+    late: Late,
 }
 
 impl<M: GuestMemory> Backend<M> {
@@ -145,6 +148,7 @@ impl<M: GuestMemory> Backend<M> {
             writeback: true,
             chain: Chain::default(),
             out: VecDeque::new(),
+            late: Late::default(),
         })
     }
 
@@ -168,6 +172,9 @@ impl<M: GuestMemory> Backend<M> {
     /// An error says that the driver broke the contract; nothing has changed
     /// then, except that handles given with the input are to be released.
     pub fn handle_input(&mut self, now: Instant, input: Input<'_, M>) -> Result<(), ApiMisuse> {
+        if self.late_is_due() {
+            self.late.catch_up(self.inflight.as_ref().map(|i| &i.memory));
+        }
         match input {
             Input::Connected => self.connected()?,
             Input::Received { bytes, handles } => self.received(bytes, handles)?,
@@ -202,6 +209,9 @@ impl<M: GuestMemory> Backend<M> {
     /// When to call with [`Input::Timeout`], and why. A time that has passed
     /// means at once.
     pub fn poll_timeout(&self) -> Option<Timeout> {
+        if self.late_is_due() {
+            return Some((Instant::ZERO, TimerKind::MoreChains));
+        }
         let runs = self.vrings.iter().filter(|v| self.may_fetch() && v.fetches());
         runs.filter_map(|v| {
             let run = v.run.as_ref()?;
@@ -247,10 +257,16 @@ impl<M: GuestMemory> Backend<M> {
             return Err(misuse);
         }
         let wanted = self.wanted() as u64;
-        self.decoder.push(bytes, handles).map_err(|refused| {
-            self.release(refused.handles);
-            ApiMisuse::NotWanted { got: bytes.len() as u64, wanted }
-        })
+        let Err(refused) = self.decoder.push(bytes, handles) else { return Ok(()) };
+        self.release(refused.handles);
+        match refused.reason {
+            // How many descriptors ride with a byte is up to the peer.
+            PushReason::Handles { max, would_be } => {
+                self.close(FrontendFault::TooManyHandles { got: would_be, max });
+                Ok(())
+            }
+            _ => Err(ApiMisuse::NotWanted { got: bytes.len() as u64, wanted }),
+        }
     }
 
     /// Everything that follows from what has changed: waits that are over,
@@ -277,6 +293,10 @@ impl<M: GuestMemory> Backend<M> {
                 self.fetch(now, vring);
             }
         }
+    }
+
+    fn late_is_due(&self) -> bool {
+        self.late.is_due(|vring| self.vrings[usize::from(vring)].run.is_some())
     }
 
     fn release(&mut self, handles: impl IntoIterator<Item = Handle>) {

@@ -102,8 +102,10 @@ impl<M: GuestMemory> Backend<M> {
 
     /// Let another owner have the store, if nothing here needs it.
     fn release_store(&mut self) {
-        let needed = !self.requests.is_empty() || self.vrings.iter().any(|v| v.run.is_some());
-        if self.store && !needed {
+        if !self.store || !self.requests.is_empty() {
+            return;
+        }
+        if self.vrings.iter().all(|v| v.run.is_none()) {
             self.store = false;
             self.out.push_back(Output::ReleaseStore);
         }
@@ -197,6 +199,7 @@ impl<M: GuestMemory> Backend<M> {
         if self.requests.is_empty() && self.vrings.iter().all(|v| v.run.is_none()) {
             self.forget_memory();
             self.inflight = None;
+            self.log = None;
         }
     }
 

@@ -92,7 +92,7 @@ impl Vring {
     // spec: vhost-user, VHOST_USER_SET_VRING_ADDR: VHOST_VRING_F_LOG
     pub fn used_log(&self) -> Option<u64> {
         const F_LOG: u32 = 1;
-        self.addr.filter(|addr| addr.flags & F_LOG != 0).map(|addr| addr.log)
+        self.addr.as_ref().filter(|addr| addr.flags & F_LOG != 0).map(|addr| addr.log)
     }
 
     /// Where the ring lies by a memory table.

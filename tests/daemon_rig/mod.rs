@@ -172,6 +172,13 @@ impl Daemon {
         std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
     }
 
+    /// Resident memory in KiB that is the daemon's own.
+    pub fn memory_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
     /// Mappings of memory that a peer shared.
     pub fn peer_mappings(&self) -> usize {
         let maps = std::fs::read_to_string(format!("/proc/{}/maps", self.child.id())).unwrap();
@@ -191,6 +198,8 @@ pub struct Client {
     socket: UnixStream,
     fds: Vec<OwnedFd>,
     decoder: Decoder<FrontendReplies, Handle>,
+    /// Protocol features to accept.
+    pub protocol: u64,
 }
 
 impl Client {
@@ -200,7 +209,9 @@ impl Client {
 
     pub fn over(socket: UnixStream) -> Self {
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        Self { socket, fds: Vec::new(), decoder: Decoder::new(Dialect::default()) }
+        let decoder = Decoder::new(Dialect::default());
+        let protocol = midflight::backend::OFFERED_PROTOCOL_FEATURES;
+        Self { socket, fds: Vec::new(), decoder, protocol }
     }
 
     /// A copy of a descriptor to send with a message.
@@ -278,8 +289,7 @@ impl Client {
         let FrontendReplyBody::U64(offered) = self.ask(FrontendRequest::GetFeatures) else {
             panic!("features are a number")
         };
-        let protocol = midflight::backend::OFFERED_PROTOCOL_FEATURES;
-        self.send(FrontendRequest::SetProtocolFeatures(protocol), false);
+        self.send(FrontendRequest::SetProtocolFeatures(self.protocol), false);
         self.send(FrontendRequest::SetOwner, false);
         let wanted = virtio::VERSION_1 | virtio::BLK_FLUSH | virtio::PROTOCOL_FEATURES;
         self.ok(FrontendRequest::SetFeatures(offered & wanted));
@@ -337,6 +347,11 @@ impl Guest {
         let region = MemRegion { guest_addr: 0, size: GUEST, user_addr: USER_BASE, mmap_offset: 0 };
         let memory = client.attach(&self.file);
         client.ok(FrontendRequest::AddMemReg(region, memory));
+        self.resume(client, base);
+    }
+
+    /// Start vring 0 from `base`, on a connection that has all the rest.
+    pub fn resume(&mut self, client: &mut Client, base: u16) {
         let (description, fd) = self.inflight.as_ref().unwrap();
         let handle = client.attach(fd);
         client.ok(FrontendRequest::SetInflightFd(*description, handle));
@@ -358,8 +373,39 @@ impl Guest {
         client.ok(FrontendRequest::SetVringEnable(VringState { index: 0, num: 1 }));
     }
 
+    /// GET_VRING_BASE; the base.
+    pub fn stop(&mut self, client: &mut Client) -> u16 {
+        let state = VringState { index: 0, num: 0 };
+        match client.ask(FrontendRequest::GetVringBase(state)) {
+            FrontendReplyBody::VringState(state) => state.num as u16,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Heads in flight by the region.
+    pub fn in_flight(&self) -> usize {
+        let (description, fd) = self.inflight.as_ref().unwrap();
+        let mut bytes = vec![0; description.mmap_size as usize];
+        rustix::io::pread(fd, &mut bytes, description.mmap_offset).unwrap();
+        (0..usize::from(RING)).filter(|head| bytes[16 + 16 * head] == 1).count()
+    }
+
+    /// Tokens of what has come back so far, all of it well.
+    pub fn reap_now(&mut self) -> Vec<u64> {
+        let mut done = Vec::new();
+        while let Some(one) = self.driver.reap(&self.memory).unwrap() {
+            assert_eq!(one.status.code(), 0);
+            done.push(one.token);
+        }
+        done
+    }
+
+    /// Requests that can be outstanding by their number: buffers of a later one
+    /// are those of an earlier one.
+    pub const SLOTS: u64 = 64;
+
     fn slot(token: u64) -> u64 {
-        0x10_0000 + token % 64 * 0x2000
+        0x10_0000 + token % Self::SLOTS * 0x2000
     }
 
     /// Queue a request of one 4 KiB block; data of a write is `fill`.

@@ -130,17 +130,24 @@ impl Rig {
 
 /// Every engine in every place where it can run.
 fn rigs() -> Vec<(&'static str, Rig)> {
+    let mut rigs = rigs_with(None);
+    let shm = PathBuf::from("/dev/shm");
+    let shm = if shm.is_dir() { shm } else { std::env::temp_dir() };
+    rigs.extend(Rig::new(&shm, EngineChoice::Auto, false, Some(50)).map(|rig| ("throttled", rig)));
+    rigs
+}
+
+fn rigs_with(throttle: Option<u64>) -> Vec<(&'static str, Rig)> {
     let disk = std::env::temp_dir();
     let shm = PathBuf::from("/dev/shm");
     let shm = if shm.is_dir() { shm } else { disk.clone() };
     [
-        ("io-uring", Rig::new(&disk, EngineChoice::Uring, false, None)),
-        ("io-uring direct", Rig::new(&disk, EngineChoice::Uring, true, None)),
-        ("io-uring in memory", Rig::new(&shm, EngineChoice::Uring, false, None)),
-        ("threads", Rig::new(&disk, EngineChoice::Threads, false, None)),
-        ("threads direct", Rig::new(&disk, EngineChoice::Threads, true, None)),
-        ("inline", Rig::new(&shm, EngineChoice::Inline, false, None)),
-        ("throttled", Rig::new(&shm, EngineChoice::Auto, false, Some(50))),
+        ("io-uring", Rig::new(&disk, EngineChoice::Uring, false, throttle)),
+        ("io-uring direct", Rig::new(&disk, EngineChoice::Uring, true, throttle)),
+        ("io-uring in memory", Rig::new(&shm, EngineChoice::Uring, false, throttle)),
+        ("threads", Rig::new(&disk, EngineChoice::Threads, false, throttle)),
+        ("threads direct", Rig::new(&disk, EngineChoice::Threads, true, throttle)),
+        ("inline", Rig::new(&shm, EngineChoice::Inline, false, throttle)),
     ]
     .into_iter()
     .filter_map(|(name, rig)| Some((name, rig?)))
@@ -350,5 +357,79 @@ fn disk_discard_gives_blocks_back() {
         let op = DiskOp::Discard { offset: 0, len: DISK, durable: false };
         assert_eq!(rig.run(op, &[]), Ok(()), "{name}");
         assert!(!is_allocated(&rig.path, 0), "{name}");
+    }
+}
+
+#[test]
+fn disk_cancelled_requests_all_come_back_and_what_was_cancelled_can_be_done_again() {
+    for throttle in [None, Some(20_000)] {
+        for (name, mut rig) in rigs_with(throttle) {
+            let content: Vec<u8> = (0..DISK).map(|i| (i / BLOCK) as u8).collect();
+            std::fs::write(&rig.path, &content).unwrap();
+            let block = |i: u64| Segment { addr: i * BLOCK, len: BLOCK as u32 };
+            let ids: Vec<ReqId> = (0..200u64)
+                .map(|i| rig.start(Instant::ZERO, DiskOp::Read { offset: i * BLOCK }, &[block(i)]))
+                .collect();
+            let mut done = Vec::new();
+            rig.disk.pump(Instant::ZERO, &mut rig.memory, &mut done).unwrap();
+            let early = done.len();
+            for id in ids.iter().filter(|id| !done.iter().any(|c| c.id == **id)) {
+                rig.disk.cancel(*id);
+            }
+            let start = std::time::Instant::now();
+            done.extend(rig.finish());
+            if throttle.is_some() {
+                assert_eq!(early, 0, "{name}");
+                assert!(start.elapsed() < Duration::from_millis(12), "{name}: not waited for");
+            }
+            done.sort_by_key(|c| c.id);
+            assert_eq!(done.iter().map(|c| c.id).collect::<Vec<_>>(), ids, "{name}");
+            let (mut finished, mut cancelled) = (0, Vec::new());
+            for (i, completion) in (0..).zip(&done) {
+                match completion.result {
+                    Ok(()) => {
+                        assert_eq!(rig.get(&[block(i)]), vec![i as u8; BLOCK as usize], "{name}");
+                        finished += 1;
+                    }
+                    Err(DiskError::Cancelled) => cancelled.push(i),
+                    Err(error) => panic!("{name}: {error}"),
+                }
+            }
+            if throttle.is_some() {
+                let half = 60..=140;
+                assert!(half.contains(&finished) && half.contains(&cancelled.len()), "{name}");
+            }
+            for i in cancelled {
+                assert_eq!(rig.run(DiskOp::Read { offset: i * BLOCK }, &[block(i)]), Ok(()));
+                assert_eq!(rig.get(&[block(i)]), vec![i as u8; BLOCK as usize], "{name}");
+            }
+            assert_eq!((rig.disk.inflight(), rig.memory.tables()), (0, 1), "{name}");
+        }
+    }
+}
+
+#[test]
+fn disk_keeps_requests_back_while_the_store_is_not_ours() {
+    for (name, mut rig) in rigs() {
+        rig.disk.close();
+        let segment = Segment { addr: 0, len: BLOCK as u32 };
+        let ids: Vec<ReqId> = (0..4)
+            .map(|i| rig.start(Instant::ZERO, DiskOp::Read { offset: i * BLOCK }, &[segment]))
+            .collect();
+        let mut done = Vec::new();
+        let mut pump = |rig: &mut Rig| {
+            rig.disk.pump(Instant::ZERO, &mut rig.memory, &mut done).unwrap();
+            std::mem::take(&mut done)
+        };
+        assert_eq!((pump(&mut rig), rig.disk.inflight()), (vec![], 4), "{name}");
+        // Cancelled without waiting for anybody.
+        rig.disk.cancel(ids[1]);
+        let cancelled = |id| Completion { id, result: Err(DiskError::Cancelled) };
+        assert_eq!(pump(&mut rig), [cancelled(ids[1])], "{name}");
+        rig.disk.give_up();
+        assert_eq!(pump(&mut rig), [ids[0], ids[2], ids[3]].map(cancelled), "{name}");
+        let id = rig.start(Instant::ZERO, DiskOp::Read { offset: 0 }, &[segment]);
+        rig.disk.open(Instant::ZERO);
+        assert_eq!(rig.finish(), [Completion { id, result: Ok(()) }], "{name}");
     }
 }
