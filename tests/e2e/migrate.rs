@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::Scenario;
 use crate::bench::{Bench, Figures, Rig, Spec};
 use crate::daemon::DiskOptions;
+use crate::guest::Guest;
 use crate::handover::{self, Handover};
 use crate::run::{Plan, Run};
 
@@ -32,6 +33,13 @@ pub fn slow_disk() -> DiskOptions {
     moving().disk
 }
 
+/// Starts a job and waits until every block has been written once.
+pub fn start(guest: &Guest, plan: &Plan) -> Result<Run, String> {
+    let run = Run::start(guest, plan)?;
+    run.wait_filled(LIMIT)?;
+    Ok(run)
+}
+
 /// After a hand-over: everything that was in flight then has to complete.
 pub fn settle(run: &Run) -> Result<(), String> {
     run.mark()?;
@@ -48,18 +56,21 @@ struct Row {
     latency_ms: u32,
     inflight_migration: bool,
     handover: Handover,
+    /// Longest time without a completion around the hand-over, by the host's
+    /// clock and the guest's.
+    stall: (Duration, Duration),
     figures: Figures,
 }
 
 impl Row {
     fn print(&self) {
-        let (h, f) = (&self.handover, &self.figures);
+        let h = &self.handover;
         println!(
             "     {:>5} ms  {:<9} {:>6} ms {:>6} ms {:>6} ms {:>8} ms {:>8} {:>6} {:>11}",
             self.latency_ms,
             if self.inflight_migration { "suspended" } else { "drained" },
-            f.stall.as_millis(),
-            f.gap.as_millis(),
+            self.stall.0.as_millis(),
+            self.stall.1.as_millis(),
             h.downtime.as_millis(),
             h.gap.as_millis(),
             h.at_stop,
@@ -86,14 +97,16 @@ fn table(bench: &mut Bench) -> Result<Figures, String> {
             let disk = DiskOptions { throttle_us: next_us, ..here.spec.disk.clone() };
             let mut there = bench.receiver_with(&here, disk)?;
             let plan = Plan { seed: 100 + rows.len() as u64, ..Plan::migrating() };
-            let run = Run::start(&here.vm.guest, &plan)?;
-            run.wait_for(plan.depth * 10, LIMIT)?;
+            let run = start(&here.vm.guest, &plan)?;
+            run.wait_for(plan.depth * 4, LIMIT)?;
             let socket = bench.fresh_path("migrate");
+            run.take_stall()?;
             let handover = handover::hand_over(&mut here, &mut there, &socket)?;
             settle(&run)?;
+            let stall = run.take_stall()?;
             run.wait_for(plan.depth * 4, LIMIT)?;
             let figures = run.finish(&there.daemon.image)?;
-            let row = Row { latency_ms, inflight_migration, handover, figures };
+            let row = Row { latency_ms, inflight_migration, handover, stall, figures };
             row.print();
             rows.push(row);
             left.push(std::mem::replace(&mut here, there));
@@ -149,7 +162,7 @@ fn there_and_back(bench: &mut Bench) -> Result<Figures, String> {
     let mut here = bench.take_out(&moving())?;
     let guest = here.vm.guest.clone();
     let mut daemon = bench.serve_image(&here.daemon.image, slow_disk())?;
-    let run = Run::start(&guest, &Plan { seed: 120, ..Plan::migrating() })?;
+    let run = start(&guest, &Plan { seed: 120, ..Plan::migrating() })?;
     let (mut left, mut downtime) = (0, Duration::ZERO);
     for _ in 0..2 * TIMES {
         run.wait_for(70, LIMIT)?;
@@ -185,7 +198,7 @@ fn four_queues(bench: &mut Bench) -> Result<Figures, String> {
     let disk = DiskOptions { queues: 4, ..base.disk.clone() };
     let mut here = bench.take_out(&Spec { cpus: 4, disk: disk.clone(), ..base })?;
     let mut there = bench.receiver_with(&here, disk)?;
-    let run = Run::start(&here.vm.guest, &Plan { seed: 130, ..Plan::migrating() })?;
+    let run = start(&here.vm.guest, &Plan { seed: 130, ..Plan::migrating() })?;
     run.wait_for(300, LIMIT)?;
     run.mark_deep(LIMIT)?;
     let socket = bench.fresh_path("migrate");

@@ -70,7 +70,7 @@ fn inspect(program: &Path, file: &Path) -> Result<Option<u64>, String> {
 fn restore(bench: &mut Bench) -> Result<Figures, String> {
     let mut here = bench.take_out(&moving())?;
     let guest = here.vm.guest.clone();
-    let run = Run::start(&guest, &Plan { seed: 140, ..Plan::migrating() })?;
+    let run = migrate::start(&guest, &Plan { seed: 140, ..Plan::migrating() })?;
     let (file, saved) = save(bench, &mut here, &run)?;
     let inspected = inspect(bench.program()?, &file)?;
     let mut there = bench.receiver_with(&here, slow_disk())?;
@@ -108,7 +108,7 @@ struct Spoilt {
 fn refused(bench: &mut Bench) -> Result<Figures, String> {
     let mut here = bench.take_out(&moving())?;
     let guest = here.vm.guest.clone();
-    let run = Run::start(&guest, &Plan { seed: 150, ..Plan::migrating() })?;
+    let run = migrate::start(&guest, &Plan { seed: 150, ..Plan::migrating() })?;
     let (file, saved) = save(bench, &mut here, &run)?;
     let bytes = std::fs::read(&file).map_err(|error| format!("{}: {error}", file.display()))?;
     let places = spoil::find(&bytes)?;

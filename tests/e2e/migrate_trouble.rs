@@ -8,7 +8,7 @@ use crate::Scenario;
 use crate::bench::{Bench, Figures, Rig};
 use crate::handover::{self, FAST, Handover, SLOW};
 use crate::migrate::{self, moving, slow_disk};
-use crate::run::{Plan, Run};
+use crate::run::Plan;
 
 /// Longest a stretch of I/O may take.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -77,7 +77,7 @@ fn cancelled(bench: &mut Bench) -> Result<Figures, String> {
     const ROUNDS: u64 = 2;
     let mut here = bench.take_out(&moving())?;
     here.provoked = true;
-    let run = Run::start(&here.vm.guest, &Plan { seed: 160, ..Plan::migrating() })?;
+    let run = migrate::start(&here.vm.guest, &Plan { seed: 160, ..Plan::migrating() })?;
     let mut left = 0;
     for round in 0..ROUNDS {
         for way in 0..3 {
@@ -117,7 +117,7 @@ fn cancelled(bench: &mut Bench) -> Result<Figures, String> {
 fn kill_source(bench: &mut Bench) -> Result<Figures, String> {
     let mut here = bench.take_out(&moving())?;
     let mut there = bench.receiver_with(&here, slow_disk())?;
-    let run = Run::start(&here.vm.guest, &Plan { seed: 170, ..Plan::migrating() })?;
+    let run = migrate::start(&here.vm.guest, &Plan { seed: 170, ..Plan::migrating() })?;
     run.wait_for(200, LIMIT)?;
     let socket = bench.fresh_path("migrate");
     handover::begin(&mut here, &mut there, &socket, SLOW)?;
@@ -143,7 +143,7 @@ fn kill_source(bench: &mut Bench) -> Result<Figures, String> {
 fn kill_destination(bench: &mut Bench) -> Result<Figures, String> {
     const TIMES: u64 = 3;
     let mut here = bench.take_out(&moving())?;
-    let run = Run::start(&here.vm.guest, &Plan { seed: 180, ..Plan::migrating() })?;
+    let run = migrate::start(&here.vm.guest, &Plan { seed: 180, ..Plan::migrating() })?;
     let (mut left, mut sources) = (0, Vec::new());
     for round in 0..TIMES {
         run.wait_for(100, LIMIT)?;

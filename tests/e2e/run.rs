@@ -94,8 +94,6 @@ pub struct Figures {
     pub stall: Duration,
     /// Longest single operation, by the guest's clock.
     pub wait: Duration,
-    /// Longest time without a completion, by the guest's clock.
-    pub gap: Duration,
     /// Kept buffers looked at again, and those of them that were read before
     /// the last mark.
     pub rechecked: (u64, u64),
@@ -115,7 +113,6 @@ impl Figures {
         self.errors += other.errors;
         self.stall = self.stall.max(other.stall);
         self.wait = self.wait.max(other.wait);
-        self.gap = self.gap.max(other.gap);
         self.rechecked.0 += other.rechecked.0;
         self.rechecked.1 += other.rechecked.1;
         self.notes.extend(other.notes);
@@ -148,6 +145,8 @@ impl fmt::Display for Figures {
 struct Watched {
     quit: AtomicBool,
     stall_ns: AtomicU64,
+    /// The same since somebody last asked.
+    recent_ns: AtomicU64,
     trouble: Mutex<Option<String>>,
 }
 
@@ -170,6 +169,7 @@ impl Meter {
                     Ok(now) => {
                         let elapsed = since.elapsed().as_nanos() as u64;
                         mine.stall_ns.fetch_max(elapsed, SeqCst);
+                        mine.recent_ns.fetch_max(elapsed, SeqCst);
                         if now != done {
                             (done, since) = (now, Instant::now());
                         }
@@ -230,6 +230,23 @@ impl Run {
         self.guest.ask("status")
     }
 
+    /// Waits until every block has been written.
+    pub fn wait_filled(&self, limit: Duration) -> Result<(), String> {
+        process::until(limit, "every block to be written", || {
+            Ok((self.status()?.number("filled")? == self.plan.depth).then_some(()))
+        })
+        .map_err(|what| self.explain(what))
+    }
+
+    /// The longest times without a completion since this was last asked for, by
+    /// the host's clock and by the guest's, which stands still while the guest
+    /// does.
+    pub fn take_stall(&self) -> Result<(Duration, Duration), String> {
+        let host = self.meter.watched.recent_ns.swap(0, SeqCst);
+        let guest = self.guest.ask("gap")?.number("gap_ns")?;
+        Ok((Duration::from_nanos(host), Duration::from_nanos(guest)))
+    }
+
     /// Waits until `more` operations have been done from now on.
     pub fn wait_for(&self, more: u64, limit: Duration) -> Result<(), String> {
         let goal = self.status()?.number("done")? + more;
@@ -283,7 +300,6 @@ impl Run {
             errors: status.number("errors")?,
             stall,
             wait: Duration::from_nanos(status.number("wait_ns")?),
-            gap: Duration::from_nanos(status.number("gap_ns")?),
             rechecked: (status.number("rechecked")?, status.number("rechecked_old")?),
             notes: Vec::new(),
         };

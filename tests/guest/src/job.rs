@@ -78,6 +78,8 @@ struct Shared {
     rechecked: AtomicU64,
     rechecked_old: AtomicU64,
     marks: AtomicU64,
+    /// Threads that have written every block of theirs.
+    filled: AtomicU64,
     first_trouble: Mutex<String>,
     threads: Vec<PerThread>,
 }
@@ -99,6 +101,7 @@ impl Shared {
             rechecked: AtomicU64::new(0),
             rechecked_old: AtomicU64::new(0),
             marks: AtomicU64::new(0),
+            filled: AtomicU64::new(0),
             first_trouble: Mutex::new(String::new()),
             threads: (0..threads).map(|_| PerThread::default()).collect(),
         }
@@ -218,6 +221,11 @@ impl Job {
         self.status()
     }
 
+    /// The longest time without a completion since this was last asked for.
+    pub fn gap(&self) -> String {
+        format!("gap_ns={}", self.shared.longest_gap.swap(0, Relaxed))
+    }
+
     pub fn status(&self) -> String {
         let shared = &self.shared;
         let now = shared.now();
@@ -235,8 +243,9 @@ impl Job {
         let first = shared.first_trouble.lock().unwrap_or_else(|e| e.into_inner()).clone();
         let get = |counter: &AtomicU64| counter.load(Relaxed);
         format!(
-            "done={done} behind={behind} inflight={inflight} reads={} writes={} flushes={} verified={} \
-             mismatches={} errors={} rechecked={} rechecked_old={} wait_ns={wait} gap_ns={} first={}",
+            "done={done} behind={behind} inflight={inflight} filled={} reads={} writes={} flushes={} verified={} \
+             mismatches={} errors={} rechecked={} rechecked_old={} wait_ns={wait} first={}",
+            get(&shared.filled),
             get(&shared.reads),
             get(&shared.writes),
             get(&shared.flushes),
@@ -245,7 +254,6 @@ impl Job {
             get(&shared.errors),
             get(&shared.rechecked),
             get(&shared.rechecked_old),
-            get(&shared.longest_gap),
             if first.is_empty() { "none".to_string() } else { first.replace(' ', "_") },
         )
     }
@@ -386,6 +394,7 @@ impl Worker {
                 at += blocks;
             }
         }
+        self.shared.filled.fetch_add(1, Relaxed);
         while !self.stopped() {
             let blocks = 1 + self.below(self.plan.most.min(count));
             let at = self.below(count - blocks + 1);

@@ -110,6 +110,7 @@ fn obey(line: &str, current: &mut Option<Job>) -> Result<String, String> {
         }
         "status" => job(current),
         "mark" => current.as_ref().map(Job::mark).ok_or("no job".to_string()),
+        "gap" => current.as_ref().map(Job::gap).ok_or("no job".to_string()),
         "stop" => {
             let wait = Duration::from_secs(arguments.number("wait")?);
             current.as_mut().ok_or("no job")?.stop(wait)?;
