@@ -146,7 +146,7 @@ fn judge(rows: &[Row]) -> Result<(), String> {
             .map_or(Duration::ZERO, |row| row.handover.downtime)
     };
     let (drained, suspended) = (downtime(200, false), downtime(200, true));
-    if drained < Duration::from_millis(150) || suspended >= drained / 2 {
+    if drained < Duration::from_millis(100) || suspended >= drained / 2 {
         return Err(format!(
             "at 200 ms the downtime is {} ms drained and {} ms suspended",
             drained.as_millis(),
