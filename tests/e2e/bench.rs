@@ -108,6 +108,8 @@ pub struct Spec {
     pub size: u64,
     pub disk: DiskOptions,
     pub memory_mib: u32,
+    /// Largest size of a ring; the guest takes it.
+    pub queue_size: u32,
     pub inflight_migration: bool,
 }
 
@@ -118,6 +120,7 @@ impl Default for Spec {
             size: 64 << 20,
             disk: DiskOptions::default(),
             memory_mib: 256,
+            queue_size: 128,
             inflight_migration: false,
         }
     }
@@ -139,13 +142,25 @@ impl Spec {
     /// A small machine to be moved, on a disk that takes `latency_us`.
     pub fn moving(latency_us: u32, inflight_migration: bool) -> Self {
         let disk = DiskOptions { throttle_us: latency_us, ..DiskOptions::default() };
-        Self { size: 16 << 20, disk, memory_mib: 192, inflight_migration, ..Self::default() }
+        // So large that most of the used ring is on pages of its own: the guest
+        // writes to all of a small ring's memory, and a bit missing in the
+        // dirty log goes unnoticed.
+        let queue_size = 1024;
+        Self {
+            size: 16 << 20,
+            disk,
+            memory_mib: 192,
+            queue_size,
+            inflight_migration,
+            ..Self::default()
+        }
     }
 
     fn hardware(&self, socket: &Path) -> Hardware {
         let disk = Disk {
             socket: socket.to_path_buf(),
             queues: self.disk.queues,
+            queue_size: self.queue_size,
             inflight_migration: self.inflight_migration,
         };
         Hardware { cpus: self.cpus, memory_mib: self.memory_mib, disk: Some(disk) }
@@ -316,6 +331,11 @@ impl Bench {
     /// kind but for the disk's options.
     pub fn receiver(&mut self, source: &Rig, daemon: Daemon) -> Result<Rig, String> {
         let spec = Spec { disk: daemon.options().clone(), ..source.spec.clone() };
+        self.receiver_of(spec, source, daemon)
+    }
+
+    /// The same for a machine of another kind.
+    pub fn receiver_of(&mut self, spec: Spec, source: &Rig, daemon: Daemon) -> Result<Rig, String> {
         let name = self.machine_name();
         let setup = &self.setup;
         let hardware = spec.hardware(&daemon.socket);

@@ -21,6 +21,7 @@ pub fn scenarios() -> Vec<Scenario> {
     vec![
         Scenario { name: "migration_downtime_against_disk_latency", run: table },
         Scenario { name: "migration_there_and_back_ten_times", run: there_and_back },
+        Scenario { name: "migration_between_unequal_queue_sizes", run: queue_sizes },
         Scenario { name: "migration_with_four_queues", run: four_queues },
     ]
 }
@@ -190,6 +191,32 @@ fn there_and_back(bench: &mut Bench) -> Result<Figures, String> {
         "{TIMES} times there and back, {left} requests moved in flight, longest downtime {} ms",
         downtime.as_millis()
     ));
+    Ok(figures)
+}
+
+/// QEMU moves the size of the ring and of the region with the machine, whatever
+/// the destination was started with: the daemon has to believe those.
+fn queue_sizes(bench: &mut Bench) -> Result<Figures, String> {
+    let spec = moving();
+    let mut here = bench.take_out(&spec)?;
+    let run = start(&here.vm.guest, &Plan { seed: 125, ..Plan::migrating() })?;
+    let (mut sources, mut moved) = (Vec::new(), Vec::new());
+    for queue_size in [256, 64, spec.queue_size] {
+        run.mark_deep(LIMIT)?;
+        let daemon = bench.serve_image(&here.daemon.image, slow_disk())?;
+        let there = Spec { queue_size, ..spec.clone() };
+        let mut there = bench.receiver_of(there, &here, daemon)?;
+        let socket = bench.fresh_path("migrate");
+        let handover = handover::hand_over(&mut here, &mut there, &socket)
+            .map_err(|what| format!("to queue size {queue_size}: {what}"))?;
+        settle(&run)?;
+        moved.push(format!("{} to {queue_size}", handover.left));
+        sources.push(std::mem::replace(&mut here, there));
+    }
+    let mut figures = run.finish(&here.daemon.image)?;
+    close_all(sources)?;
+    bench.put_back(here);
+    figures.note(format!("requests moved in flight: {}", moved.join(", ")));
     Ok(figures)
 }
 

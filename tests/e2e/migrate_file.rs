@@ -113,18 +113,19 @@ fn refused(bench: &mut Bench) -> Result<Figures, String> {
     let bytes = std::fs::read(&file).map_err(|error| format!("{}: {error}", file.display()))?;
     let places = spoil::find(&bytes)?;
     let region = places.region.start;
+    let queue_size = here.spec.queue_size as u16;
     // spec: vhost-user, "Inflight I/O tracking"
     let all = [
         Spoilt {
             what: "a smaller queue size",
             at: places.queue_size.start,
-            bytes: 64_u16.to_be_bytes(),
+            bytes: (queue_size / 2).to_be_bytes(),
             complaint: "desc_num",
         },
         Spoilt {
             what: "a larger queue size",
             at: places.queue_size.start,
-            bytes: 256_u16.to_be_bytes(),
+            bytes: (queue_size * 2).to_be_bytes(),
             complaint: "inflight",
         },
         Spoilt {

@@ -31,6 +31,7 @@ pub enum Accelerator {
 pub struct Disk {
     pub socket: PathBuf,
     pub queues: u32,
+    pub queue_size: u32,
     /// Whether requests in flight may move with the machine.
     pub inflight_migration: bool,
 }
@@ -120,8 +121,8 @@ impl Vm {
                 .arg("-chardev")
                 .arg(format!("socket,id=socket0,path={},reconnect-ms=100", disk.socket.display()));
             let mut device = format!(
-                "vhost-user-blk-pci,id=disk0,bus=port0,chardev=socket0,num-queues={},queue-size=128",
-                disk.queues
+                "vhost-user-blk-pci,id=disk0,bus=port0,chardev=socket0,num-queues={},queue-size={}",
+                disk.queues, disk.queue_size
             );
             if disk.inflight_migration {
                 device += ",inflight-migration=on";
