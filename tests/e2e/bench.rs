@@ -367,10 +367,16 @@ impl Bench {
         rig.check_quiet()
     }
 
-    /// The ends of all logs of the present machine.
+    /// The ends of the logs of the present machine, and of what was there last
+    /// if it has been moved about.
     pub fn evidence(&mut self) -> String {
+        const MOST: usize = 12;
         self.keep = true;
-        self.logs.iter().map(|(title, path)| process::tail(title, path, 25)).collect()
+        self.logs
+            .iter()
+            .skip(self.logs.len().saturating_sub(MOST))
+            .map(|(title, path)| process::tail(title, path, 25))
+            .collect()
     }
 
     /// Throws the present machine away.

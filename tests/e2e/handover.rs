@@ -86,6 +86,20 @@ pub fn set_bandwidth(vm: &mut Vm, bandwidth: u64) -> Result<(), String> {
     vm.execute("migrate-set-parameters", parameters).map(|_| ())
 }
 
+/// Switches something that QEMU can do in a migration on or off.
+pub fn set_capability(rig: &mut Rig, name: &str, state: bool) -> Result<(), String> {
+    let capability = json!({ "capability": name, "state": state });
+    rig.vm.execute("migrate-set-capabilities", json!({ "capabilities": [capability] })).map(|_| ())
+}
+
+/// Waits until the machine runs again after a migration that came to nothing.
+pub fn wait_running(rig: &mut Rig) -> Result<(), String> {
+    process::until(LIMIT, "the source to run again", || {
+        let status = rig.vm.execute("query-status", json!({}))?["status"].clone();
+        Ok((status == json!("running")).then_some(()))
+    })
+}
+
 /// Begins to send the machine to `uri`.
 pub fn send(source: &mut Rig, uri: &str, bandwidth: u64) -> Result<(), String> {
     set_bandwidth(&mut source.vm, bandwidth)?;

@@ -118,6 +118,7 @@ fn main() -> ExitCode {
         migrate::scenarios(),
         migrate_file::scenarios(),
         migrate_trouble::scenarios(),
+        migrate::last_scenarios(),
         blkio::scenarios(),
     ];
     let scenarios: Vec<Scenario> = all.into_iter().flatten().filter(wanted).collect();

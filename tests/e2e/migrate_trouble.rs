@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::Scenario;
-use crate::bench::{Bench, Figures, Rig};
+use crate::bench::{Bench, Figures, Rig, Spec};
 use crate::handover::{self, FAST, Handover, SLOW};
 use crate::migrate::{self, moving, slow_disk};
 use crate::run::Plan;
@@ -16,6 +16,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 pub fn scenarios() -> Vec<Scenario> {
     vec![
         Scenario { name: "migration_cancelled_and_resumed_at_the_source", run: cancelled },
+        Scenario { name: "migration_refused_by_qemu_and_resumed", run: smaller_ring },
         Scenario { name: "migration_with_the_source_daemon_killed", run: kill_source },
         Scenario { name: "migration_with_the_destination_daemon_killed", run: kill_destination },
     ]
@@ -23,18 +24,6 @@ pub fn scenarios() -> Vec<Scenario> {
 
 fn pause(milliseconds: u64) {
     std::thread::sleep(Duration::from_millis(milliseconds));
-}
-
-fn check_running(rig: &mut Rig) -> Result<(), String> {
-    crate::process::until(LIMIT, "the source to run again", || {
-        let status = rig.vm.execute("query-status", json!({}))?["status"].clone();
-        Ok((status == json!("running")).then_some(()))
-    })
-}
-
-fn pause_before_switchover(rig: &mut Rig, state: bool) -> Result<(), String> {
-    let capability = json!({ "capability": "pause-before-switchover", "state": state });
-    rig.vm.execute("migrate-set-capabilities", json!({ "capabilities": [capability] })).map(|_| ())
 }
 
 /// Cancelled while memory is copied.
@@ -50,12 +39,12 @@ fn cancel_early(here: &mut Rig) -> Result<u64, String> {
 /// Cancelled when the vrings have been stopped and nothing has been handed over.
 fn cancel_late(here: &mut Rig) -> Result<u64, String> {
     let stop = handover::bookmark(here);
-    pause_before_switchover(here, true)?;
+    handover::set_capability(here, "pause-before-switchover", true)?;
     handover::send(here, "exec:cat > /dev/null", FAST)?;
     handover::wait_for(here, "pre-switchover")?;
     here.vm.execute("migrate_cancel", json!({}))?;
     handover::wait_for(here, "cancelled")?;
-    pause_before_switchover(here, false)?;
+    handover::set_capability(here, "pause-before-switchover", false)?;
     Ok(Handover::of_stop(here, stop).left)
 }
 
@@ -89,7 +78,7 @@ fn cancelled(bench: &mut Bench) -> Result<Figures, String> {
                 _ => destination_dies(bench, &mut here),
             }
             .map_err(|what| format!("round {round} way {way}: {what}"))?;
-            check_running(&mut here)?;
+            handover::wait_running(&mut here)?;
             migrate::settle(&run)?;
         }
     }
@@ -108,6 +97,41 @@ fn cancelled(bench: &mut Bench) -> Result<Figures, String> {
         "{} migrations given up, {left} requests resumed at the source, {} moved at last",
         3 * ROUNDS,
         handover.left
+    ));
+    Ok(figures)
+}
+
+/// A destination whose rings are too small for the machine finds out when it
+/// reads the last part, and the source has long suspended its requests.
+fn smaller_ring(bench: &mut Bench) -> Result<Figures, String> {
+    let spec = moving();
+    let mut here = bench.take_out(&spec)?;
+    here.provoked = true;
+    let run = migrate::start(&here.vm.guest, &Plan { seed: 165, ..Plan::migrating() })?;
+    run.mark_deep(LIMIT)?;
+    let daemon = bench.serve_image(&here.daemon.image, slow_disk())?;
+    let mut there = bench.receiver_of(Spec { queue_size: 256, ..spec }, &here, daemon)?;
+    // Else the source believes what it has sent to have arrived.
+    handover::set_capability(&mut here, "return-path", true)?;
+    handover::set_capability(&mut there, "return-path", true)?;
+    let (stop, socket) = (handover::bookmark(&here), bench.fresh_path("migrate"));
+    handover::begin(&mut here, &mut there, &socket, FAST)?;
+    handover::wait_for(&mut here, "failed")?;
+    handover::wait_running(&mut here)?;
+    handover::set_capability(&mut here, "return-path", false)?;
+    migrate::settle(&run)?;
+    let left = Handover::of_stop(&here, stop).left;
+    let mut figures = run.finish(&here.daemon.image)?;
+    there.daemon.check_alive()?;
+    if there.daemon.printed().contains(" runs: ") {
+        return Err(format!("the destination's daemon ran: {}", there.daemon.printed()));
+    }
+    there.daemon.terminate()?;
+    bench.put_back(here);
+    let said = there.vm.printed();
+    figures.note(format!(
+        "{left} requests resumed at the source; qemu: \"{}\"",
+        said.lines().next().unwrap_or("")
     ));
     Ok(figures)
 }
