@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::daemon::{Backend, Daemon, DiskOptions};
 use crate::initramfs;
 use crate::process;
-use crate::vm::{Accelerator, Boot, Disk, Vm};
+use crate::vm::{Accelerator, Boot, Disk, Hardware, Vm};
 
 pub use crate::run::Figures;
 
@@ -96,7 +96,8 @@ fn kvm_works(boot: &Boot, scratch: &Path) -> bool {
         return false;
     }
     let boot = Boot { accelerator: Accelerator::Kvm, ..boot.clone() };
-    Vm::boot(&boot, scratch, "kvm", 1, None, Duration::from_secs(8)).is_ok()
+    let hardware = Hardware { cpus: 1, memory_mib: 256, disk: None };
+    Vm::boot(&boot, scratch, "kvm", &hardware, Duration::from_secs(8)).is_ok()
 }
 
 /// A kind of machine: scenarios that ask for equal ones share it.
@@ -106,19 +107,63 @@ pub struct Spec {
     /// Bytes of the disk.
     pub size: u64,
     pub disk: DiskOptions,
+    pub memory_mib: u32,
+    /// Largest size of a ring; the guest takes it.
+    pub queue_size: u32,
+    pub inflight_migration: bool,
+}
+
+impl Default for Spec {
+    fn default() -> Self {
+        Self {
+            cpus: 1,
+            size: 64 << 20,
+            disk: DiskOptions::default(),
+            memory_mib: 256,
+            queue_size: 128,
+            inflight_migration: false,
+        }
+    }
 }
 
 impl Spec {
     /// One processor, one queue.
     pub fn plain() -> Self {
         let serial = Some("midflight-serial-020".to_string());
-        Self { cpus: 1, size: 64 << 20, disk: DiskOptions { serial, ..DiskOptions::default() } }
+        Self { disk: DiskOptions { serial, ..DiskOptions::default() }, ..Self::default() }
     }
 
     /// Two of each, and a disk that takes its time, completing out of order.
     pub fn slow() -> Self {
         let disk = DiskOptions { queues: 2, throttle_us: 40_000, ..DiskOptions::default() };
-        Self { cpus: 2, size: 16 << 20, disk }
+        Self { cpus: 2, size: 16 << 20, disk, ..Self::default() }
+    }
+
+    /// A small machine to be moved, on a disk that takes `latency_us`.
+    pub fn moving(latency_us: u32, inflight_migration: bool) -> Self {
+        let disk = DiskOptions { throttle_us: latency_us, ..DiskOptions::default() };
+        // So large that most of the used ring is on pages of its own: the guest
+        // writes to all of a small ring's memory, and a bit missing in the
+        // dirty log goes unnoticed.
+        let queue_size = 1024;
+        Self {
+            size: 16 << 20,
+            disk,
+            memory_mib: 192,
+            queue_size,
+            inflight_migration,
+            ..Self::default()
+        }
+    }
+
+    fn hardware(&self, socket: &Path) -> Hardware {
+        let disk = Disk {
+            socket: socket.to_path_buf(),
+            queues: self.disk.queues,
+            queue_size: self.queue_size,
+            inflight_migration: self.inflight_migration,
+        };
+        Hardware { cpus: self.cpus, memory_mib: self.memory_mib, disk: Some(disk) }
     }
 }
 
@@ -127,6 +172,8 @@ pub struct Rig {
     pub spec: Spec,
     pub vm: Vm,
     pub daemon: Daemon,
+    /// Whether something has been done of which QEMU complains.
+    pub provoked: bool,
 }
 
 impl Rig {
@@ -135,14 +182,14 @@ impl Rig {
     /// those.
     fn check_quiet(&self) -> Result<(), String> {
         let printed = self.vm.printed();
-        if self.daemon.starts > 1 || printed.is_empty() {
+        if self.daemon.starts > 1 || self.provoked || printed.is_empty() {
             return Ok(());
         }
         Err(format!("qemu printed: {}", printed.trim().replace('\n', " | ")))
     }
 
     /// Ends both the regular way.
-    fn close(mut self) -> Result<(), String> {
+    pub fn close(mut self) -> Result<(), String> {
         self.daemon.check_alive()?;
         self.check_quiet()?;
         self.vm.quit()?;
@@ -187,6 +234,14 @@ impl Bench {
         &self.setup.boot
     }
 
+    /// The program under test, for what it can do beside serving.
+    pub fn program(&self) -> Result<&Path, String> {
+        match &self.setup.backend {
+            Backend::Midflight(program) => Ok(program),
+            Backend::StorageDaemon => Err("the storage daemon has no inspect".to_string()),
+        }
+    }
+
     /// A path in the scratch directory that has not been used before.
     pub fn fresh_path(&mut self, suffix: &str) -> PathBuf {
         self.names += 1;
@@ -229,34 +284,74 @@ impl Bench {
         &mut self,
         how: impl FnOnce(Vm) -> Result<(), String>,
     ) -> Result<&mut Rig, String> {
-        let Rig { spec, vm, mut daemon } = self.rig.take().ok_or("no machine")?;
+        let Rig { spec, vm, mut daemon, .. } = self.rig.take().ok_or("no machine")?;
         how(vm)?;
         daemon.check_alive()?;
         self.boot_rig(&spec, daemon)
     }
 
     fn boot_rig(&mut self, spec: &Spec, daemon: Daemon) -> Result<&mut Rig, String> {
-        let disk = Disk { socket: daemon.socket.clone(), queues: spec.disk.queues };
-        let vm = match self.boot(spec.cpus, &disk) {
+        let hardware = spec.hardware(&daemon.socket);
+        let vm = match self.boot(&hardware) {
             Ok(vm) => vm,
             // Emulated processors sometimes die at boot, whatever the disk.
             Err(what) => {
                 println!("     boot failed once ({what}), trying again");
                 self.boot_retries += 1;
-                self.boot(spec.cpus, &disk)?
+                self.boot(&hardware)?
             }
         };
-        Ok(self.rig.insert(Rig { spec: spec.clone(), vm, daemon }))
+        Ok(self.rig.insert(Rig { spec: spec.clone(), vm, daemon, provoked: false }))
     }
 
-    fn boot(&mut self, cpus: u32, disk: &Disk) -> Result<Vm, String> {
+    fn boot(&mut self, hardware: &Hardware) -> Result<Vm, String> {
         self.boots += 1;
-        let name = format!("vm{}", self.boots);
+        let name = self.machine_name();
+        Vm::boot(&self.setup.boot, &self.setup.scratch, &name, hardware, BOOT_LIMIT)
+    }
+
+    /// Names the files of a machine, and has them shown if something fails.
+    fn machine_name(&mut self) -> String {
+        self.names += 1;
+        let name = format!("vm{}", self.names);
         let file = |suffix: &str| self.setup.scratch.join(format!("{name}.{suffix}"));
         let (console, log) = (file("console"), file("qemu.log"));
         self.logs.push(("guest console", console));
         self.logs.push(("qemu", log));
-        Vm::boot(&self.setup.boot, &self.setup.scratch, &name, cpus, Some(disk), BOOT_LIMIT)
+        name
+    }
+
+    /// Takes the machine out, to be moved; what [`Bench::put_back`] is given in
+    /// its place is the machine of the next scenario.
+    pub fn take_out(&mut self, spec: &Spec) -> Result<Rig, String> {
+        self.rig(spec)?;
+        self.rig.take().ok_or("no machine".to_string())
+    }
+
+    pub fn put_back(&mut self, rig: Rig) {
+        self.rig = Some(rig);
+    }
+
+    /// A machine on `daemon` that waits for the guest of `source`; of the same
+    /// kind but for the disk's options.
+    pub fn receiver(&mut self, source: &Rig, daemon: Daemon) -> Result<Rig, String> {
+        let spec = Spec { disk: daemon.options().clone(), ..source.spec.clone() };
+        self.receiver_of(spec, source, daemon)
+    }
+
+    /// The same for a machine of another kind.
+    pub fn receiver_of(&mut self, spec: Spec, source: &Rig, daemon: Daemon) -> Result<Rig, String> {
+        let name = self.machine_name();
+        let setup = &self.setup;
+        let hardware = spec.hardware(&daemon.socket);
+        let vm = Vm::receive(&setup.boot, &setup.scratch, &name, &hardware, &source.vm.guest)?;
+        Ok(Rig { spec, vm, daemon, provoked: false })
+    }
+
+    /// The same with a new daemon of these options on the same image.
+    pub fn receiver_with(&mut self, source: &Rig, disk: DiskOptions) -> Result<Rig, String> {
+        let daemon = self.serve_image(&source.daemon.image, disk)?;
+        self.receiver(source, daemon)
     }
 
     fn close_rig(&mut self) {
@@ -277,10 +372,16 @@ impl Bench {
         rig.check_quiet()
     }
 
-    /// The ends of all logs of the present machine.
+    /// The ends of the logs of the present machine, and of what was there last
+    /// if it has been moved about.
     pub fn evidence(&mut self) -> String {
+        const MOST: usize = 12;
         self.keep = true;
-        self.logs.iter().map(|(title, path)| process::tail(title, path, 25)).collect()
+        self.logs
+            .iter()
+            .skip(self.logs.len().saturating_sub(MOST))
+            .map(|(title, path)| process::tail(title, path, 25))
+            .collect()
     }
 
     /// Throws the present machine away.

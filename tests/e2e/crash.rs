@@ -142,7 +142,7 @@ fn front_end_leaves(bench: &mut Bench) -> Result<Figures, String> {
 fn storm(bench: &mut Bench, seed: u64, direct: bool) -> Result<Figures, String> {
     const KILLS: u32 = 30;
     let disk = DiskOptions { queues: 2, direct, ..DiskOptions::default() };
-    let rig = bench.rig(&Spec { cpus: 2, size: 16 << 20, disk })?;
+    let rig = bench.rig(&Spec { cpus: 2, size: 16 << 20, disk, ..Spec::default() })?;
     let plan = Plan { len: 2 << 20, most: 2, seed, ..Plan::default() };
     let run = Run::start(&rig.vm.guest, &plan)?;
     let (mut random, mut held, mut longest) = (block::mix(seed), 0, Duration::ZERO);

@@ -151,6 +151,15 @@ impl Daemon {
         command
     }
 
+    pub fn options(&self) -> &DiskOptions {
+        &self.options
+    }
+
+    /// What the daemon has printed so far.
+    pub fn printed(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
     /// Whether this is the program the tests are for.
     pub fn is_midflight(&self) -> bool {
         matches!(self.backend, Backend::Midflight(_))

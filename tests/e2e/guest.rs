@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
-use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// Longest a command may take: far more than any takes on an emulated
@@ -31,28 +31,65 @@ impl Answer {
     }
 }
 
+/// How often somebody who waits for an answer looks whether the guest has moved.
+const SLICE: Duration = Duration::from_millis(3);
+
 struct Line {
     stream: UnixStream,
     answers: Receiver<String>,
     next: u64,
 }
 
+struct Shared {
+    line: Mutex<Line>,
+    /// Where the guest has moved to, until somebody follows it.
+    moved: Mutex<Option<UnixStream>>,
+}
+
 /// The command channel of one guest. Clones share it; one command at a time.
 #[derive(Clone)]
-pub struct Guest(Arc<Mutex<Line>>);
+pub struct Guest(Arc<Shared>);
+
+fn listen(stream: &UnixStream) -> Result<Receiver<String>, String> {
+    let reader = stream.try_clone().map_err(|error| format!("guest channel: {error}"))?;
+    let (sender, answers) = channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(reader).split(b'\n').map_while(Result::ok) {
+            if sender.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
+                return;
+            }
+        }
+    });
+    Ok(answers)
+}
 
 impl Guest {
     pub fn connect(stream: UnixStream) -> Result<Self, String> {
-        let reader = stream.try_clone().map_err(|error| format!("guest channel: {error}"))?;
-        let (sender, answers) = channel();
-        std::thread::spawn(move || {
-            for line in BufReader::new(reader).split(b'\n').map_while(Result::ok) {
-                if sender.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
-                    return;
-                }
-            }
-        });
-        Ok(Self(Arc::new(Mutex::new(Line { stream, answers, next: 0 }))))
+        let answers = listen(&stream)?;
+        let line = Mutex::new(Line { stream, answers, next: 0 });
+        Ok(Self(Arc::new(Shared { line, moved: Mutex::default() })))
+    }
+
+    /// The guest has moved to another machine, whose channel this is. A command
+    /// that was not answered on the old one is given again; whoever asks while
+    /// a guest moves asks for something that may be asked twice.
+    pub fn move_to(&self, stream: UnixStream) {
+        *self.0.moved.lock().unwrap_or_else(|error| error.into_inner()) = Some(stream);
+    }
+
+    /// Goes on at the guest's new place if it has moved.
+    fn follow(&self, line: &mut Line) -> Result<bool, String> {
+        let moved = self.0.moved.lock().unwrap_or_else(|error| error.into_inner()).take();
+        let Some(stream) = moved else { return Ok(false) };
+        line.answers = listen(&stream)?;
+        line.stream = stream;
+        // Ends what the guest may have received of a command.
+        line.stream.write_all(b"\n").map_err(|error| format!("guest channel: {error}"))?;
+        Ok(true)
+    }
+
+    fn line(&self) -> MutexGuard<'_, Line> {
+        self.0.line.lock().unwrap_or_else(|error| error.into_inner())
     }
 
     /// Sends a command and waits for its answer.
@@ -61,14 +98,30 @@ impl Guest {
     }
 
     pub fn ask_within(&self, command: &str, limit: Duration) -> Result<Answer, String> {
-        let mut line = self.0.lock().unwrap_or_else(|error| error.into_inner());
-        let number = line.send(command)?;
+        let mut line = self.line();
+        self.follow(&mut line)?;
+        let mut number = line.send(command)?;
         let end = Instant::now() + limit;
         loop {
-            let left = end.saturating_duration_since(Instant::now());
-            let text = line.answers.recv_timeout(left).map_err(|_| {
-                format!("guest did not answer `{command}` within {} ms", limit.as_millis())
-            })?;
+            let text = match line.answers.recv_timeout(SLICE) {
+                Ok(text) => text,
+                Err(_) if self.follow(&mut line)? => {
+                    number = line.send(command)?;
+                    continue;
+                }
+                Err(RecvTimeoutError::Timeout) if Instant::now() < end => continue,
+                Err(RecvTimeoutError::Disconnected) if Instant::now() < end => {
+                    // The old machine is gone, the new one not yet there.
+                    std::thread::sleep(SLICE);
+                    continue;
+                }
+                Err(_) => {
+                    return Err(format!(
+                        "guest did not answer `{command}` within {} ms",
+                        limit.as_millis()
+                    ));
+                }
+            };
             // Answers to commands given up earlier are not this one's.
             let Some(rest) = text.trim().strip_prefix(&format!("{number} ")) else {
                 continue;
@@ -100,7 +153,8 @@ impl Guest {
 
     /// Sends a command that will not be answered.
     pub fn tell(&self, command: &str) -> Result<(), String> {
-        let mut line = self.0.lock().unwrap_or_else(|error| error.into_inner());
+        let mut line = self.line();
+        self.follow(&mut line)?;
         line.send(command).map(|_| ())
     }
 

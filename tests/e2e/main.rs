@@ -22,11 +22,16 @@ mod blkio;
 mod crash;
 mod daemon;
 mod guest;
+mod handover;
 mod initramfs;
+mod migrate;
+mod migrate_file;
+mod migrate_trouble;
 mod plug;
 mod process;
 mod qmp;
 mod run;
+mod spoil;
 mod steady;
 mod stream;
 mod vm;
@@ -115,6 +120,10 @@ fn main() -> ExitCode {
         steady::scenarios(),
         plug::scenarios(),
         crash::scenarios(),
+        migrate::scenarios(),
+        migrate_file::scenarios(),
+        migrate_trouble::scenarios(),
+        migrate::last_scenarios(),
         blkio::scenarios(),
         stream::scenarios(),
     ];

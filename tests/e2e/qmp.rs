@@ -88,6 +88,17 @@ impl Qmp {
         }
     }
 
+    /// The time of the last event `name` that has come, in microseconds of the
+    /// host's clock.
+    pub fn last_event_us(&mut self, name: &str) -> Option<u64> {
+        while let Ok(value) = self.lines.try_recv() {
+            self.events.push_back(value);
+        }
+        let event = self.events.iter().rev().find(|value| value["event"] == json!(name))?;
+        let time = &event["timestamp"];
+        Some(time["seconds"].as_u64()? * 1_000_000 + time["microseconds"].as_u64()?)
+    }
+
     /// Forgets the events that have come so far.
     pub fn forget_events(&mut self) {
         self.events.clear();

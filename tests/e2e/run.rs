@@ -28,6 +28,9 @@ pub struct Plan {
     /// Of a hundred operations, how many write and flush; the rest read.
     pub writes: u64,
     pub flushes: u64,
+    /// Buffers of finished reads that each thread keeps, and looks at again
+    /// before they are used anew and at the end.
+    pub keep: u64,
 }
 
 impl Default for Plan {
@@ -42,11 +45,17 @@ impl Default for Plan {
             seed: 1,
             writes: 50,
             flushes: 2,
+            keep: 0,
         }
     }
 }
 
 impl Plan {
+    /// For migrations: also watches memory.
+    pub fn migrating() -> Self {
+        Self { keep: 32, ..Self::slow() }
+    }
+
     /// For slow disks: few blocks, so that a write that comes late meets newer
     /// data, and single ones, so that all of them are in flight separately.
     pub fn slow() -> Self {
@@ -55,7 +64,7 @@ impl Plan {
 
     pub fn arguments(&self) -> String {
         format!(
-            "disk={} offset={} len={} block={} depth={} most={} seed={} writes={} flushes={}",
+            "disk={} offset={} len={} block={} depth={} most={} seed={} writes={} flushes={} keep={}",
             self.disk,
             self.offset,
             self.len,
@@ -64,7 +73,8 @@ impl Plan {
             self.most,
             self.seed,
             self.writes,
-            self.flushes
+            self.flushes,
+            self.keep
         )
     }
 
@@ -84,6 +94,9 @@ pub struct Figures {
     pub stall: Duration,
     /// Longest single operation, by the guest's clock.
     pub wait: Duration,
+    /// Kept buffers looked at again, and those of them that were read before
+    /// the last mark.
+    pub rechecked: (u64, u64),
     pub notes: Vec<String>,
 }
 
@@ -100,6 +113,8 @@ impl Figures {
         self.errors += other.errors;
         self.stall = self.stall.max(other.stall);
         self.wait = self.wait.max(other.wait);
+        self.rechecked.0 += other.rechecked.0;
+        self.rechecked.1 += other.rechecked.1;
         self.notes.extend(other.notes);
     }
 }
@@ -118,6 +133,10 @@ impl fmt::Display for Figures {
                 self.wait.as_millis()
             )?;
         }
+        let (all, old) = self.rechecked;
+        if all > 0 {
+            write!(f, "buffers looked at again {all} ({old} old) ")?;
+        }
         f.write_str(&self.notes.join(", "))
     }
 }
@@ -126,6 +145,8 @@ impl fmt::Display for Figures {
 struct Watched {
     quit: AtomicBool,
     stall_ns: AtomicU64,
+    /// The same since somebody last asked.
+    recent_ns: AtomicU64,
     trouble: Mutex<Option<String>>,
 }
 
@@ -148,6 +169,7 @@ impl Meter {
                     Ok(now) => {
                         let elapsed = since.elapsed().as_nanos() as u64;
                         mine.stall_ns.fetch_max(elapsed, SeqCst);
+                        mine.recent_ns.fetch_max(elapsed, SeqCst);
                         if now != done {
                             (done, since) = (now, Instant::now());
                         }
@@ -206,6 +228,23 @@ impl Run {
 
     pub fn status(&self) -> Result<Answer, String> {
         self.guest.ask("status")
+    }
+
+    /// Waits until every block has been written.
+    pub fn wait_filled(&self, limit: Duration) -> Result<(), String> {
+        process::until(limit, "every block to be written", || {
+            Ok((self.status()?.number("filled")? == self.plan.depth).then_some(()))
+        })
+        .map_err(|what| self.explain(what))
+    }
+
+    /// The longest times without a completion since this was last asked for, by
+    /// the host's clock and by the guest's, which stands still while the guest
+    /// does.
+    pub fn take_stall(&self) -> Result<(Duration, Duration), String> {
+        let host = self.meter.watched.recent_ns.swap(0, SeqCst);
+        let guest = self.guest.ask("gap")?.number("gap_ns")?;
+        Ok((Duration::from_nanos(host), Duration::from_nanos(guest)))
     }
 
     /// Waits until `more` operations have been done from now on.
@@ -273,6 +312,7 @@ pub fn finish_job(
         errors: status.number("errors")?,
         stall,
         wait: Duration::from_nanos(status.number("wait_ns")?),
+        rechecked: (status.number("rechecked")?, status.number("rechecked_old")?),
         notes: Vec::new(),
     };
     if figures.mismatches + figures.errors != 0 {

@@ -270,7 +270,7 @@ fn reset_during_io(bench: &mut Bench) -> Result<Figures, String> {
 
 fn four_queues(bench: &mut Bench) -> Result<Figures, String> {
     let disk = DiskOptions { queues: 4, ..DiskOptions::default() };
-    let rig = bench.rig(&Spec { cpus: 4, size: 64 << 20, disk })?;
+    let rig = bench.rig(&Spec { cpus: 4, disk, ..Spec::default() })?;
     let guest = rig.vm.guest.clone();
     let run = Run::start(&guest, &Plan { seed: 11, ..Plan::default() })?;
     run.wait_for(8000, LIMIT)?;

@@ -31,6 +31,17 @@ pub enum Accelerator {
 pub struct Disk {
     pub socket: PathBuf,
     pub queues: u32,
+    pub queue_size: u32,
+    /// Whether requests in flight may move with the machine.
+    pub inflight_migration: bool,
+}
+
+/// What the machine consists of.
+#[derive(Clone)]
+pub struct Hardware {
+    pub cpus: u32,
+    pub memory_mib: u32,
+    pub disk: Option<Disk>,
 }
 
 /// A running QEMU with a booted guest.
@@ -39,6 +50,7 @@ pub struct Vm {
     pub qmp: Qmp,
     pub guest: Guest,
     log: PathBuf,
+    channel: PathBuf,
 }
 
 impl Vm {
@@ -48,11 +60,33 @@ impl Vm {
         boot: &Boot,
         dir: &Path,
         name: &str,
-        cpus: u32,
-        disk: Option<&Disk>,
+        hardware: &Hardware,
         limit: Duration,
     ) -> Result<Self, String> {
         let end = Instant::now() + limit;
+        let mut vm = Self::start(boot, dir, name, hardware, None)?;
+        vm.wait_for_guest(None, end)?;
+        Ok(vm)
+    }
+
+    /// Starts QEMU to receive `guest`, which is on another machine yet.
+    pub fn receive(
+        boot: &Boot,
+        dir: &Path,
+        name: &str,
+        hardware: &Hardware,
+        guest: &Guest,
+    ) -> Result<Self, String> {
+        Self::start(boot, dir, name, hardware, Some(guest))
+    }
+
+    fn start(
+        boot: &Boot,
+        dir: &Path,
+        name: &str,
+        hardware: &Hardware,
+        incoming: Option<&Guest>,
+    ) -> Result<Self, String> {
         let file = |suffix: &str| dir.join(format!("{name}.{suffix}"));
         let (channel, control, console) = (file("channel"), file("qmp"), file("console"));
         let mut command = Command::new(boot.tools.join("qemu-system-x86_64"));
@@ -64,9 +98,10 @@ impl Vm {
             Accelerator::Tcg => ["-accel", "tcg,thread=single", "-cpu", "qemu64"],
         });
         // The back-end maps the memory, so it has to be shared.
-        command.args(["-object", "memory-backend-memfd,id=memory,size=256M,share=on"]);
-        command.args(["-machine", "q35,memory-backend=memory", "-m", "256M"]);
-        command.args(["-smp", &cpus.to_string()]);
+        let mib = hardware.memory_mib;
+        command.arg("-object").arg(format!("memory-backend-memfd,id=memory,size={mib}M,share=on"));
+        command.args(["-machine", "q35,memory-backend=memory"]).arg("-m").arg(format!("{mib}M"));
+        command.args(["-smp", &hardware.cpus.to_string()]);
         command.arg("-kernel").arg(&boot.kernel).arg("-initrd").arg(&boot.initramfs);
         command.args(["-append", "console=ttyS0 quiet panic=-1"]);
         command.arg("-serial").arg(format!("file:{}", console.display()));
@@ -78,14 +113,21 @@ impl Vm {
                 .arg("-device")
                 .arg(format!("pcie-root-port,id=port{slot},chassis={slot},slot={slot}"));
         }
-        if let Some(disk) = disk {
+        if incoming.is_some() {
+            command.args(["-incoming", "defer"]);
+        }
+        if let Some(disk) = &hardware.disk {
             command
                 .arg("-chardev")
                 .arg(format!("socket,id=socket0,path={},reconnect-ms=100", disk.socket.display()));
-            command.arg("-device").arg(format!(
-                "vhost-user-blk-pci,id=disk0,bus=port0,chardev=socket0,num-queues={},queue-size=128",
-                disk.queues
-            ));
+            let mut device = format!(
+                "vhost-user-blk-pci,id=disk0,bus=port0,chardev=socket0,num-queues={},queue-size={}",
+                disk.queues, disk.queue_size
+            );
+            if disk.inflight_migration {
+                device += ",inflight-migration=on";
+            }
+            command.arg("-device").arg(device);
         }
         let mut process = Process::start(command, &file("qemu.log"))?;
         let mut connect = |path: &Path| {
@@ -98,10 +140,19 @@ impl Vm {
             })
         };
         let qmp = Qmp::connect(connect(&control)?)?;
-        let guest = Guest::connect(connect(&channel)?)?;
-        let mut vm = Self { process, qmp, guest, log: file("qemu.log") };
-        vm.wait_for_guest(None, end)?;
-        Ok(vm)
+        let guest = match incoming {
+            Some(guest) => guest.clone(),
+            None => Guest::connect(connect(&channel)?)?,
+        };
+        Ok(Self { process, qmp, guest, log: file("qemu.log"), channel })
+    }
+
+    /// The guest has arrived: commands go to this machine from now on.
+    pub fn take_over(&mut self) -> Result<(), String> {
+        let stream = UnixStream::connect(&self.channel)
+            .map_err(|error| format!("cannot reach the guest where it moved to: {error}"))?;
+        self.guest.move_to(stream);
+        Ok(())
     }
 
     /// Waits until the guest program answers, in another boot than `before` if

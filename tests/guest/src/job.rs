@@ -33,6 +33,8 @@ pub struct Plan {
     /// Of a hundred operations, how many write and how many flush.
     pub writes: u64,
     pub flushes: u64,
+    /// Buffers of finished reads each thread keeps to look at them again.
+    pub keep: u64,
 }
 
 impl Plan {
@@ -72,6 +74,12 @@ struct Shared {
     last_completion: AtomicU64,
     longest_gap: AtomicU64,
     longest_wait: AtomicU64,
+    /// Kept buffers looked at again, and those of them read before the mark.
+    rechecked: AtomicU64,
+    rechecked_old: AtomicU64,
+    marks: AtomicU64,
+    /// Threads that have written every block of theirs.
+    filled: AtomicU64,
     first_trouble: Mutex<String>,
     threads: Vec<PerThread>,
 }
@@ -90,6 +98,10 @@ impl Shared {
             last_completion: AtomicU64::new(0),
             longest_gap: AtomicU64::new(0),
             longest_wait: AtomicU64::new(0),
+            rechecked: AtomicU64::new(0),
+            rechecked_old: AtomicU64::new(0),
+            marks: AtomicU64::new(0),
+            filled: AtomicU64::new(0),
             first_trouble: Mutex::new(String::new()),
             threads: (0..threads).map(|_| PerThread::default()).collect(),
         }
@@ -159,6 +171,7 @@ impl Job {
             let mut worker = Worker {
                 file: io::open(&plan.disk, true)?,
                 buffer: Buffer::new((plan.block * plan.most) as usize),
+                kept: Kept::new(&plan),
                 random: block::mix(plan.seed ^ block::mix(me + 1)),
                 known: known[first as usize..last as usize].to_vec(),
                 shared: shared.clone(),
@@ -201,10 +214,16 @@ impl Job {
     /// From now on `behind` counts the threads that have not completed an
     /// operation since: at 0, all that is outstanding now has completed.
     pub fn mark(&self) -> String {
+        self.shared.marks.fetch_add(1, Relaxed);
         for thread in &self.shared.threads {
             thread.marked.store(thread.done.load(Relaxed), Relaxed);
         }
         self.status()
+    }
+
+    /// The longest time without a completion since this was last asked for.
+    pub fn gap(&self) -> String {
+        format!("gap_ns={}", self.shared.longest_gap.swap(0, Relaxed))
     }
 
     pub fn status(&self) -> String {
@@ -224,15 +243,17 @@ impl Job {
         let first = shared.first_trouble.lock().unwrap_or_else(|e| e.into_inner()).clone();
         let get = |counter: &AtomicU64| counter.load(Relaxed);
         format!(
-            "done={done} behind={behind} inflight={inflight} reads={} writes={} flushes={} verified={} \
-             mismatches={} errors={} wait_ns={wait} gap_ns={} first={}",
+            "done={done} behind={behind} inflight={inflight} filled={} reads={} writes={} flushes={} verified={} \
+             mismatches={} errors={} rechecked={} rechecked_old={} wait_ns={wait} first={}",
+            get(&shared.filled),
             get(&shared.reads),
             get(&shared.writes),
             get(&shared.flushes),
             get(&shared.verified),
             get(&shared.mismatches),
             get(&shared.errors),
-            get(&shared.longest_gap),
+            get(&shared.rechecked),
+            get(&shared.rechecked_old),
             if first.is_empty() { "none".to_string() } else { first.replace(' ', "_") },
         )
     }
@@ -306,10 +327,45 @@ impl Job {
     }
 }
 
+/// Buffers of finished reads.
+struct Kept(Vec<Slot>);
+
+struct Slot {
+    buffer: Buffer,
+    /// The first block it holds, and what was known of all when it was read;
+    /// nothing if it holds none.
+    first: u64,
+    known: Vec<Known>,
+    /// How many marks there had been.
+    marks: u64,
+}
+
+impl Kept {
+    fn new(plan: &Plan) -> Self {
+        let slot = |_| Slot {
+            buffer: Buffer::new((plan.block * plan.most) as usize),
+            first: 0,
+            known: Vec::new(),
+            marks: 0,
+        };
+        Self((0..plan.keep).map(slot).collect())
+    }
+}
+
+/// Checks consecutive blocks.
+fn check_all(bytes: &[u8], first: u64, known: &[Known], plan: &Plan) -> Result<(), String> {
+    let parts = bytes.chunks_exact(plan.block as usize);
+    for (index, (part, known)) in parts.zip(known).enumerate() {
+        block::check(part, first + index as u64, *known, plan.seed)?;
+    }
+    Ok(())
+}
+
 /// One thread of a job.
 struct Worker {
     file: File,
     buffer: Buffer,
+    kept: Kept,
     random: u64,
     known: Vec<Known>,
     shared: Arc<Shared>,
@@ -338,6 +394,7 @@ impl Worker {
                 at += blocks;
             }
         }
+        self.shared.filled.fetch_add(1, Relaxed);
         while !self.stopped() {
             let blocks = 1 + self.below(self.plan.most.min(count));
             let at = self.below(count - blocks + 1);
@@ -349,6 +406,9 @@ impl Worker {
             } else {
                 self.read(at, blocks);
             }
+        }
+        for index in 0..self.kept.0.len() {
+            self.look_again(index);
         }
     }
 
@@ -384,7 +444,19 @@ impl Worker {
     fn read(&mut self, at: u64, blocks: u64) {
         let size = self.plan.block as usize;
         let position = self.position(at);
-        let bytes = self.buffer.bytes(size * blocks as usize);
+        // Any of the kept buffers makes room, so that some stay for long.
+        let index = match self.kept.0.len() as u64 {
+            0 => None,
+            count => Some(self.below(count) as usize),
+        };
+        if let Some(index) = index {
+            self.look_again(index);
+        }
+        let buffer = match index {
+            Some(index) => &mut self.kept.0[index].buffer,
+            None => &mut self.buffer,
+        };
+        let bytes = buffer.bytes(size * blocks as usize);
         // Poison: a read that transfers nothing must not look right.
         bytes.fill(0xee);
         let file = &self.file;
@@ -394,17 +466,38 @@ impl Worker {
             self.shared.error(&format!("read at {position}: {error}"));
             return;
         }
-        let mut good = true;
-        for (index, part) in bytes.chunks_exact(size).enumerate() {
-            let number = self.first + at + index as u64;
-            let known = self.known[at as usize + index];
-            if let Err(what) = block::check(part, number, known, self.plan.seed) {
-                self.shared.trouble(&self.shared.mismatches, &what);
-                good = false;
+        let first = self.first + at;
+        let known = &self.known[at as usize..(at + blocks) as usize];
+        match check_all(bytes, first, known, &self.plan) {
+            Ok(()) => {
+                self.shared.verified.fetch_add(1, Relaxed);
             }
+            Err(what) => return self.shared.trouble(&self.shared.mismatches, &what),
         }
-        if good {
-            self.shared.verified.fetch_add(1, Relaxed);
+        if let Some(index) = index {
+            let slot = &mut self.kept.0[index];
+            (slot.first, slot.known) = (first, known.to_vec());
+            slot.marks = self.shared.marks.load(Relaxed);
+        }
+    }
+
+    /// Checks that a buffer still holds what was read into it, and empties it.
+    /// After a migration that finds a page which the device wrote and nobody
+    /// sent: the processor has only read it since.
+    fn look_again(&mut self, index: usize) {
+        let slot = &mut self.kept.0[index];
+        let known = std::mem::take(&mut slot.known);
+        if known.is_empty() {
+            return;
+        }
+        let bytes = slot.buffer.bytes(self.plan.block as usize * known.len());
+        if let Err(what) = check_all(bytes, slot.first, &known, &self.plan) {
+            let what = format!("a buffer changed after the read: {what}");
+            self.shared.trouble(&self.shared.mismatches, &what);
+        }
+        self.shared.rechecked.fetch_add(1, Relaxed);
+        if slot.marks < self.shared.marks.load(Relaxed) {
+            self.shared.rechecked_old.fetch_add(1, Relaxed);
         }
     }
 

@@ -55,6 +55,7 @@ impl Arguments {
             seed: self.number("seed")?,
             writes: self.number("writes")?,
             flushes: self.number("flushes")?,
+            keep: self.number("keep")?,
         };
         if plan.block == 0 || !plan.block.is_multiple_of(block::SECTOR as u64) || plan.depth == 0 {
             return Err("the block must be whole sectors and the depth not 0".to_string());
@@ -109,6 +110,7 @@ fn obey(line: &str, current: &mut Option<Job>) -> Result<String, String> {
         }
         "status" => job(current),
         "mark" => current.as_ref().map(Job::mark).ok_or("no job".to_string()),
+        "gap" => current.as_ref().map(Job::gap).ok_or("no job".to_string()),
         "stop" => {
             let wait = Duration::from_secs(arguments.number("wait")?);
             current.as_mut().ok_or("no job")?.stop(wait)?;
