@@ -13,7 +13,7 @@ mod off {
     use vm_memory::GuestMemory;
 
     #[derive(Debug, Default)]
-    pub struct Late;
+    pub struct Late {}
 
     impl Late {
         pub fn put_off(&mut self, _vring: u16, _run: &Run) -> bool {
