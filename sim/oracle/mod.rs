@@ -183,7 +183,8 @@ impl Oracle {
     }
 
     /// Compare memory of a destination with what its source last held; pages
-    /// that were compared. For `open` see [`dirty`].
+    /// that were compared. `open`: a back-end of the source was lost while it
+    /// logged, so buffers of requests in flight may differ.
     pub fn check_arrival(&self, pairs: &[Pair<'_>], open: bool) -> Result<u64, Violation> {
         // Who looks away from old requests does not see where their reads land.
         let open = open || !self.judges.late;
