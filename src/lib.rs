@@ -48,6 +48,7 @@ pub mod frontend;
 mod handle;
 pub mod inflight;
 pub mod memory;
+pub mod migration;
 pub mod time;
 pub mod vring;
 pub mod wire;

@@ -20,6 +20,7 @@ const RULE: &[(&str, &[&str])] = &[
     ("inflight", &["wire", "bugs"]),
     ("blk", &["vring", "memory"]),
     ("backend", &["wire", "memory", "vring", "inflight", "blk", "time", "handle", "bugs", "dirty"]),
+    ("migration", &["inflight"]),
     ("frontend", &["wire", "time", "handle"]),
     ("driver", &[]),
 ];

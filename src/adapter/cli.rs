@@ -2,7 +2,7 @@
 
 use super::disk::EngineChoice;
 use super::error::Refusal;
-use super::{capabilities, serve};
+use super::{capabilities, inspect, serve};
 use crate::wire::Dialect;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
@@ -30,6 +30,28 @@ struct Cli {
 enum Sub {
     /// Serve one disk until SIGTERM (also what happens without a subcommand)
     Serve(ServeArgs),
+    /// Say what is in a captured migration stream or a dump of an inflight
+    /// region
+    Inspect(InspectArgs),
+}
+
+/// Options of `midflight inspect`.
+#[derive(Clone, Debug, Args)]
+pub struct InspectArgs {
+    /// A stream written by QEMU's `migrate "exec:cat > FILE"`, or the bytes of
+    /// an inflight region
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Virtqueues of a dumped region [default: as many as fit]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub queues: Option<u16>,
+    /// Entries of each virtqueue of a dumped region [default: what the region
+    /// says]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=32768))]
+    pub queue_size: Option<u16>,
 }
 
 /// Options of `midflight serve`.
@@ -179,11 +201,12 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
         Err(error) => return refuse(&Refusal(one_line(&error.to_string()))),
     };
-    let args = match cli.command {
-        Some(Sub::Serve(args)) => args,
-        None => cli.serve,
+    let result = match cli.command {
+        Some(Sub::Serve(args)) => serve::serve(&args),
+        Some(Sub::Inspect(args)) => inspect::inspect(&args),
+        None => serve::serve(&cli.serve),
     };
-    match serve::serve(&args) {
+    match result {
         Ok(code) => code,
         Err(refusal) => refuse(&refusal),
     }

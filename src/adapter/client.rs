@@ -7,6 +7,7 @@
 //! region, while somebody waits for requests.
 
 mod link;
+mod migration;
 mod requests;
 
 use super::clock::Clock;
@@ -21,6 +22,8 @@ use crate::frontend::{
 use crate::time::Duration;
 use crate::wire::MemRegion;
 use crate::wire::features::virtio;
+use migration::DirtyLog;
+pub use migration::Handover;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use rustix::io::Errno;
@@ -29,10 +32,14 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use vm_memory::bitmap::{AtomicBitmap, NewBitmap};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 
 /// Guest memory of a client.
-pub type ClientMemory = GuestMemoryMmap<()>;
+///
+/// Its bitmap says which pages the guest has written, as the hypervisor of a
+/// real guest would; [`Client::take_dirty`] reads it.
+pub type ClientMemory = GuestMemoryMmap<AtomicBitmap>;
 
 /// Distance of user addresses from guest-physical ones. Nothing is mapped
 /// there: user addresses are only names that both ends agree on.
@@ -88,6 +95,14 @@ pub enum ClientError {
     /// The device failed a request.
     #[error("request failed with status {}", .0.code())]
     Request(BlkStatus),
+    /// The back-end said no.
+    #[error("back-end refused {message} with status {status}")]
+    Refused {
+        /// Message.
+        message: &'static str,
+        /// Its answer.
+        status: u64,
+    },
     /// Nothing happened for too long.
     #[error("timed out waiting for {what}{}", .answer.map(|a| format!(" ({a} is not answered)")).unwrap_or_default())]
     TimedOut {
@@ -131,6 +146,7 @@ pub struct Client {
     accepted: Option<u64>,
     /// The owner wants the vrings to run, whatever the back-end does.
     wanted: bool,
+    log: Option<DirtyLog>,
     next: VecDeque<Next>,
     events: Vec<Event>,
     failure: Option<Failure>,
@@ -156,7 +172,7 @@ impl Client {
                 RingLayout::contiguous(config.ring_size, base).map_err(DriverError::from)?;
             queues.push(Queue { layout, kick, call, driver: None });
         }
-        let (memory, memfd) = guest_memory(config.memory_size)?;
+        let (memory, memfd) = sealed_memory("midflight-guest", config.memory_size)?;
         let region =
             MemRegion { guest_addr: 0, size: config.memory_size, user_addr: USER, mmap_offset: 0 };
         let table = vec![(region, handles.insert(memfd))];
@@ -171,6 +187,7 @@ impl Client {
             features: 0,
             accepted: None,
             wanted: false,
+            log: None,
             next: VecDeque::new(),
             events: Vec::new(),
             failure: None,
@@ -210,9 +227,13 @@ impl Client {
 
     /// Stop every vring; returns their bases.
     pub fn stop(&mut self) -> Result<Vec<(u16, u16)>, ClientError> {
+        self.stop_by(Command::Stop)
+    }
+
+    fn stop_by(&mut self, command: Command) -> Result<Vec<(u16, u16)>, ClientError> {
         self.wanted = false;
         self.events.retain(|event| !matches!(event, Event::Stopped { .. }));
-        self.command(Command::Stop)?;
+        self.command(command)?;
         self.wait("the stop", |c| c.frontend.phase() == Phase::Ready)?;
         let bases = self.events.iter().rev().find_map(|event| match event {
             Event::Stopped { bases } => Some(bases.clone()),
@@ -342,20 +363,22 @@ fn ring_stride(size: u16) -> u64 {
     RingLayout::footprint(size).next_multiple_of(PAGE)
 }
 
-/// Memory of a guest, in a file of a size that nobody can change.
-fn guest_memory(size: u64) -> Result<(ClientMemory, OwnedFd), ClientError> {
+/// Zeroed memory to share, in a file of a size that nobody can change.
+fn sealed_memory<B: NewBitmap>(
+    name: &str,
+    size: u64,
+) -> Result<(GuestMemoryMmap<B>, OwnedFd), ClientError> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let fd = memfd_create("midflight-guest", flags)
-        .map_err(|e| system("cannot make guest memory", e))?;
-    ftruncate(&fd, size).map_err(|e| system("cannot size guest memory", e))?;
+    let fd = memfd_create(name, flags).map_err(|e| system("cannot make shared memory", e))?;
+    ftruncate(&fd, size).map_err(|e| system("cannot size shared memory", e))?;
     fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
-        .map_err(|e| system("cannot seal guest memory", e))?;
-    let what = "cannot map guest memory";
+        .map_err(|e| system("cannot seal shared memory", e))?;
+    let what = "cannot map shared memory";
     let copy = fd.try_clone().map_err(|source| ClientError::System { what, source })?;
     let file = FileOffset::new(File::from(copy), 0);
     let too_big = |_| ClientError::TooBig { room: usize::MAX as u64, wanted: size };
     let len = usize::try_from(size).map_err(too_big)?;
-    let memory = ClientMemory::from_ranges_with_files([(GuestAddress(0), len, Some(file))])
+    let memory = GuestMemoryMmap::from_ranges_with_files([(GuestAddress(0), len, Some(file))])
         .map_err(|e| ClientError::System { what, source: std::io::Error::other(e.to_string()) })?;
     Ok((memory, fd))
 }

@@ -12,7 +12,7 @@ use super::socket::{Received, Socket};
 use super::spin::Spin;
 use super::{events, sigbus};
 use crate::Handle;
-use crate::backend::{ApiMisuse, Backend, Command, Input, MapFailed, Output};
+use crate::backend::{ApiMisuse, Backend, CHAINS_PER_CALL, Command, Input, MapFailed, Output};
 use crate::blk::Completion;
 use crate::time::Instant;
 use rustix::io::Errno;
@@ -80,7 +80,7 @@ impl EventLoop {
             memory: Memory::default(),
             store,
             disk,
-            completions: Vec::new(),
+            completions: Vec::with_capacity(usize::from(CHAINS_PER_CALL)),
             answers: VecDeque::new(),
             spin: Spin::default(),
             stopping: false,

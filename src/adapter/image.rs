@@ -273,3 +273,29 @@ fn direct_alignment(fd: &OwnedFd, kind: FileType) -> (u32, u32) {
     // for unaligned buffers then is taken more often than needed.
     (4096, 512)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn image_promises_nothing_where_a_page_cache_may_write_later() {
+        let path = std::env::temp_dir().join(format!("midflight-image-{}", std::process::id()));
+        std::fs::write(&path, [0; 4096]).unwrap();
+        let options = ImageOptions { read_only: false, direct: false, logical_block_size: None };
+        let mut image = Image::open(&path, options).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(image.promise(), CancelPromise::CancelAndWait);
+        let says = |image: &Image| match image.promise() {
+            CancelPromise::None(why) => why,
+            CancelPromise::CancelAndWait => "nothing",
+        };
+        // As if it were on a file system of several hosts.
+        image.local = false;
+        assert!(says(&image).starts_with("the file system is shared between hosts"));
+        image.kind = FileType::BlockDevice;
+        assert!(says(&image).starts_with("another host may use the device"));
+        image.direct = Some((512, 512));
+        assert_eq!(image.promise(), CancelPromise::CancelAndWait);
+    }
+}

@@ -1,5 +1,9 @@
 //! Memory of the front-end, mapped into this process.
 
+mod guest;
+
+pub use guest::GuestMem;
+
 use super::error::describe;
 use super::handles::Handles;
 use super::sigbus::Guard;
@@ -13,12 +17,9 @@ use std::collections::VecDeque;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use vm_memory::{
-    GuestAddress, GuestMemoryError, GuestMemoryRegion, GuestMemoryRegionBytes,
-    GuestRegionCollection, GuestUsize, MemoryRegionAddress, VolatileSlice,
+    GuestAddress, GuestMemoryError, GuestMemoryRegion, GuestMemoryRegionBytes, GuestUsize,
+    MemoryRegionAddress, VolatileSlice,
 };
-
-/// Guest memory as the daemon has it.
-pub type GuestMem = GuestRegionCollection<PeerRegion>;
 
 /// File system magic of hugetlbfs, whose mappings come in huge pages only.
 const HUGETLBFS_MAGIC: u64 = 0x958458f6;
@@ -175,17 +176,7 @@ pub struct Epoch(u64);
 /// One memory table, kept while requests use it.
 struct Table {
     mem: GuestMem,
-    /// Guest address, length and host address, in ascending order.
-    spans: Vec<(u64, u64, usize)>,
     inflight: u64,
-}
-
-impl Table {
-    fn new(mem: GuestMem) -> Self {
-        use vm_memory::GuestMemoryBackend as _;
-        let spans = mem.iter().map(|r| (r.guest.0, r.size as u64, r.host() as usize)).collect();
-        Self { mem, spans, inflight: 0 }
-    }
 }
 
 /// The current memory table, and older ones that the disk still works on.
@@ -201,7 +192,7 @@ pub struct Memory {
 impl Default for Memory {
     fn default() -> Self {
         Self {
-            tables: VecDeque::from([Table::new(GuestMem::new())]),
+            tables: VecDeque::from([Table { mem: GuestMem::default(), inflight: 0 }]),
             first: 0,
             regions: Vec::new(),
         }
@@ -227,14 +218,7 @@ impl Memory {
             };
             regions.push((*want, region));
         }
-        let mut sorted: Vec<_> = regions.iter().map(|(_, r)| Arc::clone(r)).collect();
-        sorted.sort_by_key(|r| r.guest);
-        let mem = if sorted.is_empty() {
-            GuestMem::new()
-        } else {
-            GuestMem::from_arc_regions(sorted)
-                .map_err(|e| MapFailed(e.to_string().to_lowercase()))?
-        };
+        let mem = GuestMem::from_regions(regions.iter().map(|(_, r)| Arc::clone(r)).collect())?;
         self.regions = regions;
         self.push(mem.clone());
         Ok(mem)
@@ -243,11 +227,11 @@ impl Memory {
     /// Drop the current table, as soon as the disk allows.
     pub fn unmap(&mut self) {
         self.regions.clear();
-        self.push(GuestMem::new());
+        self.push(GuestMem::default());
     }
 
     fn push(&mut self, mem: GuestMem) {
-        self.tables.push_back(Table::new(mem));
+        self.tables.push_back(Table { mem, inflight: 0 });
         self.collect();
     }
 
@@ -269,12 +253,9 @@ impl Memory {
             let mut addr = segment.addr;
             let mut left = u64::from(segment.len);
             while left > 0 {
-                // Few regions: the last one that starts at or before `addr`.
-                let index = table.spans.partition_point(|(start, ..)| *start <= addr);
-                let (start, len, host) = *table.spans.get(index.checked_sub(1)?)?;
-                let skip = addr - start;
-                let take = len.checked_sub(skip).filter(|n| *n > 0)?.min(left);
-                append(out, host + skip as usize, take as usize);
+                let (host, there) = table.mem.find(addr)?;
+                let take = there.min(left);
+                append(out, host as usize, take as usize);
                 left -= take;
                 addr = addr.wrapping_add(take);
             }
@@ -323,7 +304,7 @@ pub fn map_shared(
 ) -> Result<GuestMem, MapFailed> {
     let fd = handles.get(handle).ok_or_else(|| MapFailed(format!("{handle} is not open")))?;
     let region = PeerRegion::map(fd, offset, size, 0)?;
-    GuestMem::from_regions(vec![region]).map_err(|e| MapFailed(e.to_string().to_lowercase()))
+    GuestMem::from_regions(vec![Arc::new(region)])
 }
 
 /// Make zeroed memory for an inflight region, of a size that nobody can change.
@@ -340,7 +321,7 @@ pub fn alloc_inflight(size: u64) -> Result<OwnedFd, MapFailed> {
 mod tests {
     use super::*;
     use crate::Handle;
-    use vm_memory::{Bytes, GuestMemoryBackend};
+    use vm_memory::Bytes;
 
     const PAGE: u64 = 4096;
 
@@ -419,7 +400,7 @@ mod tests {
         let mut buf = [0; 4];
         mem.read_slice(&mut buf, GuestAddress(0)).unwrap();
         assert_eq!(&buf, b"here");
-        assert!(mem.get_slice(GuestAddress(1), PAGE as usize).is_err());
+        assert!(mem.write_slice(&[0; PAGE as usize], GuestAddress(1)).is_err());
     }
 
     #[test]
@@ -450,11 +431,11 @@ mod tests {
         let mut memory = Memory::default();
         let one = memory.map(&[region(a, 0, PAGE, 0)], &handles).unwrap();
         let two = memory.map(&[region(a, 0, PAGE, 0), region(b, PAGE, PAGE, 0)], &handles).unwrap();
-        let host = |m: &GuestMem, at| m.get_host_address(GuestAddress(at)).unwrap();
+        let host = |m: &GuestMem, at| m.find(at).unwrap();
         assert_eq!(host(&one, 0), host(&two, 0));
         // A table that cannot be made leaves the old one in force.
         assert!(memory.map(&[region(b, 0, 2 * PAGE, 0)], &handles).is_err());
-        assert_eq!(memory.current().num_regions(), 2);
+        assert!(memory.current().find(PAGE).is_some() && memory.current().find(2 * PAGE).is_none());
     }
 
     #[test]

@@ -27,6 +27,7 @@ mod event_loop;
 mod events;
 mod handles;
 pub mod image;
+mod inspect;
 mod listener;
 mod lock;
 pub mod memory;

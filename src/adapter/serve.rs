@@ -12,6 +12,7 @@ use super::signals::Signals;
 use crate::backend::{Backend, SuspendPolicy};
 use crate::blk::DeviceConfig;
 use crate::time::Duration;
+use crate::wire::Dialect;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -45,10 +46,11 @@ pub fn serve(args: &ServeArgs) -> Result<ExitCode, Refusal> {
         discard: image.can_discard(),
         write_zeroes: !args.read_only,
     };
-    let backend = match suspend_policy(args, &image)? {
-        Some(policy) => Backend::with_suspend(config, policy),
-        None => Backend::new(config),
-    };
+    let backend =
+        match suspend_policy(image.promise(), args.suspend_grace_ms, args.skip_drain_dialect)? {
+            Some(policy) => Backend::with_suspend(config, policy),
+            None => Backend::new(config),
+        };
     let backend = backend.map_err(|e| Refusal(e.to_string()))?;
     let store = StoreLock::new(Arc::clone(&image), path.display().to_string(), args.read_only);
     let (disk, line) =
@@ -91,15 +93,19 @@ pub fn serve(args: &ServeArgs) -> Result<ExitCode, Refusal> {
 }
 
 /// How vrings are suspended; `None` if this store does not allow it.
-fn suspend_policy(args: &ServeArgs, image: &Image) -> Result<Option<SuspendPolicy>, Refusal> {
-    match image.promise() {
+fn suspend_policy(
+    promise: CancelPromise,
+    grace_ms: u64,
+    dialect: Option<Dialect>,
+) -> Result<Option<SuspendPolicy>, Refusal> {
+    match promise {
         CancelPromise::CancelAndWait => Ok(Some(SuspendPolicy {
-            grace: Duration::from_millis(args.suspend_grace_ms),
-            dialect: args.skip_drain_dialect.unwrap_or_default(),
+            grace: Duration::from_millis(grace_ms),
+            dialect: dialect.unwrap_or_default(),
         })),
         CancelPromise::None(why) => {
             let line = format!("cannot suspend requests in flight: {why}, try --direct");
-            match args.skip_drain_dialect {
+            match dialect {
                 Some(_) => Err(Refusal(format!("--skip-drain-dialect: {line}"))),
                 None => {
                     say!("{line}; every stop waits for them");
@@ -107,5 +113,28 @@ fn suspend_policy(args: &ServeArgs, image: &Image) -> Result<Option<SuspendPolic
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn serve_suspends_nothing_on_a_store_that_promises_nothing() {
+        let wait = CancelPromise::CancelAndWait;
+        let none = CancelPromise::None("it is far away");
+        let grace = Duration::from_millis(7);
+        for dialect in Dialect::ALL {
+            let policy = Some(SuspendPolicy { grace, dialect });
+            assert_eq!(suspend_policy(wait, 7, Some(dialect)), Ok(policy));
+            assert_eq!(
+                suspend_policy(none, 7, Some(dialect)).unwrap_err().0,
+                "--skip-drain-dialect: cannot suspend requests in flight: it is far away, try --direct"
+            );
+        }
+        let dialect = Dialect::QEMU_11_1;
+        assert_eq!(suspend_policy(wait, 7, None), Ok(Some(SuspendPolicy { grace, dialect })));
+        assert_eq!(suspend_policy(none, 7, None), Ok(None));
     }
 }

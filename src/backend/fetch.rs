@@ -3,7 +3,9 @@
 use super::complete::{log_data, log_status};
 use super::requests::Requests;
 use super::vring::Run;
-use super::{Backend, CHAINS_PER_CALL, Event, FrontendFault, Output, POLL_INTERVAL};
+use super::{
+    Backend, CHAINS_PER_CALL, CHAINS_UNDIVIDED, Event, FrontendFault, Output, POLL_INTERVAL,
+};
 use crate::blk::{self, Action, DeviceConfig};
 use crate::dirty::{DirtyLog, RingLog};
 use crate::inflight::InflightFault;
@@ -134,7 +136,9 @@ impl<'a, M: GuestMemory> Fetcher<'a, M> {
 
     /// True if chains may be left that this call was not allowed to take.
     fn fetch(&mut self) -> Result<bool, Broken> {
-        let mut left = CHAINS_PER_CALL;
+        let ring = &self.run.ring;
+        let there = ring.avail_idx(self.mem)?.wrapping_sub(ring.next_avail());
+        let mut left = there.div_ceil(2).clamp(CHAINS_UNDIVIDED, CHAINS_PER_CALL);
         self.run.ring.disable_kicks(self.mem, self.ring_log())?;
         loop {
             while let Some(head) = self.run.ring.pop(self.mem)? {

@@ -1,7 +1,7 @@
 //! The back-end half: one device, one front-end at a time.
 //!
 //! ```text
-//! session   what the front-end says      -> answers, settings, pending wishes
+//! session   what the front-end says      -> settings, answer, pending wishes
 //! setup     memory and inflight region   -> what a vring needs to run
 //! start     a vring begins to run        -> recovery, resubmission
 //! fetch     kick to disk request
@@ -10,6 +10,7 @@
 //! stop      drain, suspend, reset, disconnect, shut down
 //! ```
 
+mod answer;
 mod complete;
 mod fault;
 mod fetch;
@@ -18,6 +19,7 @@ mod late;
 mod policy;
 mod requests;
 mod session;
+mod settings;
 mod setup;
 mod start;
 mod stop;
@@ -46,7 +48,12 @@ use vring::Vring;
 
 /// Most chains fetched from a vring in one call; the rest follows at once by
 /// [`TimerKind::MoreChains`], after the driver had a chance to do other things.
-pub const CHAINS_PER_CALL: u32 = 256;
+pub const CHAINS_PER_CALL: u16 = 256;
+
+/// Of more chains than this, one call fetches half. A disk that answers at once
+/// then has the first half published while the second is still to come, and
+/// the guest reaps and refills instead of waiting for us, and we for it.
+pub const CHAINS_UNDIVIDED: u16 = 16;
 
 /// How long a vring without kick descriptor waits before it is looked at again.
 pub const POLL_INTERVAL: Duration = Duration::from_micros(50);

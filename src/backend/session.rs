@@ -1,16 +1,15 @@
 //! What the front-end says, message by message.
 
+use super::answer::Reply;
 use super::policy::Stop;
-use super::vring::check_alignment;
-use super::{Backend, Event, FrontendFault, Output};
+use super::{Backend, Event, FrontendFault};
 use crate::Handle;
 use crate::blk::WRITEBACK_OFFSET;
 use crate::memory::MAX_REGIONS;
 use crate::time::Instant;
 use crate::wire::features::{protocol, virtio};
 use crate::wire::{
-    ConfigPayload, Envelope, FrontendReply, FrontendReplyBody, FrontendRequest, LogBase, Refused,
-    VringAddr, VringFile, VringState, encode_reply, request_name,
+    ConfigPayload, Envelope, FrontendReplyBody, FrontendRequest, LogBase, Refused, request_name,
 };
 use bytes::Bytes;
 use vm_memory::GuestMemory;
@@ -52,22 +51,6 @@ impl Session {
     }
 }
 
-/// Where an answer goes, and whether one is expected at all.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Reply {
-    code: u32,
-    message: &'static str,
-    need_reply: bool,
-    /// The message has an answer of its own, asked for or not.
-    own: bool,
-}
-
-impl Reply {
-    pub fn message(&self) -> &'static str {
-        self.message
-    }
-}
-
 /// What comes of a message that was understood.
 enum Outcome {
     /// Done; acknowledge if that was asked for.
@@ -79,18 +62,6 @@ enum Outcome {
 }
 
 use Outcome::{Answer, Done, Later};
-
-/// What follows from a message that is refused.
-// spec: vhost-user, "Communication" and VHOST_USER_PROTOCOL_F_REPLY_ACK
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Consequence {
-    /// A status that is not 0.
-    NegativeAck,
-    /// GET_CONFIG has a form for failure.
-    EmptyConfig,
-    /// The front-end could not be told, so it must not go on.
-    Close,
-}
 
 impl<M: GuestMemory> Backend<M> {
     pub(super) fn message(&mut self, now: Instant, envelope: Envelope<FrontendRequest<Handle>>) {
@@ -254,22 +225,6 @@ impl<M: GuestMemory> Backend<M> {
         Ok(())
     }
 
-    fn vring_index(&self, index: u32, reply: Reply) -> Result<u16, FrontendFault> {
-        let count = self.config.num_queues;
-        match u16::try_from(index) {
-            Ok(vring) if vring < count => Ok(vring),
-            _ => Err(FrontendFault::VringIndex { message: reply.message, got: index, count }),
-        }
-    }
-
-    fn stopped(&self, index: u32, reply: Reply) -> Result<u16, FrontendFault> {
-        let vring = self.vring_index(index, reply)?;
-        if self.vrings[usize::from(vring)].run.is_some() {
-            return Err(FrontendFault::VringRunning { message: reply.message, vring });
-        }
-        Ok(vring)
-    }
-
     fn set_features(&mut self, now: Instant, to: u64) -> Result<(), FrontendFault> {
         let (from, offered) = (self.session.features, self.offered);
         if to & !offered != 0 {
@@ -347,148 +302,6 @@ impl<M: GuestMemory> Backend<M> {
                 len: data.len() as u32,
                 expected: "the write cache byte at offset 32, 0 or 1",
             }),
-        }
-    }
-
-    fn set_vring_num(&mut self, state: VringState, reply: Reply) -> Result<(), FrontendFault> {
-        let vring = self.stopped(state.index, reply)?;
-        let max = self.config.queue_size_max;
-        match u16::try_from(state.num) {
-            Ok(size) if size.is_power_of_two() && size <= max => {
-                self.vrings[usize::from(vring)].size = size;
-                Ok(())
-            }
-            _ => Err(FrontendFault::VringSize { vring, got: state.num, max }),
-        }
-    }
-
-    fn set_vring_addr(&mut self, addr: VringAddr, reply: Reply) -> Result<(), FrontendFault> {
-        let vring = self.vring_index(addr.index, reply)?;
-        check_alignment(vring, &addr)?;
-        let v = &mut self.vrings[usize::from(vring)];
-        // While a ring runs only the log flag may differ.
-        if let (Some(_), Some(old)) = (&v.run, &v.addr)
-            && (old.desc, old.used, old.avail) != (addr.desc, addr.used, addr.avail)
-        {
-            return Err(FrontendFault::VringRunning { message: reply.message, vring });
-        }
-        v.addr = Some(addr);
-        Ok(())
-    }
-
-    fn set_vring_base(&mut self, state: VringState, reply: Reply) -> Result<(), FrontendFault> {
-        let vring = self.stopped(state.index, reply)?;
-        // spec: vhost-user, "Vring descriptor indices for split virtqueues"
-        let base = u16::try_from(state.num)
-            .map_err(|_| FrontendFault::VringBase { vring, got: state.num })?;
-        self.vrings[usize::from(vring)].base = base;
-        Ok(())
-    }
-
-    fn set_vring_kick(
-        &mut self,
-        now: Instant,
-        file: VringFile<Handle>,
-        reply: Reply,
-    ) -> Result<(), FrontendFault> {
-        let vring = self.vring_index(u32::from(file.index), reply)?;
-        let v = &mut self.vrings[usize::from(vring)];
-        let was_started = core::mem::replace(&mut v.started, true);
-        if let Err(fault) = self.start_vring(now, vring) {
-            self.vrings[usize::from(vring)].started = was_started;
-            return Err(fault);
-        }
-        let v = &mut self.vrings[usize::from(vring)];
-        let old = core::mem::replace(&mut v.kick, file.handle);
-        v.polled = file.handle.is_none();
-        if old.is_some() || file.handle.is_some() {
-            self.out.push_back(Output::WatchKick { vring, handle: file.handle });
-        }
-        self.release(old);
-        Ok(())
-    }
-
-    fn set_vring_call(
-        &mut self,
-        file: VringFile<Handle>,
-        reply: Reply,
-    ) -> Result<(), FrontendFault> {
-        let vring = self.vring_index(u32::from(file.index), reply)?;
-        let v = &mut self.vrings[usize::from(vring)];
-        let old = core::mem::replace(&mut v.call, file.handle);
-        // What was published just before the swap may have called the old one,
-        // which nobody listens to any more.
-        if let (Some(handle), Some(_)) = (v.call, &v.run) {
-            self.out.push_back(Output::Call { vring, handle });
-        }
-        self.release(old);
-        Ok(())
-    }
-
-    fn set_vring_err(
-        &mut self,
-        file: VringFile<Handle>,
-        reply: Reply,
-    ) -> Result<(), FrontendFault> {
-        let vring = self.vring_index(u32::from(file.index), reply)?;
-        let v = &mut self.vrings[usize::from(vring)];
-        let old = core::mem::replace(&mut v.err, file.handle);
-        self.release(old);
-        Ok(())
-    }
-
-    fn set_vring_enable(
-        &mut self,
-        now: Instant,
-        state: VringState,
-        reply: Reply,
-    ) -> Result<(), FrontendFault> {
-        let vring = self.vring_index(state.index, reply)?;
-        let v = &mut self.vrings[usize::from(vring)];
-        let was_enabled = core::mem::replace(&mut v.enabled, state.num == 1);
-        if let Err(fault) = self.start_vring(now, vring) {
-            self.vrings[usize::from(vring)].enabled = was_enabled;
-            return Err(fault);
-        }
-        Ok(())
-    }
-
-    pub(super) fn answer(&mut self, reply: Reply, body: FrontendReplyBody<Handle>) {
-        let (bytes, handles) = encode_reply(&FrontendReply { code: reply.code, body });
-        self.out.push_back(Output::Send { bytes, handles });
-    }
-
-    /// Acknowledge, if that was asked for and agreed on.
-    pub(super) fn answer_ok(&mut self, reply: Reply) {
-        if reply.need_reply && self.session.protocol & protocol::REPLY_ACK != 0 {
-            self.answer(reply, FrontendReplyBody::U64(0));
-        }
-    }
-
-    /// The message had no effect; make sure that the front-end knows.
-    pub(super) fn refuse(&mut self, reply: Reply, fault: FrontendFault) {
-        match self.consequence(reply) {
-            Consequence::NegativeAck => {
-                self.event(Event::Refused(fault));
-                self.answer(reply, FrontendReplyBody::U64(1));
-            }
-            Consequence::EmptyConfig => {
-                self.event(Event::Refused(fault));
-                let data = Bytes::new();
-                let config = ConfigPayload { offset: 0, flags: 0, data };
-                self.answer(reply, FrontendReplyBody::Config(config));
-            }
-            Consequence::Close => self.close(fault),
-        }
-    }
-
-    fn consequence(&self, reply: Reply) -> Consequence {
-        let acks = self.session.protocol & protocol::REPLY_ACK != 0;
-        match reply.message {
-            "GET_CONFIG" => Consequence::EmptyConfig,
-            _ if reply.own => Consequence::Close,
-            _ if reply.need_reply && acks => Consequence::NegativeAck,
-            _ => Consequence::Close,
         }
     }
 }

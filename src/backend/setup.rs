@@ -2,7 +2,7 @@
 //! log. All are the driver's to map, so the message that asks for them waits for an answer, and
 //! every message behind it waits too.
 
-use super::session::Reply;
+use super::answer::Reply;
 use super::{ApiMisuse, Backend, Event, FrontendFault, MapFailed, MapRegion, Output};
 use crate::Handle;
 use crate::dirty::DirtyLog;

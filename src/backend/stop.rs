@@ -1,7 +1,7 @@
 //! Everything that ends: one vring, all of them, a connection, the program.
 
+use super::answer::Reply;
 use super::policy::Stop;
-use super::session::Reply;
 use super::setup::{Pending, Stopping};
 use super::vring::Vring;
 use super::{Backend, CloseReason, Event, FrontendFault, Link, Output};

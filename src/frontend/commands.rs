@@ -4,6 +4,7 @@ use super::Frontend;
 use super::config::{Base, Start};
 use super::error::{ApiMisuse, Failure};
 use super::io::{Command, Event, Output};
+use super::logging::{check_log, used_guest_addr};
 use super::phase::{Phase, Trigger};
 use super::steps::{self, ConfigFor, Milestone, Step};
 use crate::Handle;
@@ -11,7 +12,27 @@ use crate::time::Instant;
 use crate::wire::features::{protocol, virtio};
 use crate::wire::{ConfigPayload, Envelope, MemRegion, encode_request};
 
+/// Feature bits that are not the guest's.
+const OURS: u64 = virtio::PROTOCOL_FEATURES | virtio::LOG_ALL;
+
 impl Frontend {
+    /// Whether a stop may leave requests in flight in the inflight region:
+    /// after [`Command::Suspend`] (`asked`), or after any other stop.
+    pub fn suspends(&self, asked: bool) -> bool {
+        let dialect = self.config.dialect;
+        if dialect.plain_get_vring_base_may_suspend() {
+            return self.session.has(dialect.get_vring_base_inflight());
+        }
+        asked && self.can_ask_to_suspend()
+    }
+
+    /// There is a message for it and it was agreed on.
+    fn can_ask_to_suspend(&self) -> bool {
+        let dialect = self.config.dialect;
+        let needed = dialect.get_vring_base_inflight() | dialect.get_vring_base_skip_drain();
+        !dialect.plain_get_vring_base_may_suspend() && self.session.protocol & needed == needed
+    }
+
     pub(super) fn command(&mut self, now: Instant, command: Command) -> Result<(), ApiMisuse> {
         let what = command.name();
         match command {
@@ -26,12 +47,16 @@ impl Frontend {
             }
             Command::SetMemory(regions) => self.set_memory(regions)?,
             Command::Start(start) => self.start(&start)?,
-            Command::Stop => {
+            Command::Stop | Command::Suspend => {
                 self.try_go(what, Trigger::Stop)?;
-                let steps = steps::stop(&self.config, &self.device, &self.session);
+                let ask = command == Command::Suspend && self.can_ask_to_suspend();
+                let steps = steps::stop(&self.config, &self.device, &self.session, ask);
                 self.steps.extend(steps);
                 self.steps.push_back(Step::Reached(Milestone::Stopped));
             }
+            Command::LogOn { log, handle } => self.log_on(what, log, handle)?,
+            Command::LogOff => self.log_off(),
+            Command::Adopt { state, inflight } => self.adopt(now, what, state, inflight)?,
             Command::Reset => self.reset(what)?,
             Command::ReadConfig { offset, size } => {
                 self.expect_config(what)?;
@@ -55,8 +80,10 @@ impl Frontend {
     }
 
     fn set_memory(&mut self, regions: Vec<(MemRegion, Handle)>) -> Result<(), ApiMisuse> {
-        let settled = !matches!(self.phase, Phase::Starting | Phase::Stopping | Phase::Resetting);
-        self.expect_phase("set memory", settled)?;
+        self.expect_phase("set memory", self.is_settled())?;
+        if let Some((log, _)) = self.device.log {
+            check_log(log, &regions)?;
+        }
         if self.phase == Phase::Running {
             self.check_memory(regions.len())?;
         }
@@ -70,7 +97,8 @@ impl Frontend {
     fn start(&mut self, start: &Start) -> Result<(), ApiMisuse> {
         self.expect_phase("start", self.phase == Phase::Ready)?;
         let offered = self.features();
-        let features = start.features.unwrap_or(offered) & !virtio::PROTOCOL_FEATURES;
+        let features = start.features.or(self.device.features).unwrap_or(offered);
+        let features = features & !OURS;
         if features & !offered != 0 {
             return Err(ApiMisuse::FeaturesNotOffered(features & !offered));
         }
@@ -84,15 +112,20 @@ impl Frontend {
             if vring.base == Base::Kept && self.device.bases[usize::from(vring.index)].is_none() {
                 return Err(ApiMisuse::BaseUnknown(vring.index));
             }
+            if self.device.log.is_some() {
+                let used = (vring.index, vring.used);
+                used_guest_addr(&self.config.dialect, &self.device, &self.session, used)?;
+            }
         }
         self.go(Trigger::Start);
-        let steps = steps::start(&self.config, &self.device, &self.session, start, features);
+        self.device.features = Some(features);
+        let steps = steps::start(&self.config, &self.device, &self.session, start);
         self.steps.extend(steps);
         // From here on only the back-end and guest memory know.
         for vring in &start.vrings {
             self.device.bases[usize::from(vring.index)] = None;
         }
-        self.device.started = start.vrings.iter().map(|vring| vring.index).collect();
+        self.device.started.clone_from(&start.vrings);
         Ok(())
     }
 
@@ -106,7 +139,7 @@ impl Frontend {
         let running = self.phase == Phase::Running;
         self.try_go(what, Trigger::Reset)?;
         if running {
-            let stop = steps::stop(&self.config, &self.device, &self.session);
+            let stop = steps::stop(&self.config, &self.device, &self.session, false);
             self.steps.extend(stop);
         }
         self.steps.extend(steps::reset(&self.session));
@@ -120,6 +153,7 @@ impl Frontend {
         }
         self.device.bases.fill(Some(0));
         self.device.started.clear();
+        self.device.features = None;
         self.outputs.push_back(Output::Event(Event::Reset));
     }
 

@@ -1,5 +1,6 @@
 //! Why a connection ended and why a call was refused: whose fault comes first.
 
+use super::handover::StateFault;
 use super::phase::Phase;
 use crate::wire::{EncodeError, PushReason, WireError};
 
@@ -102,6 +103,15 @@ pub enum Unfit {
     // spec: vhost-user, "Inflight I/O tracking"
     #[error("an inflight region is kept, but INFLIGHT_SHMFD is not offered")]
     NoInflight,
+    /// Writes are to be logged, for a migration, and this back-end cannot: what
+    /// it writes would be missing at the destination.
+    // spec: vhost-user, "Migration"
+    #[error("a dirty log is in use, but {0} is not offered")]
+    NoLog(&'static str),
+    /// The guest has accepted features under another back-end, maybe on another
+    /// host, and cannot take that back.
+    #[error("the guest uses features {0:#x}, which are not offered")]
+    NoFeatures(u64),
 }
 
 /// The owner or the driver called out of turn. The call changed nothing.
@@ -143,6 +153,20 @@ pub enum ApiMisuse {
         /// Regions.
         got: u64,
     },
+    /// The state of another host's device is not for this one.
+    #[error("state of another host: {0}")]
+    State(#[from] StateFault),
+    /// The log has no bits for some of guest memory.
+    #[error("dirty log of {got} bytes, guest memory needs {wanted}")]
+    LogTooSmall {
+        /// Bytes for all of guest memory.
+        wanted: u64,
+        /// Bytes of the log.
+        got: u64,
+    },
+    /// The used ring is outside guest memory, so no bit of a log is its.
+    #[error("used ring of vring {0} is outside guest memory")]
+    RingOutsideMemory(u16),
     /// The message cannot be put on the wire.
     #[error(transparent)]
     Encode(#[from] EncodeError),

@@ -2,10 +2,11 @@
 
 use super::config::Start;
 use super::error::Failure;
+use super::handover::DeviceState;
 use super::phase::Phase;
 use crate::Handle;
 use crate::time::Instant;
-use crate::wire::{FrontendReply, FrontendRequest, MemRegion};
+use crate::wire::{FrontendReply, FrontendRequest, LogDescription, MemRegion};
 use bytes::Bytes;
 use core::fmt;
 
@@ -59,8 +60,44 @@ pub enum Command {
     SetMemory(Vec<(MemRegion, Handle)>),
     /// Start vrings. [`Event::Running`] tells when they are.
     Start(Start),
-    /// Stop every vring. [`Event::Stopped`] tells when they are.
+    /// Stop every vring. [`Event::Stopped`] tells when they are. What is in
+    /// flight is done by then, unless GET_VRING_BASE_INFLIGHT is in force in
+    /// the dialect of QEMU 11.1, where the back-end may leave it in the
+    /// inflight region after every stop.
     Stop,
+    /// The same, but ask the back-end to leave what is in flight in the inflight
+    /// region. Where that was not agreed on it is [`Command::Stop`]; see
+    /// [`Frontend::suspends`](super::Frontend::suspends).
+    Suspend,
+    /// Have every write to guest memory marked in this log, from now on and at
+    /// every start to come. While vrings run or start, [`Event::Logging`] tells
+    /// when it is in force; before that nothing is missing from an older log
+    /// that it replaces. Otherwise [`Event::Running`] tells. The handle stays
+    /// the owner's, and is needed until a log after it is in force or
+    /// [`Event::NotLogging`].
+    LogOn {
+        /// Place and size: one bit per page of 4096 bytes, up to the end of
+        /// guest memory at least.
+        log: LogDescription,
+        /// The memory.
+        handle: Handle,
+    },
+    /// The opposite, answered by [`Event::NotLogging`]. Legal at any time: while
+    /// vrings do not run it is the next start that goes without.
+    LogOff,
+    /// Go on with the device of another host, whose state replaces bases and
+    /// inflight region of this one. Legal without a connection and while
+    /// vrings are stopped. A back-end that cannot take it is left, by
+    /// [`Failure::BackendUnfit`], now or when it is connected to.
+    Adopt {
+        /// What the source's [`Frontend::device_state`](super::Frontend::device_state)
+        /// was, with the offset of the region in this host's memory.
+        state: DeviceState,
+        /// Memory with the bytes of the inflight region, if there is one. The
+        /// front-end's from now on, unless the command is refused. An owner that
+        /// knows that nothing is in flight may leave the region out.
+        inflight: Option<Handle>,
+    },
     /// The guest has reset the device: stop what runs, forget bases and
     /// inflight region. Legal without a connection too.
     Reset,
@@ -99,6 +136,10 @@ impl Command {
             Self::SetMemory(_) => "set memory",
             Self::Start(_) => "start",
             Self::Stop => "stop",
+            Self::Suspend => "suspend",
+            Self::LogOn { .. } => "log on",
+            Self::LogOff => "log off",
+            Self::Adopt { .. } => "adopt",
             Self::Reset => "reset",
             Self::ReadConfig { .. } => "read config",
             Self::WriteConfig { .. } => "write config",
@@ -164,6 +205,11 @@ pub enum Event {
         /// Vring index and next available index of each.
         bases: Vec<(u16, u16)>,
     },
+    /// Every write to guest memory is marked in the log given last. Everything
+    /// written before may be anywhere: copy all of it.
+    Logging,
+    /// No log is in use any more.
+    NotLogging,
     /// The device is reset.
     Reset,
     /// Answer to [`Command::ReadConfig`].

@@ -1,5 +1,6 @@
 //! One message after the other, to the end of a sequence or of the connection.
 
+use super::config::VringStart;
 use super::error::Failure;
 use super::io::{Event, Output};
 use super::phase::{Phase, Trigger};
@@ -99,9 +100,9 @@ impl Frontend {
             Milestone::Stopped => {
                 self.go(Trigger::Stopped);
                 let started = core::mem::take(&mut self.device.started);
-                let base = |vring: &u16| {
-                    let base = self.device.bases[usize::from(*vring)];
-                    (*vring, base.expect("the last answer of a stop is a base"))
+                let base = |vring: &VringStart| {
+                    let base = self.device.bases[usize::from(vring.index)];
+                    (vring.index, base.expect("the last answer of a stop is a base"))
                 };
                 let bases = started.iter().map(base).collect();
                 Event::Stopped { bases }
@@ -111,6 +112,8 @@ impl Frontend {
                 self.forget_requests();
                 return;
             }
+            Milestone::Logging => Event::Logging,
+            Milestone::NotLogging => Event::NotLogging,
             Milestone::ConfigWritten => Event::ConfigWritten,
             Milestone::ChangeSeen { need_reply } => {
                 if need_reply {

@@ -34,6 +34,12 @@ impl Frontend {
                 Err(Failure::BackendRefused { message: awaited.message, status })
             }
             (Purpose::Order, Body::U64(_)) => Ok(()),
+            (Purpose::Log, Body::U64(status)) if awaited.is_status && status != 0 => {
+                self.log_refused(awaited.message, status);
+                Ok(())
+            }
+            // Peers answer SET_LOG_BASE with anything at all, the size or 0.
+            (Purpose::Log, Body::U64(_)) | (Purpose::Log | Purpose::Order, Body::Empty) => Ok(()),
             (Purpose::WriteConfig, Body::U64(status)) => {
                 let event = match status {
                     0 => Event::ConfigWritten,
@@ -120,6 +126,9 @@ impl Frontend {
             // spec: vhost-user, "VHOST_USER_GET_VRING_BASE"
             accepted &= !self.config.dialect.get_vring_base_inflight();
         }
+        if accepted & self.config.dialect.get_vring_base_inflight() == 0 {
+            accepted &= !self.config.dialect.get_vring_base_skip_drain();
+        }
         let request = FrontendRequest::SetProtocolFeatures(accepted);
         self.steps.push_back(steps::tell(request));
         self.go_on_negotiating(accepted)
@@ -133,9 +142,7 @@ impl Frontend {
         if accepted & protocol::CONFIG == 0 && self.config.config_len > 0 {
             return Err(Unfit::NoConfig.into());
         }
-        if accepted & protocol::INFLIGHT_SHMFD == 0 && self.device.inflight.is_some() {
-            return Err(Unfit::NoInflight.into());
-        }
+        self.check_fit()?;
         let channel = self.channel.as_ref().and_then(|channel| channel.theirs);
         let rest = steps::negotiate(&self.config, &self.device, &self.session, channel);
         self.steps.extend(rest);

@@ -1,9 +1,9 @@
 //! What is agreed with one back-end, and what outlives it.
 
-use super::config::VringWiring;
+use super::config::{VringStart, VringWiring};
 use crate::Handle;
 use crate::wire::features::{protocol, virtio};
-use crate::wire::{InflightDescription, MemRegion};
+use crate::wire::{InflightDescription, LogDescription, MemRegion};
 use bytes::Bytes;
 
 /// Memory regions that fit one SET_MEM_TABLE.
@@ -52,7 +52,11 @@ pub(super) struct Device {
     /// By vring; `None` when only guest memory knows.
     pub(super) bases: Vec<Option<u16>>,
     /// Vrings that were started last, by rising index.
-    pub(super) started: Vec<u16>,
+    pub(super) started: Vec<VringStart>,
+    /// Virtio features that the guest has accepted, without bits 26 and 30.
+    pub(super) features: Option<u64>,
+    /// The dirty log to use, and the owner's handle of it.
+    pub(super) log: Option<(LogDescription, Handle)>,
     pub(super) config: Bytes,
     /// A negotiation has succeeded before.
     pub(super) seen: bool,
@@ -66,6 +70,8 @@ impl Device {
             memory: Vec::new(),
             inflight: None,
             started: Vec::new(),
+            features: None,
+            log: None,
             config: Bytes::new(),
             seen: false,
         }

@@ -3,12 +3,13 @@
 //! Peers have learnt to live with that order and with no other: some look for
 //! vrings that SET_VRING_CALL has made when an inflight region arrives.
 
-use super::config::{FrontendConfig, Start};
+use super::config::{FrontendConfig, Start, VringStart};
+use super::logging::used_guest_addr;
 use super::session::{Device, Session};
 use crate::Handle;
 use crate::wire::features::{protocol, virtio};
 use crate::wire::{
-    ConfigPayload, FrontendRequest, InflightDescription, MemRegion, VringAddr, VringFile,
+    ConfigPayload, FrontendRequest, InflightDescription, LogBase, MemRegion, VringAddr, VringFile,
     VringState,
 };
 use bytes::Bytes;
@@ -40,6 +41,8 @@ pub(super) enum Purpose {
     MemSlots,
     Inflight,
     Base(u16),
+    /// Part of turning the log on.
+    Log,
     /// The status to which these bits are to be added.
     Status(u64),
     Config(ConfigFor),
@@ -62,6 +65,8 @@ pub(super) enum Milestone {
     Negotiated,
     Started,
     Stopped,
+    Logging,
+    NotLogging,
     ResetDone,
     ConfigWritten,
     /// Tell the back-end on its channel that its notice was taken.
@@ -141,10 +146,9 @@ pub(super) fn start(
     device: &Device,
     session: &Session,
     start: &Start,
-    features: u64,
 ) -> Vec<Step> {
-    let features = features | session.offered & virtio::PROTOCOL_FEATURES;
-    let mut steps = vec![tell(Request::SetFeatures(features))];
+    let mut steps = Vec::new();
+    steps.extend(set_features(device, session));
     if session.has(protocol::STATUS) {
         steps.push(add_status(STATUS_FEATURES_OK));
     }
@@ -169,7 +173,7 @@ pub(super) fn start(
         let file = VringFile { index, handle };
         steps.push(insist(session, Request::SetVringCall(file)));
     }
-    steps.push(tell(Request::SetFeatures(features)));
+    steps.extend(set_features(device, session));
     if session.has(protocol::STATUS) {
         steps.push(add_status(STATUS_FEATURES_OK));
     }
@@ -183,16 +187,13 @@ pub(super) fn start(
         };
         steps.push(tell(Request::SetVringNum(state(vring.size))));
         steps.push(tell(Request::SetVringBase(state(base))));
-        steps.push(tell(Request::SetVringAddr(VringAddr {
-            index,
-            flags: 0,
-            desc: vring.desc,
-            used: vring.used,
-            avail: vring.avail,
-            log: 0,
-        })));
+        steps.extend(set_addr(config, device, session, vring));
         let kick = VringFile { index: vring.index as u8, handle: vring.kick };
         steps.push(insist(session, Request::SetVringKick(kick)));
+    }
+    if let Some((log, handle)) = device.log {
+        // The vrings do not run before they are enabled.
+        steps.push(tell(Request::SetLogBase(LogBase::Shared(log, handle))));
     }
     steps.extend(enable(config, session, true));
     if session.has(protocol::STATUS) {
@@ -202,12 +203,100 @@ pub(super) fn start(
     steps
 }
 
+/// Features of the guest, and those that are between front-end and back-end.
+/// When writes are to be logged the back-end must have agreed before anything
+/// else happens.
+fn set_features(device: &Device, session: &Session) -> Vec<Step> {
+    let log = if device.log.is_some() { virtio::LOG_ALL } else { 0 };
+    let ours = session.offered & (virtio::PROTOCOL_FEATURES | log);
+    let request = Request::SetFeatures(device.features.unwrap_or(0) | ours);
+    if device.log.is_some() { insist_firmly(session, request) } else { vec![tell(request)] }
+}
+
+/// Where a vring is, and whether writes to its used ring are logged.
+fn set_addr(
+    config: &FrontendConfig,
+    device: &Device,
+    session: &Session,
+    vring: &VringStart,
+) -> Vec<Step> {
+    let logs = device.log.is_some();
+    let log = || used_guest_addr(&config.dialect, device, session, (vring.index, vring.used));
+    let request = Request::SetVringAddr(VringAddr {
+        index: u32::from(vring.index),
+        flags: u32::from(logs),
+        desc: vring.desc,
+        used: vring.used,
+        avail: vring.avail,
+        // Found when the log was turned on or the start was checked.
+        log: if logs { log().unwrap_or(0) } else { 0 },
+    });
+    if logs { insist_firmly(session, request) } else { vec![tell(request)] }
+}
+
+/// A message that nothing may follow before it was processed.
+fn insist_firmly(session: &Session, request: Request) -> Vec<Step> {
+    let mut steps = vec![insist(session, request)];
+    if !session.has(protocol::REPLY_ACK) {
+        steps.push(tell(Request::GetFeatures));
+    }
+    steps
+}
+
+/// Log while vrings run. The log is there before the first writes are to be
+/// marked in it, and a log that replaces another needs no more than that.
+// spec: vhost-user, "Migration"
+pub(super) fn log_on(
+    config: &FrontendConfig,
+    device: &Device,
+    session: &Session,
+    replaced: bool,
+) -> Vec<Step> {
+    let mut steps = Vec::new();
+    if let Some((log, handle)) = device.log {
+        steps.push(tell(Request::SetLogBase(LogBase::Shared(log, handle))));
+    }
+    if !replaced {
+        steps.extend(set_features(device, session));
+        if session.has(protocol::STATUS) {
+            steps.push(tell(Request::GetStatus));
+        }
+        steps.extend(device.started.iter().flat_map(|v| set_addr(config, device, session, v)));
+    }
+    // A refusal is not the end of the connection here.
+    for step in &mut steps {
+        if let Step::Ask { purpose, .. } = step {
+            *purpose = Purpose::Log;
+        }
+    }
+    steps
+}
+
+/// Log no more, while vrings run; `device` has no log any more.
+pub(super) fn log_off(config: &FrontendConfig, device: &Device, session: &Session) -> Vec<Step> {
+    let mut steps = set_features(device, session);
+    if session.has(protocol::STATUS) {
+        steps.push(tell(Request::GetStatus));
+    }
+    steps.extend(device.started.iter().flat_map(|v| set_addr(config, device, session, v)));
+    steps
+}
+
 /// Stop what runs; the milestone is up to the caller.
-pub(super) fn stop(config: &FrontendConfig, device: &Device, session: &Session) -> Vec<Step> {
+pub(super) fn stop(
+    config: &FrontendConfig,
+    device: &Device,
+    session: &Session,
+    ask_to_suspend: bool,
+) -> Vec<Step> {
     let mut steps = enable(config, session, false);
-    for &vring in &device.started {
-        let state = VringState { index: u32::from(vring), num: 0 };
-        steps.push(ask(Request::GetVringBase(state), Purpose::Base(vring)));
+    for vring in &device.started {
+        let state = VringState { index: u32::from(vring.index), num: 0 };
+        let request = match ask_to_suspend {
+            true => Request::GetVringBaseSkipDrain(state),
+            false => Request::GetVringBase(state),
+        };
+        steps.push(ask(request, Purpose::Base(vring.index)));
     }
     if session.has(protocol::STATUS) {
         steps.push(tell(Request::SetStatus(0)));

@@ -3,9 +3,9 @@
 
 use super::layout::{self, RegionShape};
 use super::split::{RegionGone, RingState, SplitRegion};
+use super::view::Loads;
 use crate::bugs::{self, Bug};
-use core::sync::atomic::Ordering;
-use vm_memory::{AtomicAccess, Bytes, GuestAddress, GuestMemory};
+use vm_memory::GuestMemory;
 
 /// What a successor has to do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -172,13 +172,13 @@ impl RegionShape {
     }
 
     /// Version of a part; the number of entries is checked if it has one.
-    fn header<M: GuestMemory>(&self, mem: &M, vring: u16) -> Result<u16, InflightFault> {
+    fn header<L: Loads>(&self, mem: &L, vring: u16) -> Result<u16, InflightFault> {
         let base = self.base(vring);
-        let version: u16 = load(mem, base + layout::VERSION)?;
+        let version: u16 = mem.load(base + layout::VERSION)?;
         match version {
             0 => {}
             layout::VERSION_1 => {
-                let got: u16 = load(mem, base + layout::DESC_NUM)?;
+                let got: u16 = mem.load(base + layout::DESC_NUM)?;
                 if got != self.queue_size {
                     return Err(InflightFault::DescNum { vring, expected: self.queue_size, got });
                 }
@@ -195,6 +195,32 @@ pub(super) fn attach<M: GuestMemory>(
     vring: u16,
     ring: RingState,
 ) -> Result<(SplitRegion, Recovery), InflightFault> {
+    match plan(mem, shape, vring, ring)? {
+        None => initialise(mem, shape, vring, ring.used_idx),
+        Some(plan) => carry_out(mem, shape, vring, ring.used_idx, plan),
+    }
+}
+
+/// What a region asks of whoever takes it over.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Heads that were published without the region knowing, last first: their
+    /// flags are cleared and their batch is closed.
+    pub published: Vec<u16>,
+    /// Counters and heads that are in flight, in the order they were fetched.
+    pub live: Vec<(u64, u16)>,
+    /// The last head that was linked into a batch.
+    pub last_batch_head: u16,
+}
+
+/// Read a part and check all of it, storing nothing. `None`: nobody has used
+/// it yet.
+pub(super) fn plan<L: Loads>(
+    mem: &L,
+    shape: &RegionShape,
+    vring: u16,
+    ring: RingState,
+) -> Result<Option<Plan>, InflightFault> {
     if vring >= shape.num_queues {
         return Err(InflightFault::NoPart { vring, queues: shape.num_queues });
     }
@@ -206,8 +232,8 @@ pub(super) fn attach<M: GuestMemory>(
         });
     }
     match shape.header(mem, vring)? {
-        0 => initialise(mem, shape, vring, ring.used_idx),
-        _ => recover(mem, shape, vring, ring),
+        0 => Ok(None),
+        _ => examine(mem, shape, vring, ring).map(Some),
     }
 }
 
@@ -234,16 +260,16 @@ fn initialise<M: GuestMemory>(
     Ok((region, Recovery { resubmit: Vec::new(), fresh: true }))
 }
 
-fn recover<M: GuestMemory>(
-    mem: &M,
+fn examine<L: Loads>(
+    mem: &L,
     shape: &RegionShape,
     vring: u16,
     ring: RingState,
-) -> Result<(SplitRegion, Recovery), InflightFault> {
+) -> Result<Plan, InflightFault> {
     let RingState { size: ring_size, used_idx, .. } = ring;
     let base = shape.base(vring);
-    let region_used: u16 = load(mem, base + layout::USED_IDX)?;
-    let last_batch_head: u16 = load(mem, base + layout::LAST_BATCH_HEAD)?;
+    let region_used: u16 = mem.load(base + layout::USED_IDX)?;
+    let last_batch_head: u16 = mem.load(base + layout::LAST_BATCH_HEAD)?;
 
     // All loads and checks come before the first store: a region that is
     // refused stays as it was, for a back-end that can make sense of it.
@@ -257,13 +283,13 @@ fn recover<M: GuestMemory>(
     }
     let mut live: Vec<(u64, u16)> = Vec::new();
     for head in 0..shape.queue_size {
-        match load::<M, u8>(mem, base + layout::inflight(head))? {
+        match mem.load::<u8>(base + layout::inflight(head))? {
             0 => {}
             1 if head >= ring_size => {
                 return Err(InflightFault::Head { vring, got: head, size: ring_size });
             }
             1 if in_batch[usize::from(head)] => {}
-            1 => live.push((load(mem, base + layout::counter(head))?, head)),
+            1 => live.push((mem.load(base + layout::counter(head))?, head)),
             got => return Err(InflightFault::Flag { vring, head, got }),
         }
     }
@@ -277,26 +303,37 @@ fn recover<M: GuestMemory>(
     if !bugs::on(Bug::ResubmitInRingOrder) {
         live.sort_unstable();
     }
+    Ok(Plan { published, live, last_batch_head })
+}
+
+fn carry_out<M: GuestMemory>(
+    mem: &M,
+    shape: &RegionShape,
+    vring: u16,
+    used_idx: u16,
+    plan: Plan,
+) -> Result<(SplitRegion, Recovery), InflightFault> {
     // R4: counters go on above every live one. A region whose counter is at the
     // very end has been forged; order is then lost but nothing else.
-    let counter = live.iter().map(|(c, _)| c.saturating_add(1)).max().unwrap_or(0);
+    let counter = plan.live.iter().map(|(c, _)| c.saturating_add(1)).max().unwrap_or(0);
 
-    let region = SplitRegion::new(base, shape.queue_size, counter, last_batch_head);
+    let base = shape.base(vring);
+    let region = SplitRegion::new(base, shape.queue_size, counter, plan.last_batch_head);
     // R1, R2: finish the batch that was published but not closed. A kill in
     // here leaves the difference in place, so the next successor does it again.
-    for head in published {
+    for head in plan.published {
         region.store(mem, layout::inflight(head), 0u8)?;
     }
     region.store(mem, layout::USED_IDX, used_idx)?;
-    let resubmit = live.into_iter().map(|(_, head)| head).collect();
+    let resubmit = plan.live.into_iter().map(|(_, head)| head).collect();
     Ok((region, Recovery { resubmit, fresh: false }))
 }
 
 /// The heads whose publication the region does not know of yet: as many links
 /// from `last_batch_head` as the used index is ahead. Links beyond are of
 /// older batches and are not followed.
-fn published_batch<M: GuestMemory>(
-    mem: &M,
+fn published_batch<L: Loads>(
+    mem: &L,
     base: u64,
     vring: u16,
     size: u16,
@@ -321,11 +358,7 @@ fn published_batch<M: GuestMemory>(
             return Err(InflightFault::Link { vring, got: head, size });
         }
         heads.push(head);
-        head = load(mem, base + layout::next(head))?;
+        head = mem.load(base + layout::next(head))?;
     }
     Ok(heads)
-}
-
-fn load<M: GuestMemory, T: AtomicAccess>(mem: &M, offset: u64) -> Result<T, InflightFault> {
-    mem.load(GuestAddress(offset), Ordering::Acquire).map_err(|_| InflightFault::Gone(offset))
 }

@@ -21,6 +21,14 @@ pub struct RingState {
     pub avail_idx: u16,
 }
 
+impl RingState {
+    /// A ring of which only the used index is known: everything may have been
+    /// made available.
+    pub fn unseen(size: u16, used_idx: u16) -> Self {
+        Self { size, used_idx, avail_idx: used_idx.wrapping_add(size) }
+    }
+}
+
 /// One vring's part of the region, as its only writer sees it.
 ///
 /// What this back-end needs back (the counter, the batch list) it keeps itself:

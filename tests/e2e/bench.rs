@@ -226,6 +226,11 @@ impl Bench {
         }
     }
 
+    /// For scenarios that need machines of their own.
+    pub fn boot_files(&self) -> &Boot {
+        &self.setup.boot
+    }
+
     /// A path in the scratch directory that has not been used before.
     pub fn fresh_path(&mut self, suffix: &str) -> PathBuf {
         self.names += 1;

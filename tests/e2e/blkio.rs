@@ -200,7 +200,7 @@ fn fio(bench: &mut Bench) -> Result<Figures, String> {
     let mut command = bench.tool("fio");
     command.args(["--name=verify", "--ioengine=nbd", "--rw=randwrite", "--bsrange=512-128k"]);
     command.args(["--blockalign=512", "--size=48m", "--iodepth=32", "--randseed=7"]);
-    command.args(["--verify=crc32c", "--verify_fatal=1", "--output-format=normal"]);
+    command.args(["--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0"]);
     command.arg(format!("--uri=nbd+unix:///disk?socket={}", nbd.display()));
     let said = finish(&command)?;
     let line = |word: &str| said.lines().find(|line| line.contains(word)).map(str::trim);

@@ -33,6 +33,7 @@ mod qmp;
 mod run;
 mod spoil;
 mod steady;
+mod stream;
 mod vm;
 mod watch;
 
@@ -40,6 +41,10 @@ mod watch;
 #[path = "../guest/src/block.rs"]
 #[allow(dead_code)]
 mod block;
+
+/// Captured streams as text.
+#[path = "../capture/mod.rs"]
+mod capture;
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -120,6 +125,7 @@ fn main() -> ExitCode {
         migrate_trouble::scenarios(),
         migrate::last_scenarios(),
         blkio::scenarios(),
+        stream::scenarios(),
     ];
     let scenarios: Vec<Scenario> = all.into_iter().flatten().filter(wanted).collect();
     if scenarios.is_empty() {

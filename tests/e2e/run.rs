@@ -292,37 +292,48 @@ impl Run {
     /// host sees it in `image` against what the guest acknowledged.
     pub fn finish(self, image: &Path) -> Result<Figures, String> {
         let stall = self.meter.finish()?;
-        let status = self.guest.ask("stop wait=30")?;
-        let mut figures = Figures {
-            ios: status.number("done")?,
-            verified: status.number("verified")?,
-            mismatches: status.number("mismatches")?,
-            errors: status.number("errors")?,
-            stall,
-            wait: Duration::from_nanos(status.number("wait_ns")?),
-            rechecked: (status.number("rechecked")?, status.number("rechecked_old")?),
-            notes: Vec::new(),
-        };
-        if figures.mismatches + figures.errors != 0 {
-            return Err(format!("{figures}; first: {}", status.text("first")?));
-        }
-        if figures.verified == 0 {
-            return Err(format!("{figures}; nothing was verified"));
-        }
-        let verify = self.guest.ask("verify")?;
-        if verify.number("wrong")? != 0 {
-            return Err(format!(
-                "{figures}; {} blocks wrong at the end, first: {}",
-                verify.number("wrong")?,
-                verify.text("first")?
-            ));
-        }
-        self.guest.check_log().map_err(|what| format!("{figures}; {what}"))?;
-        figures.verified += verify.number("right")?;
-        let known = generations(&self.guest, &self.plan)?;
-        compare_image(image, &self.plan, &known).map_err(|what| format!("{figures}; {what}"))?;
-        Ok(figures)
+        finish_job(&self.guest, &self.plan, image, stall)
     }
+}
+
+/// Ends the guest's job as [`Run::finish`] does, for a guest that has moved
+/// away from the `Run` that started it.
+pub fn finish_job(
+    guest: &Guest,
+    plan: &Plan,
+    image: &Path,
+    stall: Duration,
+) -> Result<Figures, String> {
+    let status = guest.ask("stop wait=30")?;
+    let mut figures = Figures {
+        ios: status.number("done")?,
+        verified: status.number("verified")?,
+        mismatches: status.number("mismatches")?,
+        errors: status.number("errors")?,
+        stall,
+        wait: Duration::from_nanos(status.number("wait_ns")?),
+        rechecked: (status.number("rechecked")?, status.number("rechecked_old")?),
+        notes: Vec::new(),
+    };
+    if figures.mismatches + figures.errors != 0 {
+        return Err(format!("{figures}; first: {}", status.text("first")?));
+    }
+    if figures.verified == 0 {
+        return Err(format!("{figures}; nothing was verified"));
+    }
+    let verify = guest.ask("verify")?;
+    if verify.number("wrong")? != 0 {
+        return Err(format!(
+            "{figures}; {} blocks wrong at the end, first: {}",
+            verify.number("wrong")?,
+            verify.text("first")?
+        ));
+    }
+    guest.check_log().map_err(|what| format!("{figures}; {what}"))?;
+    figures.verified += verify.number("right")?;
+    let known = generations(guest, plan)?;
+    compare_image(image, plan, &known).map_err(|what| format!("{figures}; {what}"))?;
+    Ok(figures)
 }
 
 /// The generations the guest's last job or scan knows, block by block.

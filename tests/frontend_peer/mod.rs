@@ -11,7 +11,7 @@ use midflight::time::{Duration, Instant};
 use midflight::wire::features::{protocol, virtio};
 use midflight::wire::{
     ConfigPayload, Decoder, Dialect, FrontendReply, FrontendReplyBody as Body,
-    FrontendRequest as R, FrontendRequests, InflightDescription, MemRegion, VringState,
+    FrontendRequest as R, FrontendRequests, InflightDescription, LogBase, MemRegion, VringState,
     encode_reply,
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -44,6 +44,9 @@ pub struct Peer {
     /// Messages that are not answered.
     pub mute: BTreeSet<&'static str>,
     pub inflight: Option<InflightDescription>,
+    pub dialect: Dialect,
+    /// Answer to SET_LOG_BASE.
+    pub log_answer: Body<Handle>,
     status: u64,
     acked: u64,
     /// What came, as `NAME` or `NAME!` with NEED_REPLY, and details that matter.
@@ -69,6 +72,8 @@ impl Default for Peer {
                 num_queues: 2,
                 queue_size: 128,
             }),
+            dialect: Dialect::default(),
+            log_answer: Body::U64(0),
             status: 0,
             acked: 0,
             log: Vec::new(),
@@ -80,7 +85,7 @@ impl Default for Peer {
 impl Peer {
     /// Take one message and answer it.
     fn serve(&mut self, bytes: &[u8], handles: Vec<Handle>) -> Option<(Vec<u8>, Vec<Handle>)> {
-        let dialect = Dialect::default();
+        let dialect = self.dialect;
         let mut decoder = Decoder::<FrontendRequests, Handle>::new(dialect);
         self.handles.extend(&handles);
         decoder.push(bytes, handles).unwrap();
@@ -120,10 +125,14 @@ impl Peer {
                 Some(description) => Body::Inflight(description, REGION),
                 None => Body::NoInflight,
             }),
-            R::GetVringBase(VringState { index, .. }) => Some(Body::VringState(VringState {
-                index: *index,
-                num: self.bases.get(index).copied().unwrap_or(0),
-            })),
+            R::SetLogBase(_) => Some(self.log_answer.clone()),
+            R::GetVringBase(VringState { index, .. })
+            | R::GetVringBaseSkipDrain(VringState { index, .. }) => {
+                Some(Body::VringState(VringState {
+                    index: *index,
+                    num: self.bases.get(index).copied().unwrap_or(0),
+                }))
+            }
             _ if envelope.need_reply && self.acked & protocol::REPLY_ACK != 0 => {
                 word(self.refuse.get(name).copied().unwrap_or(0))
             }
@@ -146,8 +155,13 @@ fn detail(request: &R<Handle>) -> String {
         R::SetVringNum(s) | R::SetVringBase(s) | R::SetVringEnable(s) => {
             format!("({},{})", s.index, s.num)
         }
-        R::GetVringBase(s) => format!("({})", s.index),
-        R::SetVringAddr(a) => format!("({})", a.index),
+        R::GetVringBase(s) | R::GetVringBaseSkipDrain(s) => format!("({})", s.index),
+        R::SetVringAddr(a) if a.flags == 0 => format!("({})", a.index),
+        R::SetVringAddr(a) => format!("({},flags{},log{:#x})", a.index, a.flags, a.log),
+        R::SetFeatures(bits) if bits & virtio::LOG_ALL != 0 => "+log".to_owned(),
+        R::SetLogBase(LogBase::Shared(log, Handle(h))) => {
+            format!("({},{},fd{h})", log.size, log.offset)
+        }
         R::SetVringKick(f) | R::SetVringCall(f) | R::SetVringErr(f) => match f.handle {
             Some(Handle(h)) => format!("({},fd{h})", f.index),
             None => format!("({},nofd)", f.index),

@@ -21,9 +21,10 @@ impl Client {
             return Err(ClientError::TimedOut { what, answer: self.frontend.awaiting() });
         }
         let due = self.frontend.poll_timeout().map_or(until, |(at, _)| at.min(until));
-        self.poll(due.saturating_since(now))?;
-        self.receive(false)?;
-        self.receive(true)?;
+        if self.poll(due.saturating_since(now))? {
+            self.receive(false)?;
+            self.receive(true)?;
+        }
         let now = self.clock.now();
         if self.frontend.poll_timeout().is_some_and(|(at, _)| at <= now) {
             self.frontend.handle_input(now, Input::Timeout)?;
@@ -32,9 +33,9 @@ impl Client {
         Ok(())
     }
 
-    /// Sleep until something can be read. Calls are taken here: whoever waits
-    /// looks into its ring anyway.
-    fn poll(&mut self, timeout: Duration) -> Result<(), ClientError> {
+    /// Sleep until something can be read; true if a socket can. Calls are taken
+    /// here: whoever waits looks into its ring anyway.
+    fn poll(&mut self, timeout: Duration) -> Result<bool, ClientError> {
         let calls: Vec<BorrowedFd<'_>> =
             self.queues.iter().filter_map(|q| self.handles.get(q.call)).collect();
         let sockets = [&self.socket, &self.channel];
@@ -51,11 +52,14 @@ impl Client {
             Ok(_) | Err(Errno::INTR) => {}
             Err(e) => return Err(system("cannot wait", e)),
         }
-        for call in calls {
-            // Nothing there is as good as something: eventfds do not block.
-            let _ = rustix::io::read(call, &mut [0; 8]);
+        let (sockets, events) = fds.split_at(fds.len() - calls.len());
+        for (call, event) in calls.iter().zip(events) {
+            if !event.revents().is_empty() {
+                // Nothing there is as good as something: eventfds do not block.
+                let _ = rustix::io::read(call, &mut [0; 8]);
+            }
         }
-        Ok(())
+        Ok(sockets.iter().any(|socket| !socket.revents().is_empty()))
     }
 
     /// Read all there is, in the pieces that the front-end wants.

@@ -18,6 +18,7 @@ mod zeroes;
 
 use super::image::Image;
 use super::memory::Memory;
+use crate::backend::CHAINS_PER_CALL;
 use crate::blk::{Completion, DiskError, DiskRequest, ReqId};
 use crate::time::Instant;
 use inline::Inline;
@@ -108,7 +109,9 @@ impl Disk {
             engine,
             throttle: throttle_latency_us.map(Throttle::new),
             free: Vec::new(),
-            finished: Vec::new(),
+            // Room for a batch from the start: how large the first ones are is
+            // a matter of luck.
+            finished: Vec::with_capacity(usize::from(CHAINS_PER_CALL)),
             inflight: 0,
             retry: false,
             open: false,

@@ -1,0 +1,142 @@
+//! The settings of one vring.
+
+use super::answer::Reply;
+use super::vring::check_alignment;
+use super::{Backend, FrontendFault, Output};
+use crate::Handle;
+use crate::time::Instant;
+use crate::wire::{VringAddr, VringFile, VringState};
+use vm_memory::GuestMemory;
+
+impl<M: GuestMemory> Backend<M> {
+    pub(super) fn vring_index(&self, index: u32, reply: Reply) -> Result<u16, FrontendFault> {
+        let count = self.config.num_queues;
+        match u16::try_from(index) {
+            Ok(vring) if vring < count => Ok(vring),
+            _ => Err(FrontendFault::VringIndex { message: reply.message, got: index, count }),
+        }
+    }
+
+    fn stopped(&self, index: u32, reply: Reply) -> Result<u16, FrontendFault> {
+        let vring = self.vring_index(index, reply)?;
+        if self.vrings[usize::from(vring)].run.is_some() {
+            return Err(FrontendFault::VringRunning { message: reply.message, vring });
+        }
+        Ok(vring)
+    }
+
+    pub(super) fn set_vring_num(
+        &mut self,
+        state: VringState,
+        reply: Reply,
+    ) -> Result<(), FrontendFault> {
+        let vring = self.stopped(state.index, reply)?;
+        let max = self.config.queue_size_max;
+        match u16::try_from(state.num) {
+            Ok(size) if size.is_power_of_two() && size <= max => {
+                self.vrings[usize::from(vring)].size = size;
+                Ok(())
+            }
+            _ => Err(FrontendFault::VringSize { vring, got: state.num, max }),
+        }
+    }
+
+    pub(super) fn set_vring_addr(
+        &mut self,
+        addr: VringAddr,
+        reply: Reply,
+    ) -> Result<(), FrontendFault> {
+        let vring = self.vring_index(addr.index, reply)?;
+        check_alignment(vring, &addr)?;
+        let v = &mut self.vrings[usize::from(vring)];
+        // While a ring runs only the log flag may differ.
+        if let (Some(_), Some(old)) = (&v.run, &v.addr)
+            && (old.desc, old.used, old.avail) != (addr.desc, addr.used, addr.avail)
+        {
+            return Err(FrontendFault::VringRunning { message: reply.message, vring });
+        }
+        v.addr = Some(addr);
+        Ok(())
+    }
+
+    pub(super) fn set_vring_base(
+        &mut self,
+        state: VringState,
+        reply: Reply,
+    ) -> Result<(), FrontendFault> {
+        let vring = self.stopped(state.index, reply)?;
+        // spec: vhost-user, "Vring descriptor indices for split virtqueues"
+        let base = u16::try_from(state.num)
+            .map_err(|_| FrontendFault::VringBase { vring, got: state.num })?;
+        self.vrings[usize::from(vring)].base = base;
+        Ok(())
+    }
+
+    pub(super) fn set_vring_kick(
+        &mut self,
+        now: Instant,
+        file: VringFile<Handle>,
+        reply: Reply,
+    ) -> Result<(), FrontendFault> {
+        let vring = self.vring_index(u32::from(file.index), reply)?;
+        let v = &mut self.vrings[usize::from(vring)];
+        let was_started = core::mem::replace(&mut v.started, true);
+        if let Err(fault) = self.start_vring(now, vring) {
+            self.vrings[usize::from(vring)].started = was_started;
+            return Err(fault);
+        }
+        let v = &mut self.vrings[usize::from(vring)];
+        let old = core::mem::replace(&mut v.kick, file.handle);
+        v.polled = file.handle.is_none();
+        if old.is_some() || file.handle.is_some() {
+            self.out.push_back(Output::WatchKick { vring, handle: file.handle });
+        }
+        self.release(old);
+        Ok(())
+    }
+
+    pub(super) fn set_vring_call(
+        &mut self,
+        file: VringFile<Handle>,
+        reply: Reply,
+    ) -> Result<(), FrontendFault> {
+        let vring = self.vring_index(u32::from(file.index), reply)?;
+        let v = &mut self.vrings[usize::from(vring)];
+        let old = core::mem::replace(&mut v.call, file.handle);
+        // What was published just before the swap may have called the old one,
+        // which nobody listens to any more.
+        if let (Some(handle), Some(_)) = (v.call, &v.run) {
+            self.out.push_back(Output::Call { vring, handle });
+        }
+        self.release(old);
+        Ok(())
+    }
+
+    pub(super) fn set_vring_err(
+        &mut self,
+        file: VringFile<Handle>,
+        reply: Reply,
+    ) -> Result<(), FrontendFault> {
+        let vring = self.vring_index(u32::from(file.index), reply)?;
+        let v = &mut self.vrings[usize::from(vring)];
+        let old = core::mem::replace(&mut v.err, file.handle);
+        self.release(old);
+        Ok(())
+    }
+
+    pub(super) fn set_vring_enable(
+        &mut self,
+        now: Instant,
+        state: VringState,
+        reply: Reply,
+    ) -> Result<(), FrontendFault> {
+        let vring = self.vring_index(state.index, reply)?;
+        let v = &mut self.vrings[usize::from(vring)];
+        let was_enabled = core::mem::replace(&mut v.enabled, state.num == 1);
+        if let Err(fault) = self.start_vring(now, vring) {
+            self.vrings[usize::from(vring)].enabled = was_enabled;
+            return Err(fault);
+        }
+        Ok(())
+    }
+}

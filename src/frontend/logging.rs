@@ -1,0 +1,116 @@
+//! The dirty log of a migration's source: on, replaced, off, while vrings run.
+// spec: vhost-user, "Migration"
+
+use super::Frontend;
+use super::error::{ApiMisuse, Unfit};
+use super::io::{Event, Output};
+use super::phase::Phase;
+use super::session::{Device, Session};
+use super::steps::{self, Milestone, Purpose, Step};
+use crate::Handle;
+use crate::wire::{Dialect, LogDescription, MemRegion};
+
+/// Bytes of guest memory that one byte of a log stands for.
+const BYTE_OF_LOG: u64 = 8 * 4096;
+
+impl Frontend {
+    pub(super) fn log_on(
+        &mut self,
+        what: &'static str,
+        log: LogDescription,
+        handle: Handle,
+    ) -> Result<(), ApiMisuse> {
+        let active = self.vrings_are_up();
+        self.expect_phase(what, active || self.is_settled())?;
+        check_log(log, &self.device.memory)?;
+        let old = self.device.log.replace((log, handle));
+        if self.phase.is_connected() && self.phase != Phase::Negotiating {
+            let checked = self.check_fit().map_err(|unfit| match unfit {
+                Unfit::NoLog(feature) => ApiMisuse::NotNegotiated { what, feature },
+                _ => unreachable!("it fitted before there was a log"),
+            });
+            let checked = checked.and_then(|()| {
+                let dialect = self.config.dialect;
+                let fits = |v| used_guest_addr(&dialect, &self.device, &self.session, v).map(drop);
+                self.device.started.iter().try_for_each(|v| fits((v.index, v.used)))
+            });
+            if checked.is_err() {
+                self.device.log = old;
+                return checked;
+            }
+        }
+        if active {
+            let replaced = old.is_some();
+            let steps = steps::log_on(&self.config, &self.device, &self.session, replaced);
+            self.steps.extend(steps);
+            self.steps.push_back(Step::Reached(Milestone::Logging));
+        }
+        Ok(())
+    }
+
+    pub(super) fn log_off(&mut self) {
+        let was_on = self.device.log.take().is_some();
+        if was_on && self.vrings_are_up() {
+            let steps = steps::log_off(&self.config, &self.device, &self.session);
+            self.steps.extend(steps);
+            self.steps.push_back(Step::Reached(Milestone::NotLogging));
+        } else {
+            // A back-end hears of it by the features of its next start.
+            self.outputs.push_back(Output::Event(Event::NotLogging));
+        }
+    }
+
+    /// The back-end does not want to log. That ends a migration, not a guest:
+    /// take back what was said so far.
+    pub(super) fn log_refused(&mut self, message: &'static str, status: u64) {
+        self.steps.retain(|step| match step {
+            Step::Ask { purpose, .. } => *purpose != Purpose::Log,
+            Step::Reached(milestone) => *milestone != Milestone::Logging,
+        });
+        self.device.log = None;
+        self.outputs.push_back(Output::Event(Event::Refused { message, status }));
+        let steps = steps::log_off(&self.config, &self.device, &self.session);
+        let steps = steps.into_iter().chain([Step::Reached(Milestone::NotLogging)]);
+        for step in steps.rev() {
+            self.steps.push_front(step);
+        }
+    }
+
+    /// Vrings run, or will when the messages under way are through.
+    fn vrings_are_up(&self) -> bool {
+        matches!(self.phase, Phase::Starting | Phase::Running)
+    }
+}
+
+/// The log must have a bit for every page that can be written: what has none is
+/// not logged, and nobody would notice.
+pub(super) fn check_log(
+    log: LogDescription,
+    memory: &[(MemRegion, Handle)],
+) -> Result<(), ApiMisuse> {
+    let end = memory.iter().map(|(region, _)| region.guest_addr.saturating_add(region.size)).max();
+    let wanted = end.unwrap_or(0).div_ceil(BYTE_OF_LOG);
+    if log.size < wanted {
+        return Err(ApiMisuse::LogTooSmall { wanted, got: log.size });
+    }
+    Ok(())
+}
+
+/// Guest-physical address of a used ring, which bits in the log are counted by.
+// spec: vhost-user, VHOST_USER_SET_VRING_ADDR
+pub(super) fn used_guest_addr(
+    dialect: &Dialect,
+    device: &Device,
+    session: &Session,
+    (index, used): (u16, u64),
+) -> Result<u64, ApiMisuse> {
+    if session.has(dialect.gpa_addresses()) {
+        return Ok(used);
+    }
+    let inside = |region: &MemRegion| {
+        let offset = used.checked_sub(region.user_addr).filter(|offset| *offset < region.size);
+        offset.map(|offset| region.guest_addr + offset)
+    };
+    let found = device.memory.iter().find_map(|(region, _)| inside(region));
+    found.ok_or(ApiMisuse::RingOutsideMemory(index))
+}
