@@ -142,18 +142,7 @@ impl Spec {
     /// A small machine to be moved, on a disk that takes `latency_us`.
     pub fn moving(latency_us: u32, inflight_migration: bool) -> Self {
         let disk = DiskOptions { throttle_us: latency_us, ..DiskOptions::default() };
-        // So large that most of the used ring is on pages of its own: the guest
-        // writes to all of a small ring's memory, and a bit missing in the
-        // dirty log goes unnoticed.
-        let queue_size = 1024;
-        Self {
-            size: 16 << 20,
-            disk,
-            memory_mib: 192,
-            queue_size,
-            inflight_migration,
-            ..Self::default()
-        }
+        Self { size: 16 << 20, disk, memory_mib: 192, inflight_migration, ..Self::default() }
     }
 
     fn hardware(&self, socket: &Path) -> Hardware {

@@ -1,6 +1,10 @@
 //! Live migration under verified I/O, between two QEMUs with a daemon each on
 //! one image. A machine that has been left stays, with its daemon, until the
 //! I/O is over and checked, so that a late write would have its chance.
+//!
+//! What these cannot find: a used ring that is not logged, since QEMU itself
+//! marks all of it when a vring stops; a status byte that is not logged, since
+//! Linux leaves in it what the last request left. The simulator can.
 
 use std::time::Duration;
 
@@ -202,10 +206,10 @@ fn there_and_back(bench: &mut Bench) -> Result<Figures, String> {
 fn four_queues(bench: &mut Bench) -> Result<Figures, String> {
     let base = moving();
     let disk = DiskOptions { queues: 4, ..base.disk.clone() };
-    let spec = Spec { cpus: 4, disk: disk.clone(), queue_size: 256, ..base };
+    let spec = Spec { cpus: 4, disk: disk.clone(), ..base };
     let mut here = bench.take_out(&spec)?;
     let daemon = bench.serve_image(&here.daemon.image, disk)?;
-    let mut there = bench.receiver_of(Spec { queue_size: 512, ..spec }, &here, daemon)?;
+    let mut there = bench.receiver_of(Spec { queue_size: 256, ..spec }, &here, daemon)?;
     let run = start(&here.vm.guest, &Plan { seed: 130, ..Plan::migrating() })?;
     run.wait_for(300, LIMIT)?;
     run.mark_deep(LIMIT)?;

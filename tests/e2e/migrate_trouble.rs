@@ -110,7 +110,7 @@ fn smaller_ring(bench: &mut Bench) -> Result<Figures, String> {
     let run = migrate::start(&here.vm.guest, &Plan { seed: 165, ..Plan::migrating() })?;
     run.mark_deep(LIMIT)?;
     let daemon = bench.serve_image(&here.daemon.image, slow_disk())?;
-    let mut there = bench.receiver_of(Spec { queue_size: 256, ..spec }, &here, daemon)?;
+    let mut there = bench.receiver_of(Spec { queue_size: 64, ..spec }, &here, daemon)?;
     // Else the source believes what it has sent to have arrived.
     handover::set_capability(&mut here, "return-path", true)?;
     handover::set_capability(&mut there, "return-path", true)?;
