@@ -2,9 +2,9 @@
 //! one image. A machine that has been left stays, with its daemon, until the
 //! I/O is over and checked, so that a late write would have its chance.
 //!
-//! What these cannot find: a used ring that is not logged, since QEMU itself
-//! marks all of it when a vring stops; a status byte that is not logged, since
-//! Linux leaves in it what the last request left. The simulator can.
+//! What these were seen not to find: a used ring or a status byte that is not
+//! logged (presumably QEMU itself marks the ring when a vring stops, and Linux
+//! leaves in the byte what the last request left). The simulator does.
 
 use std::time::Duration;
 
