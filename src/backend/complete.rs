@@ -29,7 +29,7 @@ impl<M: GuestMemory> Backend<M> {
     /// published: data whatever came of it, since a read that failed, was
     /// cancelled or belongs to nobody any more may have stored a part.
     fn complete(&mut self, completion: &Completion) -> Result<(), (u16, GuestFault)> {
-        let log = self.log.as_ref().filter(|_| self.session.logs());
+        let log = self.session.log_in_force(&self.log);
         if let Some(log) = log
             && let Some(request) = self.requests.get(completion.id)
             && matches!(request.op, DiskOp::Read { .. })
@@ -105,7 +105,7 @@ impl<M: GuestMemory> Backend<M> {
                 }
             }
         }
-        let log = self.log.as_ref().filter(|_| self.session.logs());
+        let log = self.session.log_in_force(&self.log);
         let ring_log = log.zip(used_log).map(|(log, at)| RingLog::new(log, at));
         run.ring.publish(mem, &run.batch, ring_log)?; // C4
         if let Some(log) = log {

@@ -85,7 +85,7 @@ impl<M: GuestMemory> Backend<M> {
     /// Start again what a predecessor had in flight, in the order given.
     pub(super) fn resubmit(&mut self, vring: u16, heads: &[u16]) {
         let Some(mut fetcher) = self.fetcher(vring) else { return };
-        let result = heads.iter().try_for_each(|&head| fetcher.resubmit(head));
+        let result = heads.iter().try_for_each(|&head| fetcher.start(head));
         self.publish(vring);
         if let Err(broken) = result {
             self.broken(vring, broken);
@@ -99,7 +99,7 @@ impl<M: GuestMemory> Backend<M> {
             vring,
             mem: self.memory.as_ref()?,
             region_mem: self.inflight.as_ref().map(|i| &i.memory),
-            log: self.log.as_ref().filter(|_| self.session.logs()),
+            log: self.session.log_in_force(&self.log),
             used_log: v.used_log(),
             config: &self.config,
             durable,
@@ -168,10 +168,7 @@ impl<'a, M: GuestMemory> Fetcher<'a, M> {
         self.start(head)
     }
 
-    fn resubmit(&mut self, head: u16) -> Result<(), Broken> {
-        self.start(head)
-    }
-
+    /// Turn a head that the region knows into a request, or answer it.
     fn start(&mut self, head: u16) -> Result<(), Broken> {
         self.run.taken[usize::from(head)] = true;
         let (mem, ring) = (self.mem, &self.run.ring);

@@ -168,10 +168,7 @@ impl<M: GuestMemory> Backend<M> {
     /// descriptors stay with their message. 0: read nothing now, a message
     /// waits for the driver or for the disk.
     pub fn wanted(&self) -> usize {
-        if self.link != Link::Connected || self.shutdown || !self.pending.is_none() {
-            return 0;
-        }
-        self.decoder.wanted()
+        if self.reads() { self.decoder.wanted() } else { 0 }
     }
 
     /// Tell a fact. `now` must not go backwards.
@@ -241,6 +238,16 @@ impl<M: GuestMemory> Backend<M> {
         self.requests.len()
     }
 
+    /// True if the next message may be looked at.
+    fn reads(&self) -> bool {
+        self.link == Link::Connected && !self.shutdown && self.pending.is_none()
+    }
+
+    /// The first vring that runs; `None` if the device is at rest.
+    fn running_vring(&self) -> Option<u16> {
+        (0..).zip(&self.vrings).find_map(|(vring, v)| v.run.is_some().then_some(vring))
+    }
+
     fn check_connected(&self, what: &'static str) -> Result<(), ApiMisuse> {
         match self.link {
             Link::Connected => Ok(()),
@@ -281,7 +288,7 @@ impl<M: GuestMemory> Backend<M> {
     fn settle(&mut self, now: Instant) {
         loop {
             self.finish_waits(now);
-            if self.link != Link::Connected || self.shutdown || !self.pending.is_none() {
+            if !self.reads() {
                 return;
             }
             match self.decoder.next() {

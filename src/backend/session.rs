@@ -5,6 +5,7 @@ use super::policy::Stop;
 use super::{Backend, Event, FrontendFault};
 use crate::Handle;
 use crate::blk::WRITEBACK_OFFSET;
+use crate::dirty::DirtyLog;
 use crate::memory::MAX_REGIONS;
 use crate::time::Instant;
 use crate::wire::features::{protocol, virtio};
@@ -37,10 +38,10 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// True if writes to guest memory are to be logged.
+    /// The log, if writes to guest memory are to be logged.
     // spec: vhost-user, "Migration": VHOST_F_LOG_ALL
-    pub fn logs(&self) -> bool {
-        self.features & virtio::LOG_ALL != 0
+    pub fn log_in_force<'a, M>(&self, log: &'a Option<DirtyLog<M>>) -> Option<&'a DirtyLog<M>> {
+        log.as_ref().filter(|_| self.features & virtio::LOG_ALL != 0)
     }
 
     /// True if a write has to be on the medium before it completes.
@@ -233,10 +234,9 @@ impl<M: GuestMemory> Backend<M> {
         // A ring that runs was laid out by the features it started with. That
         // its writes are logged may change at any time.
         // spec: vhost-user, "Migration"
-        if let Some(vring) = self.vrings.iter().position(|v| v.run.is_some()) {
+        if let Some(vring) = self.running_vring() {
             let rings = !(virtio::PROTOCOL_FEATURES | virtio::LOG_ALL);
             if (from ^ to) & rings != 0 {
-                let vring = vring as u16;
                 return Err(FrontendFault::FeaturesWhileRunning { vring, from, to });
             }
         }

@@ -236,8 +236,8 @@ impl<M: GuestMemory> Backend<M> {
     ) -> Result<(), FrontendFault> {
         self.check_queues(d.num_queues)?;
         let shape = RegionShape::new(&d)?;
-        if let Some(vring) = self.vrings.iter().position(|v| v.run.is_some()) {
-            let (message, vring) = (reply.message(), vring as u16);
+        if let Some(vring) = self.running_vring() {
+            let message = reply.message();
             return Err(FrontendFault::VringRunning { message, vring });
         }
         self.out.push_back(Output::MapInflight {

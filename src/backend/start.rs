@@ -63,7 +63,7 @@ impl<M: GuestMemory> Backend<M> {
         ring.set_next_avail(next);
         // What a predecessor stored and did not live to mark. Data and status
         // need no such care: what it had not published is written again.
-        let log = self.log.as_ref().filter(|_| self.session.logs());
+        let log = self.session.log_in_force(&self.log);
         if let Some((log, at)) = log.zip(v.used_log()) {
             ring.log_all(&RingLog::new(log, at));
             log.published();

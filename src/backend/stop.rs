@@ -105,7 +105,7 @@ impl<M: GuestMemory> Backend<M> {
         if !self.store || !self.requests.is_empty() {
             return;
         }
-        if self.vrings.iter().all(|v| v.run.is_none()) {
+        if self.running_vring().is_none() {
             self.store = false;
             self.out.push_back(Output::ReleaseStore);
         }
@@ -196,7 +196,7 @@ impl<M: GuestMemory> Backend<M> {
     /// memory is then sent once more, without having been removed.
     // spec: vhost-user, VHOST_USER_SET_OWNER
     pub(super) fn set_owner(&mut self) {
-        if self.requests.is_empty() && self.vrings.iter().all(|v| v.run.is_none()) {
+        if self.requests.is_empty() && self.running_vring().is_none() {
             self.forget_memory();
             self.inflight = None;
             self.log = None;

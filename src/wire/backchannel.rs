@@ -53,7 +53,7 @@ impl<H> Direction<H> for BackendRequests {
     const REPLIES: bool = false;
 
     fn admit(code: u32, size: u32, _: Dialect) -> Result<&'static str, WireError> {
-        let row = codes::backend_row(code).ok_or(WireError::UnknownRequest { code })?;
+        let row = codes::known_backend_row(code)?;
         admit_size(row.name, row.size, size)
     }
 
@@ -64,7 +64,7 @@ impl<H> Direction<H> for BackendRequests {
         _: Dialect,
     ) -> Result<Self::Message, WireError> {
         use BackendRequest as R;
-        let row = codes::backend_row(code).ok_or(WireError::UnknownRequest { code })?;
+        let row = codes::known_backend_row(code)?;
         let name = row.name;
         Ok(match code {
             IOTLB_MSG => R::IotlbMsg(iotlb(name, b)?),
@@ -96,7 +96,7 @@ impl<H> Direction<H> for BackendReplies {
     const REPLIES: bool = true;
 
     fn admit(code: u32, size: u32, _: Dialect) -> Result<&'static str, WireError> {
-        let row = codes::backend_row(code).ok_or(WireError::UnknownRequest { code })?;
+        let row = codes::known_backend_row(code)?;
         admit_size(row.name, PayloadSize::Exactly(8), size)
     }
 
@@ -106,7 +106,7 @@ impl<H> Direction<H> for BackendReplies {
         handles: &mut Vec<H>,
         _: Dialect,
     ) -> Result<Self::Message, WireError> {
-        let row = codes::backend_row(code).ok_or(WireError::UnknownRequest { code })?;
+        let row = codes::known_backend_row(code)?;
         let status = read_u64(b);
         let handle = match code {
             SHARED_OBJECT_LOOKUP => optional_handle(row.name, handles)?,

@@ -4,7 +4,7 @@
 //! it. A contested number has here the one that QEMU uses or plans to use; the
 //! [`Dialect`] translates.
 
-use super::{Dialect, MAX_PAYLOAD, PayloadSize};
+use super::{Dialect, MAX_PAYLOAD, PayloadSize, WireError};
 use PayloadSize::{Between, Exactly, OneOf, Regions};
 
 /// What is known about a message by its code.
@@ -116,6 +116,18 @@ pub(super) fn frontend_row(code: u32) -> Option<&'static Row> {
 /// The row of a back-end request.
 pub(super) fn backend_row(code: u32) -> Option<&'static Row> {
     row(backend::TABLE, code)
+}
+
+/// The row of a front-end request by its code on the wire, or what to refuse it
+/// with.
+pub(super) fn known_frontend_row(code: u32, dialect: Dialect) -> Result<&'static Row, WireError> {
+    let row = dialect.own_code(code).and_then(frontend_row);
+    row.ok_or(WireError::UnknownRequest { code })
+}
+
+/// The row of a back-end request, or what to refuse it with.
+pub(super) fn known_backend_row(code: u32) -> Result<&'static Row, WireError> {
+    backend_row(code).ok_or(WireError::UnknownRequest { code })
 }
 
 fn row(table: &'static [Row], code: u32) -> Option<&'static Row> {

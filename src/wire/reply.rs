@@ -47,8 +47,7 @@ impl<H> Direction<H> for FrontendReplies {
     const REPLIES: bool = true;
 
     fn admit(code: u32, size: u32, dialect: Dialect) -> Result<&'static str, WireError> {
-        let row = dialect.own_code(code).and_then(codes::frontend_row);
-        let row = row.ok_or(WireError::UnknownRequest { code })?;
+        let row = codes::known_frontend_row(code, dialect)?;
         admit_size(row.name, reply_size(row.code), size)
     }
 
@@ -59,8 +58,7 @@ impl<H> Direction<H> for FrontendReplies {
         dialect: Dialect,
     ) -> Result<Self::Message, WireError> {
         use FrontendReplyBody as B;
-        let row = dialect.own_code(code).and_then(codes::frontend_row);
-        let row = row.ok_or(WireError::UnknownRequest { code })?;
+        let row = codes::known_frontend_row(code, dialect)?;
         let name = row.name;
         let body = match row.code {
             GET_VRING_BASE | GET_VRING_BASE_SKIP_DRAIN => B::VringState(VringState::read(b)),

@@ -96,8 +96,7 @@ impl<H> Direction<H> for FrontendRequests {
     const REPLIES: bool = false;
 
     fn admit(code: u32, size: u32, dialect: Dialect) -> Result<&'static str, WireError> {
-        let row = dialect.own_code(code).and_then(codes::frontend_row);
-        let row = row.ok_or(WireError::UnknownRequest { code })?;
+        let row = codes::known_frontend_row(code, dialect)?;
         admit_size(row.name, row.size, size)
     }
 
@@ -108,8 +107,7 @@ impl<H> Direction<H> for FrontendRequests {
         dialect: Dialect,
     ) -> Result<Self::Message, WireError> {
         use FrontendRequest as R;
-        let row = dialect.own_code(code).and_then(codes::frontend_row);
-        let row = row.ok_or(WireError::UnknownRequest { code })?;
+        let row = codes::known_frontend_row(code, dialect)?;
         let name = row.name;
         Ok(match row.code {
             GET_FEATURES => R::GetFeatures,

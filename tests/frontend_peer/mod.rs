@@ -206,6 +206,12 @@ pub fn config() -> FrontendConfig {
 }
 
 impl Harness {
+    /// Of what the peer was told: where each vring goes on, and from which region.
+    pub fn bases_and_regions(&self) -> Vec<&String> {
+        let told = |line: &&String| line.starts_with("SET_VRING_BASE") || line.contains("INFLIGHT");
+        self.peer.log.iter().filter(told).collect()
+    }
+
     pub fn new(config: FrontendConfig) -> Self {
         let wiring = (0..u32::from(config.num_queues))
             .map(|q| VringWiring { call: Some(Handle(100 + q)), err: Some(Handle(110 + q)) });
