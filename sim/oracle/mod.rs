@@ -182,13 +182,12 @@ impl Oracle {
         self.order.issued(job.conn, job.vring, ask.order, ask.request)
     }
 
-    /// Compare memory of a destination with what its source last held; pages
-    /// that were compared. `open`: a back-end of the source was lost while it
-    /// logged, so buffers of requests in flight may differ.
-    pub fn check_arrival(&self, pairs: &[Pair<'_>], open: bool) -> Result<u64, Violation> {
+    /// Compare some memory of a destination with what its source last held.
+    /// `open`: a back-end of the source was lost while it logged, so buffers of
+    /// requests in flight may differ.
+    pub fn check_arrival(&self, pair: &Pair<'_>, open: bool) -> Result<(), Violation> {
         // Who looks away from old requests does not see where their reads land.
-        let open = open || !self.judges.late;
-        pairs.iter().try_fold(0, |pages, pair| Ok(pages + dirty::check(&self.ledger, pair, open)?))
+        dirty::check(&self.ledger, pair, open || !self.judges.late)
     }
 
     /// A front-end was told that a vring is at rest.
