@@ -85,6 +85,8 @@ pub struct Journal {
     settled: usize,
     data: Vec<u8>,
     shadows: Vec<Shadow>,
+    /// Contents that were given a name.
+    contents: u64,
 }
 
 /// Image of a region.
@@ -100,16 +102,17 @@ struct Shadow {
 /// What is known of a page.
 #[derive(Clone, Copy, Debug, Default)]
 struct Page {
-    /// It was written at some time; if not, it is all zeroes.
-    touched: bool,
+    /// Name of its content: two pages with the same are equal. 0: zeroes.
+    content: u64,
     /// Stored to by anybody but back-end and disk.
     dirty: bool,
 }
 
 impl Shadow {
-    fn touch(&mut self, at: usize, len: usize, dirty: bool) -> &mut [u8] {
+    /// A place that is about to get a content of this name.
+    fn touch(&mut self, at: usize, len: usize, content: u64, dirty: bool) -> &mut [u8] {
         for page in &mut self.pages[at / PAGE..=(at + len - 1) / PAGE] {
-            page.touched = true;
+            page.content = content;
             page.dirty |= dirty;
         }
         &mut self.bytes[at..at + len]
@@ -148,8 +151,10 @@ impl Journal {
         match self.writer {
             Writer::Nobody => return None,
             Writer::Others | Writer::Disk => {
+                self.contents += 1;
                 let mapping = Arc::clone(&shadow.mapping);
-                read(&mapping, offset, shadow.touch(offset, len, self.writer == Writer::Others));
+                let dirty = self.writer == Writer::Others;
+                read(&mapping, offset, shadow.touch(offset, len, self.contents, dirty));
                 return None;
             }
             Writer::BackEnd => {}
@@ -210,8 +215,9 @@ impl Journal {
     /// The first `count` stores have surely happened.
     pub(super) fn settle(&mut self, count: usize) {
         for store in &self.stores[self.settled..count] {
+            self.contents += 1;
             self.shadows[store.region as usize]
-                .touch(store.offset as usize, store.len as usize, false)
+                .touch(store.offset as usize, store.len as usize, self.contents, false)
                 .copy_from_slice(&self.data[store.data..][..store.len as usize]);
         }
         self.settled = count;
@@ -244,7 +250,7 @@ impl Journal {
         let Shadow { bytes, pages, .. } = &mut self.shadows[region as usize];
         let mut wiped = Vec::new();
         for (at, (page, bytes)) in pages.iter_mut().zip(bytes.chunks_mut(PAGE)).enumerate() {
-            if std::mem::take(page).touched {
+            if std::mem::take(page).content != 0 {
                 bytes.fill(0);
                 wiped.push(at);
             }
@@ -258,22 +264,20 @@ impl Journal {
             .shadows
             .get_disjoint_mut([from as usize, to as usize])
             .expect("two regions of this arena");
-        if !from.pages[page].touched && !to.pages[page].touched {
+        let content = from.pages[page].content;
+        if content == to.pages[page].content {
             return false;
         }
         let bytes = from.page(page);
-        if bytes == to.page(page) {
-            return false;
-        }
-        to.touch(page * PAGE, bytes.len(), true).copy_from_slice(bytes);
+        to.touch(page * PAGE, bytes.len(), content, true).copy_from_slice(bytes);
         true
     }
 
-    /// A page of two regions, if either may not be zero.
+    /// A page of two regions, if it may not be the same in both.
     pub(super) fn pair(&self, regions: [u32; 2], page: usize) -> Option<[&[u8]; 2]> {
         let shadows = regions.map(|region| &self.shadows[region as usize]);
-        let touched = shadows.iter().any(|shadow| shadow.pages[page].touched);
-        touched.then(|| shadows.map(|shadow| shadow.page(page)))
+        let [source, destination] = shadows.map(|shadow| shadow.pages[page].content);
+        (source != destination).then(|| shadows.map(|shadow| shadow.page(page)))
     }
 
     /// Pages that the guest has stored to since the last call.

@@ -11,8 +11,8 @@ pub use log::{LogSlice, StoreLog};
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
-use view::Span;
 pub use view::Mem;
+use view::Span;
 use vm_memory::{MmapRegion, VolatileMemory, mmap::MmapRegionBuilder};
 
 /// The stores of the step that is open or has ended.
@@ -189,8 +189,9 @@ impl Arena {
         });
     }
 
-    /// Look at each page of two regions of one size that is not zero in both:
-    /// its offset in bytes, and how it is in either.
+    /// Look at each page of two regions of one size that was not copied from one
+    /// to the other since it was written: its offset in bytes, and how it is in
+    /// either.
     pub fn each_pair<E>(
         &self,
         regions: [RegionId; 2],

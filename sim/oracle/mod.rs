@@ -98,7 +98,7 @@ impl Oracle {
     /// The guest has stored an available index.
     pub fn published(&mut self, mem: &Mem, vring: u16) -> Result<(), Violation> {
         self.tick += 1;
-        for id in self.ledger.scan_avail(mem, vring, self.tick)? {
+        while let Some(id) = self.ledger.scan_avail(mem, vring, self.tick)? {
             let ask = self.ledger.ask(id);
             if ask.expect == Expect::Ok {
                 self.sectors.submitted(ask, self.tick);
@@ -145,9 +145,10 @@ impl Oracle {
             most = most.max(self.ledger.used_count(vring) - before);
         }
         if let Some(image) = image {
-            for id in std::mem::take(&mut self.unchecked) {
-                self.check_durable(id, image)?;
+            for id in &self.unchecked {
+                self.check_durable(*id, image)?;
             }
+            self.unchecked.clear();
         }
         Ok(most)
     }
@@ -178,8 +179,8 @@ impl Oracle {
 
     /// A back-end has asked the disk.
     pub fn issued(&mut self, job: &Job) -> Result<(), Violation> {
-        let ask = self.ledger.check_issue(job)?;
-        self.order.issued(job.conn, job.vring, ask.order, ask.request)
+        let Ask { order, request, .. } = *self.ledger.check_issue(job)?;
+        self.order.issued(job.conn, job.vring, order, request)
     }
 
     /// Compare some memory of a destination with what its source last held.
