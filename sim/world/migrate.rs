@@ -448,12 +448,11 @@ impl World<'_> {
         let ids = there.guest_memory.ids.into_iter().zip(self.here.guest_memory.ids);
         let mut pages = 0;
         for (region, (from, to)) in REGIONS.iter().zip(ids) {
-            pages += self.arena.with_image(from, |source| {
-                self.arena.with_image(to, |destination| {
-                    let pair = Pair { guest: region.guest, source, destination };
-                    self.oracle.borrow().check_arrival(&[pair], open)
-                })
+            self.arena.each_pair([from, to], |offset, [source, destination]| {
+                let pair = Pair { guest: region.guest + offset, source, destination };
+                self.oracle.borrow().check_arrival(&pair, open)
             })?;
+            pages += region.size / PAGE as u64;
         }
         Ok(pages)
     }
