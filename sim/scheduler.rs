@@ -40,6 +40,10 @@ pub struct Scheduler<E> {
     now: u64,
     next_seq: u64,
     done: u64,
+    /// By sequence number: how many events had happened when it was scheduled.
+    causes: Option<Vec<u64>>,
+    /// Sequence number of the present event.
+    present: u64,
 }
 
 impl<E> Default for Scheduler<E> {
@@ -51,7 +55,14 @@ impl<E> Default for Scheduler<E> {
 impl<E> Scheduler<E> {
     /// Time zero, nothing scheduled.
     pub fn new() -> Self {
-        Self { heap: BinaryHeap::new(), now: 0, next_seq: 0, done: 0 }
+        Self::with_causes(false)
+    }
+
+    /// The same, and remember which event scheduled which if `keep`. That is
+    /// for who reads the trace: it decides nothing, and costs memory.
+    pub fn with_causes(keep: bool) -> Self {
+        let causes = keep.then(Vec::new);
+        Self { heap: BinaryHeap::new(), now: 0, next_seq: 0, done: 0, causes, present: 0 }
     }
 
     /// Virtual time in nanoseconds.
@@ -62,6 +73,14 @@ impl<E> Scheduler<E> {
     /// Number of events that have happened.
     pub fn done(&self) -> u64 {
         self.done
+    }
+
+    /// Number, as [`done`](Self::done) counts, of the event during which the
+    /// present one was scheduled; 0 if that was before all events, or if causes
+    /// are not kept.
+    pub fn cause(&self) -> u64 {
+        let causes = self.causes.as_ref().filter(|_| self.done > 0);
+        causes.map_or(0, |causes| causes[self.present as usize])
     }
 
     /// Number of events that wait.
@@ -78,6 +97,9 @@ impl<E> Scheduler<E> {
     pub fn at(&mut self, at: u64, event: E) {
         let seq = self.next_seq;
         self.next_seq += 1;
+        if let Some(causes) = &mut self.causes {
+            remember(causes, self.done);
+        }
         self.heap.push(Due { at: at.max(self.now), seq, event });
     }
 
@@ -87,8 +109,15 @@ impl<E> Scheduler<E> {
         debug_assert!(due.at >= self.now, "time runs backwards");
         self.now = due.at;
         self.done += 1;
+        self.present = due.seq;
         Some(due.event)
     }
+}
+
+/// Out of the way of runs that nobody looks at.
+#[cold]
+fn remember(causes: &mut Vec<u64>, cause: u64) {
+    causes.push(cause);
 }
 
 #[cfg(test)]
@@ -108,6 +137,26 @@ mod tests {
         }
         assert_eq!(got, "abcd");
         assert_eq!((s.now(), s.done()), (20, 4));
+    }
+
+    #[test]
+    fn scheduler_tells_which_event_scheduled_the_present_one() {
+        let mut kept = Scheduler::with_causes(true);
+        let mut bare = Scheduler::new();
+        for s in [&mut kept, &mut bare] {
+            s.at(10, 'a');
+            s.at(20, 'b');
+            s.advance();
+            s.at(30, 'c');
+            s.at(15, 'd');
+            s.advance();
+        }
+        assert_eq!((kept.done(), kept.cause()), (2, 1), "d is second and was scheduled by a");
+        kept.advance();
+        assert_eq!((kept.done(), kept.cause()), (3, 0), "b was there from the beginning");
+        kept.advance();
+        assert_eq!((kept.done(), kept.cause()), (4, 1));
+        assert_eq!((bare.done(), bare.cause()), (2, 0));
     }
 
     #[test]

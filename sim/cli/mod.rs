@@ -7,6 +7,7 @@ mod crash;
 mod progress;
 mod run;
 mod seeds;
+mod trace;
 
 use clap::{Parser, Subcommand};
 use midflight_sim::oracle::Judges;
@@ -18,6 +19,8 @@ use std::process::ExitCode;
 
 /// A promise was broken.
 const FAILED: u8 = 1;
+/// The command cannot be carried out as it was typed.
+const USAGE: u8 = 2;
 
 /// Runs the midflight core in a simulated world, from a seed.
 ///
@@ -36,6 +39,8 @@ enum Command {
     ///
     /// Without a seed: a short run with one kill, to see what this is about.
     Run(RunArgs),
+    /// Print the events of a run: as text, JSON lines or a Mermaid diagram
+    Trace(TraceArgs),
     /// Kill the back-end at every store of a short run in turn
     CrashEveryStore(CrashArgs),
     /// Print the trace hash of every seed, to compare builds and machines
@@ -59,6 +64,17 @@ enum Command {
 }
 
 #[derive(clap::Args)]
+struct TraceArgs {
+    /// Of this seed
+    #[arg(long, value_parser = seeds::parse_seed)]
+    seed: u64,
+    #[command(flatten)]
+    story: StoryArgs,
+    #[command(flatten)]
+    how: trace::TraceArgs,
+}
+
+#[derive(clap::Args)]
 struct RunArgs {
     /// Run this seed and print its timeline
     #[arg(long, conflicts_with = "seeds", value_parser = seeds::parse_seed)]
@@ -72,6 +88,15 @@ struct RunArgs {
     /// Print every event, also reads of the sockets and steps without a store
     #[arg(long, conflicts_with = "seeds")]
     full: bool,
+    #[command(flatten)]
+    story: StoryArgs,
+    /// Print no timeline, only profile and verdict
+    #[arg(long, conflicts_with_all = ["seeds", "full", "messages"])]
+    quiet: bool,
+}
+
+#[derive(clap::Args)]
+struct StoryArgs {
     /// What seeds are drawn into
     #[arg(long, value_enum, default_value_t = ProfileName::Mixed)]
     profile: ProfileName,
@@ -83,9 +108,6 @@ struct RunArgs {
     /// `unsafe` says that cancelled requests are over when they are not.
     #[arg(long, value_enum)]
     policy: Option<PolicyName>,
-    /// Print no timeline, only profile and verdict
-    #[arg(long, conflicts_with_all = ["seeds", "full", "messages"])]
-    quiet: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -113,7 +135,7 @@ impl From<PolicyName> for Policy {
     }
 }
 
-impl RunArgs {
+impl StoryArgs {
     fn options(&self) -> Options {
         let policy = self.policy.map(Policy::from);
         let migrates = self.migrate || policy.is_some() || self.profile == ProfileName::Migration;
@@ -122,7 +144,9 @@ impl RunArgs {
         let late = policy != Some(Policy::Unsafe);
         Options { story, judges: Judges { late, ..Judges::default() }, ..Options::default() }
     }
+}
 
+impl RunArgs {
     fn detail(&self) -> Option<Detail> {
         match (self.quiet, self.full, self.messages) {
             (true, ..) => None,
@@ -168,8 +192,15 @@ impl CompareArgs {
 pub fn main() -> ExitCode {
     let kept = match Cli::parse().command {
         Command::Run(args) => match args.seeds {
-            Some(seeds) => run::many(seeds, &args.options()),
-            None => run::one(args.seed, args.detail(), args.options()),
+            Some(seeds) => run::many(seeds, &args.story.options()),
+            None => run::one(args.seed, args.detail(), args.story.options()),
+        },
+        Command::Trace(args) => match trace::show(&args.how, args.seed, args.story.options()) {
+            Ok(()) => true,
+            Err(message) => {
+                eprintln!("midflight-sim: {message}");
+                return ExitCode::from(USAGE);
+            }
         },
         Command::CrashEveryStore(args) if args.migrate => {
             crash::every_store_of_a_migration(args.seed, args.batch)
