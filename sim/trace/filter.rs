@@ -89,14 +89,16 @@ impl What {
             | Self::Done { vring, .. }
             | Self::Race { vring, .. }
             | Self::Adrift { vring, .. } => Some(vring),
-            Self::Back { event, a, .. } => match event {
-                BackEvent::BaseContradicted
-                | BackEvent::DiskFailed
-                | BackEvent::Draining
-                | BackEvent::Suspending
-                | BackEvent::Suspended => u16::try_from(a).ok(),
-                _ => None,
-            },
+            Self::Back {
+                event:
+                    BackEvent::BaseContradicted
+                    | BackEvent::DiskFailed
+                    | BackEvent::Draining
+                    | BackEvent::Suspending
+                    | BackEvent::Suspended,
+                a,
+                ..
+            } => u16::try_from(a).ok(),
             _ => None,
         }
     }

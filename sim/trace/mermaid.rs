@@ -8,7 +8,6 @@
 use super::text::sentence;
 use super::{Lane, Moving, TraceEvent, What};
 use core::fmt::{self, Write};
-use std::collections::BTreeSet;
 
 /// Arrows and notes that one diagram may have.
 pub const LIMIT: usize = 200;
@@ -39,8 +38,8 @@ impl fmt::Display for TooLarge {
     }
 }
 
-/// Whom a line of the diagram is about; the order is that of the columns.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+/// Whom a line of the diagram is about.
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Who {
     Guest,
     Front(u8),
@@ -66,13 +65,15 @@ pub fn render(events: &[TraceEvent]) -> Result<String, TooLarge> {
         return Err(too_large(events));
     }
     let rows: Vec<Row> = events.iter().map(row).collect();
-    let mut who = BTreeSet::new();
+    let mut who = Vec::new();
     for row in &rows {
         match *row {
             Row::Arrow(from, to, _) => who.extend([from, to]),
-            Row::Note(at) => who.extend([at]),
+            Row::Note(at) => who.push(at),
         }
     }
+    who.sort_by_key(|who| who.column());
+    who.dedup();
     let hosts = events.iter().any(|e| e.host > 0);
     let mut out = String::from("sequenceDiagram\n");
     for who in who {
@@ -136,6 +137,19 @@ fn row(event: &TraceEvent) -> Row {
 }
 
 impl Who {
+    /// Left to right: the guest, host A, the disk, host B mirrored.
+    fn column(self) -> (u8, u8) {
+        let beside = |host: u8, place: u8| if host == 0 { (1, place) } else { (3, 9 - place) };
+        match self {
+            Self::Guest => (0, 0),
+            Self::Host(host) => beside(host, 0),
+            Self::Front(host) => beside(host, 1),
+            Self::Link(host) => beside(host, 2),
+            Self::Back(host) => beside(host, 3),
+            Self::Disk => (2, 0),
+        }
+    }
+
     /// Not a word that Mermaid knows itself, as `link` and `end` are.
     fn id(self) -> String {
         let of = |letter: char, host: u8| format!("{letter}{host}");

@@ -92,7 +92,8 @@ pub(super) fn sentence(what: What) -> String {
                 other => format!("status {other}"),
             };
             format!(
-                "vring {vring}: request {request} at head {head} used: {status}, {len} bytes written"
+                "vring {vring}: request {request} at head {head} used: {status}, {} written",
+                plural(len.into(), "byte")
             )
         }
         What::Paused { on: true } => "paused".into(),
