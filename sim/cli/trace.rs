@@ -1,23 +1,35 @@
 //! The events of one run, for eyes and for programs.
 
+use super::document;
+use super::exit::{End, Result};
+use super::story::StoryArgs;
 use clap::Args;
 use midflight_sim::memory::Arena;
 use midflight_sim::run::run;
-use midflight_sim::trace::{Bound, Detail, Filter, Lane, json, mermaid, render};
+use midflight_sim::trace::{Bound, Detail, Filter, Lane, TraceEvent, json, mermaid, render};
 use midflight_sim::world::Options;
 use std::io::{Write, stdout};
+use std::path::PathBuf;
 
 #[derive(Args)]
 pub struct TraceArgs {
+    /// Of this scenario document
+    #[arg(required_unless_present = "seed", conflicts_with_all = ["seed", "profile", "policy", "given"])]
+    file: Option<PathBuf>,
+    /// Of this seed, a whole one as in 2:storm:0x1f or a number
+    #[arg(long)]
+    seed: Option<String>,
     #[command(flatten)]
-    pub form: Form,
+    story: StoryArgs,
     #[command(flatten)]
-    pub part: Part,
+    form: Form,
+    #[command(flatten)]
+    part: Part,
 }
 
 #[derive(Args)]
 #[group(multiple = false)]
-pub struct Form {
+struct Form {
     /// Columns by lane; the default
     #[arg(long)]
     text: bool,
@@ -30,7 +42,7 @@ pub struct Form {
 }
 
 #[derive(Args)]
-pub struct Part {
+struct Part {
     /// Only these lanes: guest, front, link, back, disk, host
     #[arg(long, value_delimiter = ',')]
     lane: Vec<Lane>,
@@ -56,19 +68,32 @@ pub struct Part {
 
 /// Run once more, and show it. A run that fails is shown as well; its verdict is
 /// not part of its trace and goes to standard error.
-pub fn show(args: &TraceArgs, seed: u64, options: Options) -> Result<(), String> {
-    let outcome = run(&mut Arena::new(), seed, &Options { trace: true, ..options });
+pub fn show(args: &TraceArgs) -> Result {
+    let (scenario, options) = match (&args.file, &args.seed) {
+        (Some(file), _) => {
+            let scenario = document::read(file)?;
+            scenario.check()?;
+            let options = document::options(&scenario);
+            (scenario, options)
+        }
+        (None, seed) => {
+            let (story, number) = args.story.seed(seed.as_deref().unwrap_or_default())?;
+            let scenario = story.scenario(number).map_err(|e| e.to_string())?;
+            (scenario, args.story.options())
+        }
+    };
+    let outcome = run(&mut Arena::new(), &scenario, &Options { trace: true, ..options });
     let text = args.draw(outcome.trace.events())?;
     // Whoever reads may have seen enough.
     let _ = stdout().write_all(text.as_bytes());
     if let Err(violation) = outcome.verdict {
         eprintln!("the run ends with {violation}");
     }
-    Ok(())
+    Ok(End::Kept)
 }
 
 impl TraceArgs {
-    fn draw(&self, events: &[midflight_sim::trace::TraceEvent]) -> Result<String, String> {
+    fn draw(&self, events: &[TraceEvent]) -> std::result::Result<String, String> {
         let Part { lane, from, to, vring, request, messages, full } = &self.part;
         let (lanes, from, to, vring) = (lane.clone(), *from, *to, *vring);
         let filter = Filter { lanes, from, to, vring, request: *request };
