@@ -61,7 +61,7 @@ impl Keeper {
         let file = self.save(&shrunk.scenario, violation)?;
         let file = file.display();
         println!("\n  replay   cargo sim replay {file}");
-        println!("  look     cargo sim replay {file} --full");
+        println!("  look     cargo sim trace {file} --text, --mermaid or --json");
         println!("  keep     cargo sim keep {file}");
         println!("  whole    cargo sim {again} --no-shrink");
         Ok(())
@@ -98,7 +98,9 @@ fn story(scenario: &Scenario, options: &Options) {
     let options = Options { trace: true, ..options.clone() };
     let outcome = run(&mut Arena::new(), scenario, &options);
     let text = render(outcome.trace.events(), Detail::Story);
-    let lines: Vec<_> = text.lines().collect();
+    let mut lines = text.lines();
+    let head = lines.next().unwrap_or_default();
+    let lines: Vec<_> = lines.collect();
     let from = lines.len().saturating_sub(LINES);
     println!(
         "\n  story    {}",
@@ -107,6 +109,7 @@ fn story(scenario: &Scenario, options: &Options) {
             n => format!("its last {LINES} lines of {}", n + LINES),
         }
     );
+    println!("  {head}");
     for line in &lines[from..] {
         println!("  {line}");
     }

@@ -221,7 +221,7 @@ impl<'a> World<'a> {
             oracle: Rc::new(RefCell::new(oracle)),
             disk,
             trace: Trace::new(options.trace),
-            scheduler: Scheduler::new(),
+            scheduler: Scheduler::with_causes(options.trace),
             objects,
             front_stream: stream(Component::Front),
             last_life: 0,
