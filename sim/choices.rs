@@ -35,6 +35,8 @@ pub enum Component {
     Race = 8,
     /// How and when the guest moves to another host, and what goes wrong.
     Migration = 9,
+    /// Which faults a disk has, and what a loss of power leaves of its cache.
+    DiskFaults = 10,
 }
 
 /// A chance as a fraction of whole numbers.

@@ -7,6 +7,7 @@
 
 use crate::choices::Ratio;
 use crate::disk::Pace;
+use crate::disk::faults::FaultPlan;
 use crate::memory::Arena;
 use crate::oracle::Violation;
 use crate::profile::{Migration, Policy, Profile};
@@ -75,6 +76,7 @@ pub fn short_run(batch: u64, event_idx: bool) -> Profile {
         pace: Pace::Quick,
         gather: if batch == 1 { 0 } else { 200 },
         disk_errors: Ratio::NEVER,
+        disk_faults: FaultPlan::default(),
         reply_ack: true,
         mem_slots: true,
         split: Ratio::NEVER,

@@ -7,6 +7,7 @@ mod migration;
 
 use crate::choices::{Component, Ratio, Stream};
 use crate::disk::Pace;
+use crate::disk::faults::FaultPlan;
 pub use migration::{Migration, Policy};
 
 /// Sizes, features and faults of one run.
@@ -49,6 +50,8 @@ pub struct Profile {
     pub gather: u64,
     /// Requests that the disk fails.
     pub disk_errors: Ratio,
+    /// What is wrong with the disk otherwise.
+    pub disk_faults: FaultPlan,
     /// Protocol feature REPLY_ACK.
     pub reply_ack: bool,
     /// Protocol feature CONFIGURE_MEM_SLOTS.
@@ -100,6 +103,7 @@ impl Profile {
             pace: Pace::Spread,
             gather: 5,
             disk_errors: Ratio::NEVER,
+            disk_faults: FaultPlan::default(),
             reply_ack: true,
             mem_slots: true,
             split: Ratio::NEVER,
@@ -152,6 +156,7 @@ impl Profile {
             } else {
                 Ratio::NEVER
             },
+            disk_faults: FaultPlan::default(),
             reply_ack: s.chance("reply_ack", Ratio::new(3, 4)),
             mem_slots: s.chance("mem_slots", on),
             split: if s.chance("split.on", on) { Ratio::new(1, 3) } else { Ratio::NEVER },
@@ -224,6 +229,9 @@ impl core::fmt::Display for Profile {
             self.breaks,
             self.races
         )?;
+        if !self.disk_faults.is_empty() {
+            write!(f, "\nfaults     {}", self.disk_faults)?;
+        }
         match &self.migration {
             Some(migration) => write!(f, "\n{migration}"),
             None => Ok(()),

@@ -10,6 +10,7 @@ mod link;
 mod migrate;
 mod objects;
 mod outcome;
+mod power;
 mod race;
 mod store;
 mod wishes;
@@ -28,7 +29,7 @@ use back::Answer;
 use host::Host;
 use link::Piece;
 use midflight::backend::{MapFailed, MapRegion, Output};
-use midflight::blk::DeviceConfig;
+use midflight::blk::{Completion, DeviceConfig};
 use migrate::Migrating;
 use objects::{Object, ObjectId, Objects};
 pub use outcome::{CrashPoint, Outcome, Stats, StepShape};
@@ -56,6 +57,10 @@ enum Event {
     BackAnswer(u32, Answer),
     DiskApply(u64),
     DiskDone(u64),
+    /// A completion is reported a second time.
+    DiskAgain(u32, Completion),
+    /// The node with the disk loses power.
+    PowerLoss,
     /// Kill this life of the back-end between two steps.
     Kill(u32),
     /// Ask this life of the back-end to end.
@@ -148,6 +153,7 @@ pub struct World<'a> {
     kill: Kill,
     pauses_left: u64,
     breaks_left: u64,
+    power_losses_left: u64,
     host: Stream,
     link: Stream,
     race: Stream,
@@ -190,7 +196,8 @@ impl<'a> World<'a> {
             (0..profile.queues).map(|v| ring_view(&guest.layout(v), profile.first_index)).collect();
         let oracle = Oracle::new(options.judges, rings, profile.sectors, !profile.flush);
         let disk =
-            Disk::new(stream(Component::Disk), profile.sectors, profile.pace, profile.disk_errors);
+            Disk::new(stream(Component::Disk), profile.sectors, profile.pace, profile.disk_errors)
+                .with_faults(&profile.disk_faults, stream(Component::DiskFaults));
         let kill =
             Kill { stream: stream(Component::Kill), left: profile.kills, exact: options.kill_at };
         Ok(Self {
@@ -211,6 +218,7 @@ impl<'a> World<'a> {
             kill,
             pauses_left: profile.pauses,
             breaks_left: profile.breaks,
+            power_losses_left: 0,
             host: stream(Component::Host),
             link: stream(Component::Link),
             race: stream(Component::Race),
@@ -375,12 +383,14 @@ impl<'a> World<'a> {
             && self.kill.exact.is_none()
             && self.pauses_left == 0
             && self.breaks_left == 0
+            && self.power_losses_left == 0
     }
 
     /// Run to the end.
     pub fn run(mut self) -> Outcome {
         let verdict = self.run_events().and_then(|()| self.final_checks());
         self.stats.events = self.scheduler.done();
+        self.stats.disk_faults = self.disk.fault_counts();
         self.stats.requests = self.oracle.borrow().ledger().completed_count();
         Outcome {
             hash: self.hash(),
@@ -407,7 +417,8 @@ impl<'a> World<'a> {
             &self.host,
             &self.race,
         ];
-        for stream in streams.into_iter().chain(self.migration.as_ref().map(|m| &m.stream)) {
+        let migration = self.migration.as_ref().map(|m| &m.stream);
+        for stream in streams.into_iter().chain(migration).chain(self.disk.fault_stream()) {
             hash.u64(stream.count());
             hash.u64(stream.hash());
         }
