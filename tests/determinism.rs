@@ -34,7 +34,7 @@ const PINNED_MIGRATIONS: [(u64, u64); 6] = [
 
 const MIGRATES: Options = Options {
     trace: false,
-    judges: Judges { region: true, late: true },
+    judges: Judges { region: true, late: true, excuses: true },
     kill_at: None,
     shapes: false,
     story: Story::Migration(None),

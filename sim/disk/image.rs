@@ -26,7 +26,12 @@ pub struct Image {
 impl Image {
     /// A disk of zeroes.
     pub fn new(sectors: u64) -> Self {
-        Self { bytes: vec![0; (sectors * SECTOR) as usize], cached: BTreeMap::new(), stores: 0, versions: None }
+        Self {
+            bytes: vec![0; (sectors * SECTOR) as usize],
+            cached: BTreeMap::new(),
+            stores: 0,
+            versions: None,
+        }
     }
 
     /// Keep what a loss of power may bring back. Only right while nothing is in
@@ -122,7 +127,8 @@ impl Image {
         self.cached.clear();
         let back = self.versions.as_mut().map_or_else(Vec::new, |versions| versions.lose(pick));
         for (sector, content) in &back {
-            self.bytes[(sector * SECTOR) as usize..][..SECTOR as usize].copy_from_slice(&content[..]);
+            self.bytes[(sector * SECTOR) as usize..][..SECTOR as usize]
+                .copy_from_slice(&content[..]);
         }
         back.len() as u64
     }

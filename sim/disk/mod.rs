@@ -9,6 +9,8 @@
 //!
 //! What else can be wrong with it is in [`faults`].
 
+#[cfg(test)]
+mod fault_tests;
 pub mod faults;
 mod faulty;
 mod image;

@@ -6,6 +6,8 @@
 mod dirty;
 mod durability;
 mod excuses;
+#[cfg(test)]
+mod fault_tests;
 mod ledger;
 mod order;
 mod region;
@@ -51,11 +53,14 @@ pub struct Judges {
     /// Look at requests whose vring is said to be at rest. Without it, only
     /// what a guest can notice counts.
     pub late: bool,
+    /// Hear of the faults that were injected into the disk. Without it, every
+    /// fault looks like a mistake.
+    pub excuses: bool,
 }
 
 impl Default for Judges {
     fn default() -> Self {
-        Self { region: true, late: true }
+        Self { region: true, late: true, excuses: true }
     }
 }
 
@@ -223,6 +228,9 @@ impl Oracle {
 
     /// A fault of the disk has taken effect: what it excuses is excused.
     pub fn injected(&mut self, injected: &Injected) {
+        if !self.judges.excuses {
+            return;
+        }
         let excuses = &mut self.sectors.excuses;
         match injected {
             Injected::Fails { of, sector, .. } => self.ledger.fails(*of, *sector),
@@ -239,6 +247,9 @@ impl Oracle {
 
     /// Power was lost at the disk, and with it what waited in its cache.
     pub fn power_lost(&mut self) {
+        if !self.judges.excuses {
+            return;
+        }
         self.tick += 1;
         let promised = if self.write_through { self.tick } else { self.flushed };
         self.sectors.power_lost(promised);

@@ -235,6 +235,10 @@ impl Sector {
     fn settle(&mut self, tag: u64) {
         let history = &self.history;
         self.possible.retain(|i| history[*i].tag == tag || history[*i].completed.is_none());
+        // Nobody has written since power was lost, so it has seen what was left.
+        if self.since == history.len() {
+            self.left.clone_from(&self.possible);
+        }
     }
 
     /// See [`Sectors::power_lost`]. What was asked for up to `lapsed` was promised

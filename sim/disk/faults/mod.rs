@@ -190,10 +190,9 @@ impl Family {
                 "the device moves some sectors of a request and then no more",
                 "this request ends with IOERR; each of its sectors holds old or new",
             ),
-            Self::Duplicate => (
-                "a request is reported as done twice",
-                "none: the second report has to be ignored",
-            ),
+            Self::Duplicate => {
+                ("a request is reported as done twice", "none: the second report has to be ignored")
+            }
             Self::FailedFlush => (
                 "a flush fails, and what waited in the cache may never be written",
                 "this flush ends with IOERR; what was in the cache then is promised by no later flush",

@@ -55,7 +55,13 @@ impl Faults {
                 TimedFault::PowerLoss => return None,
             };
             let from = 1_000 * at;
-            Some(Window { from, to: from + 1_000 * u64::from(us), every, next: from, struck: false })
+            Some(Window {
+                from,
+                to: from + 1_000 * u64::from(us),
+                every,
+                next: from,
+                struck: false,
+            })
         };
         Self {
             cursor: Cursor::new(plan),
@@ -142,8 +148,7 @@ impl Faults {
             }
             Some(DiskFault::Short { sectors: moved }) if sectors > 0 => {
                 struck.limit = SECTOR * (u64::from(moved) % sectors);
-                struck.result =
-                    Err(DiskError::Short { expected: job.len, moved: struck.limit });
+                struck.result = Err(DiskError::Short { expected: job.len, moved: struck.limit });
                 struck.blame.1 = Some(Family::Short);
                 self.counts.note(Family::Short);
             }
@@ -213,8 +218,7 @@ impl Faults {
             Some(DiskFault::LostWrite) => self.show(image, old, Family::LostWrite, told),
             Some(DiskFault::MisdirectedWrite { by }) if by % image.sectors() > 0 => {
                 // Both ends, the wrong one last: it may be one of the right ones.
-                let astray =
-                    sectors.map(|s| (elsewhere(image, s, by), content(image.sector(s))));
+                let astray = sectors.map(|s| (elsewhere(image, s, by), content(image.sector(s))));
                 let all: Vec<_> = old.into_iter().chain(astray).collect();
                 self.show(image, all, Family::MisdirectedWrite, told);
             }
