@@ -159,6 +159,10 @@ fn summary(sum: &Sum, elapsed_ms: u64, options: &Options) {
         grouped(s.resubmitted),
         s.largest_batch
     );
+    if s.disk_faults.sum() > 0 {
+        println!("faults      {}", s.disk_faults);
+        println!("power       {} sectors went back", grouped(s.sectors_lost));
+    }
     migrations(s);
     println!(
         "speed       {} seeds/s, {} events/s, {} simulated in {}.{:03}s",

@@ -314,7 +314,8 @@ fn faults_what_a_failed_flush_forgot_is_promised_by_no_other() {
     b.oracle.injected(&Injected::Forgets { sector: 3 });
     // Sector 4 was not forgotten.
     caught(b.flush(false), "durability");
-    b.image.write(4 * SECTOR, &b.image.sector(4).to_vec(), true);
+    let content = b.image.sector(4).to_vec();
+    b.image.write(4 * SECTOR, &content, true);
     b.flush(false).unwrap();
     // What is written from now on is promised again.
     b.write(3);
