@@ -19,7 +19,7 @@ impl Bench {
         let mem = arena.view(&[(0, id)]);
         let stream = |component| Stream::new(1, component);
         let disk = Disk::new(stream(Component::Disk), 16, Pace::Quick, Ratio::NEVER)
-            .with_faults(&FaultPlan::new(on.to_vec(), at.to_vec()), stream(Component::DiskFaults));
+            .with_faults(&FaultPlan::new(on.to_vec(), at.to_vec()), stream(Component::Power));
         Self { _arena: arena, mem, disk }
     }
 

@@ -67,7 +67,7 @@ impl Disk {
         self.lanes.fill(0);
         let Some(faults) = &mut self.faults else { return 0 };
         faults.counts.note(super::faults::Family::PowerLoss);
-        self.image.lose_cache(|n| faults.stream.below("disk.power", n))
+        self.image.lose_cache(|n| faults.stream.below("left", n))
     }
 
     /// A request is about to move `limit` bytes: how many it does move.

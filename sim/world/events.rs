@@ -19,7 +19,7 @@ impl World<'_> {
         self.front_begin()?;
         self.plan_migration();
         self.plan_power_losses();
-        for vring in 0..self.profile.queues {
+        for vring in 0..self.topology.queues {
             let delay = 1_000 * self.host.below("first", 2_000);
             self.schedule(delay, Event::GuestTurn(vring));
         }
@@ -29,6 +29,9 @@ impl World<'_> {
             };
             let done = self.scheduler.done();
             self.trace.clock(self.scheduler.now(), done);
+            if let Some(clock) = &self.clock {
+                clock.set(self.scheduler.now());
+            }
             self.focus(host);
             self.happen(event)?;
             let over = self.migration.as_ref().is_none_or(Migrating::is_over);
@@ -144,7 +147,7 @@ impl World<'_> {
         let mem = &self.guest_host().guest_memory.mem;
         let oracle = self.oracle.borrow();
         let ledger = oracle.ledger();
-        for vring in 0..self.profile.queues {
+        for vring in 0..self.topology.queues {
             let unseen = self.guest.borrow().unseen(vring, ledger.ring(vring).used_index(mem));
             if unseen > 0 {
                 return Violation::new(
@@ -155,7 +158,7 @@ impl World<'_> {
                 );
             }
         }
-        for vring in 0..self.profile.queues {
+        for vring in 0..self.topology.queues {
             if let Some(ask) = ledger.outstanding(vring).next() {
                 return Violation::new(
                     "liveness",

@@ -1,7 +1,7 @@
 //! Faults of the disk, as the world hears of them, and losses of power.
 
 use super::{Event, World};
-use crate::disk::faults::{Injected, TimedFault};
+use crate::disk::faults::Injected;
 use crate::oracle::Violation;
 use crate::trace::{Lane, What};
 
@@ -22,13 +22,8 @@ impl World<'_> {
 
     /// Losses of power come at their time.
     pub(super) fn plan_power_losses(&mut self) {
-        let planned = self.profile.disk_faults.at_times().iter();
-        let losses: Vec<u64> = planned
-            .filter_map(|(us, fault)| (*fault == TimedFault::PowerLoss).then_some(*us))
-            .collect();
-        self.power_losses_left = losses.len() as u64;
-        for us in losses {
-            self.schedule_at(1_000 * us, Event::PowerLoss);
+        for at in 0..self.power_losses.len() {
+            self.schedule_at(1_000 * self.power_losses[at], Event::PowerLoss);
         }
     }
 
@@ -36,7 +31,7 @@ impl World<'_> {
     /// the cache is gone. Guest memory and inflight region are elsewhere, and
     /// nobody tells the guest.
     pub(super) fn power_loss(&mut self) -> Result<(), Violation> {
-        self.power_losses_left = self.power_losses_left.saturating_sub(1);
+        self.power_losses.pop_front();
         let focus = self.here.id;
         for id in 0..=u8::from(self.there.is_some()) {
             self.focus(id);

@@ -43,27 +43,27 @@ pub fn draw(
             _ => (how_many(s, strength, requests), requests / 2),
         };
         for _ in 0..count {
-            let ordinal = s.below("disk.fault.nth", requests);
-            let at = s.below("disk.fault.at", 16) as u32;
+            let ordinal = s.below("fault.nth", requests);
+            let at = s.below("fault.at", 16) as u32;
             let fault = match family {
                 Family::ReadError => DiskFault::ReadError { at },
                 Family::WriteError => DiskFault::WriteError { at },
                 Family::Corrupt => {
-                    DiskFault::Corrupt { at, bit: s.below("disk.fault.bit", 4096) as u32 }
+                    DiskFault::Corrupt { at, bit: s.below("fault.bit", 4096) as u32 }
                 }
                 Family::MisdirectedRead => {
-                    DiskFault::MisdirectedRead { by: s.below("disk.fault.by", 40) }
+                    DiskFault::MisdirectedRead { by: s.below("fault.by", 40) }
                 }
                 Family::MisdirectedWrite => {
-                    DiskFault::MisdirectedWrite { by: s.below("disk.fault.by", 40) }
+                    DiskFault::MisdirectedWrite { by: s.below("fault.by", 40) }
                 }
                 Family::LostWrite => DiskFault::LostWrite,
                 Family::Short => DiskFault::Short { sectors: at },
                 Family::Duplicate => {
-                    DiskFault::Duplicate { after_us: s.below("disk.fault.again", 300) as u32 }
+                    DiskFault::Duplicate { after_us: s.below("fault.again", 300) as u32 }
                 }
                 Family::FailedFlush => {
-                    DiskFault::FailedFlush { forgets: s.below("disk.fault.forgets", 2) > 0 }
+                    DiskFault::FailedFlush { forgets: s.below("fault.forgets", 2) > 0 }
                 }
                 Family::LyingFlush => DiskFault::LyingFlush,
                 Family::Stall | Family::Throttle | Family::PowerLoss => continue,
@@ -89,12 +89,12 @@ pub fn draw_timed(
             continue;
         }
         for _ in 0..how_many(s, strength, 4) {
-            let at = s.below("disk.fault.when", span);
-            let us = s.below("disk.fault.us", 1 + span / 8) as u32;
+            let at = s.below("fault.when", span);
+            let us = s.below("fault.us", 1 + span / 8) as u32;
             let fault = match family {
                 Family::Stall => TimedFault::Stall { us },
                 Family::Throttle => {
-                    TimedFault::Throttle { us, every_us: s.below("disk.fault.every", 100) as u32 }
+                    TimedFault::Throttle { us, every_us: s.below("fault.every", 100) as u32 }
                 }
                 _ => TimedFault::PowerLoss,
             };
@@ -107,10 +107,10 @@ pub fn draw_timed(
 
 /// Whether a family exists, and how many faults of it there are.
 fn how_many(s: &mut Stream, strength: Ratio, requests: u64) -> u64 {
-    if strength.num == 0 || s.below("disk.fault.exists", 2) == 0 {
+    if strength.num == 0 || s.below("fault.exists", 2) == 0 {
         return 0;
     }
-    s.range("disk.fault.count", 1, (requests * strength.num / strength.den.max(1)).max(1))
+    s.range("fault.count", 1, (requests * strength.num / strength.den.max(1)).max(1))
 }
 
 #[cfg(test)]
@@ -120,7 +120,7 @@ mod tests {
 
     #[test]
     fn faults_draw_quiet_disks_and_every_family_but_the_lie() {
-        let mut s = Stream::new(1, Component::DiskFaults);
+        let mut s = Stream::new(1, Component::Action);
         let mut seen = std::collections::BTreeSet::new();
         let mut quiet = 0;
         for _ in 0..2_000 {
@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn faults_of_no_strength_are_none() {
-        let mut s = Stream::new(1, Component::DiskFaults);
+        let mut s = Stream::new(1, Component::Action);
         assert!(draw(&mut s, &Family::ALL, Ratio::NEVER, 100).is_empty());
         assert!(draw_timed(&mut s, &Family::ALL, Ratio::NEVER, 100).is_empty());
         assert_eq!(s.count(), 0);

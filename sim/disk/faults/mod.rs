@@ -9,6 +9,7 @@
 
 mod draw;
 mod injected;
+mod plain;
 mod plan;
 mod state;
 mod text;
@@ -33,6 +34,18 @@ pub enum Among {
     Flushes,
     /// Everything the disk is asked for.
     All,
+}
+
+impl Among {
+    /// One of them, as a document has it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Reads => "read",
+            Self::Writes => "write",
+            Self::Flushes => "flush",
+            Self::All => "request",
+        }
+    }
 }
 
 /// A fault that strikes with a certain request.
@@ -280,6 +293,14 @@ impl DiskFault {
 }
 
 impl TimedFault {
+    /// Microseconds for which it goes on.
+    pub const fn lasts(self) -> u32 {
+        match self {
+            Self::Stall { us } | Self::Throttle { us, .. } => us,
+            Self::PowerLoss => 0,
+        }
+    }
+
     /// Its kind.
     pub const fn family(self) -> Family {
         match self {

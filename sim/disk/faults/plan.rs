@@ -36,6 +36,11 @@ impl FaultPlan {
         &self.at
     }
 
+    /// When power is lost, in microseconds.
+    pub fn power_losses(&self) -> impl Iterator<Item = u64> {
+        self.at.iter().filter(|(_, fault)| *fault == TimedFault::PowerLoss).map(|(us, _)| *us)
+    }
+
     /// The plan without some families, to find out which one matters: nothing
     /// else of the run moves by it but what the fault itself moved.
     #[must_use]
@@ -43,14 +48,6 @@ impl FaultPlan {
         self.on.retain(|(_, fault)| !switched_off(fault.family()));
         self.at.retain(|(_, fault)| !switched_off(fault.family()));
         self
-    }
-}
-
-impl core::fmt::Display for FaultPlan {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        let on = self.on.iter().map(|(ordinal, fault)| format!("{ordinal} {fault}"));
-        let at = self.at.iter().map(|(us, fault)| format!("{us} us {fault}"));
-        f.write_str(&on.chain(at).collect::<Vec<_>>().join(", "))
     }
 }
 

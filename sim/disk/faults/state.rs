@@ -85,7 +85,7 @@ impl Faults {
             self.counts.note(if window.every.is_some() { Family::Throttle } else { Family::Stall });
         }
         let Some(every) = window.every else { return Some((window.to, false)) };
-        let at = window.next.max(now);
+        let at = window.next.clamp(now, window.to);
         window.next = at + every;
         (at > now).then_some((at, true))
     }

@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn faults_read_as_they_are_written() {
-        let mut s = Stream::new(4, Component::DiskFaults);
+        let mut s = Stream::new(4, Component::Action);
         for _ in 0..50 {
             for (_, fault) in draw(&mut s, &Family::ALL, Ratio::new(1, 4), 100) {
                 assert_eq!(fault.to_string().parse(), Ok(fault));
