@@ -51,11 +51,7 @@ enum Command {
     Compare(CompareArgs),
     /// Break the core on purpose, one rule at a time, and find it out
     #[cfg(feature = "bugs")]
-    Bugs {
-        /// Seeds to try for each bug
-        #[arg(long, default_value_t = 1000)]
-        limit: u64,
-    },
+    Bugs(bugs::BugsArgs),
 }
 
 #[derive(clap::Args)]
@@ -181,7 +177,7 @@ pub fn main() -> ExitCode {
         }
         Command::Compare(args) => compare::table(&args.policies(), &args.latency, &args.depth),
         #[cfg(feature = "bugs")]
-        Command::Bugs { limit } => bugs::find(limit),
+        Command::Bugs(args) => return bugs::run(&args),
     };
     if kept { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
 }

@@ -49,11 +49,14 @@ pub struct Judges {
     /// Look at requests whose vring is said to be at rest. Without it, only
     /// what a guest can notice counts.
     pub late: bool,
+    /// Fail at the first completion, whatever it is: to see that failures are
+    /// told.
+    pub canary: bool,
 }
 
 impl Default for Judges {
     fn default() -> Self {
-        Self { region: true, late: true }
+        Self { region: true, late: true, canary: false }
     }
 }
 
@@ -129,6 +132,10 @@ impl Oracle {
         for vring in 0..self.ledger.vrings() {
             let before = self.ledger.used_count(vring);
             while let Some(id) = self.ledger.scan_used(mem, vring)? {
+                if self.judges.canary {
+                    let message = format!("request {id} was completed, which must fail here");
+                    return Err(Violation::new("canary", message));
+                }
                 let done = self.ledger.verdict(mem, id)?;
                 let ask = self.ledger.ask(id);
                 if ask.expect != Expect::Ok {
