@@ -122,6 +122,11 @@ impl Ledger {
         &self.queues[usize::from(vring)].ring
     }
 
+    /// Requests that were made available in a vring so far.
+    pub fn available_count(&self, vring: u16) -> u64 {
+        self.queues[usize::from(vring)].order.len() as u64
+    }
+
     /// Requests offered so far.
     pub fn offered_count(&self) -> u64 {
         self.entries.len() as u64
@@ -234,7 +239,8 @@ impl Ledger {
         mem.read_slice(&mut status, GuestAddress(ask.status)).expect("status lies in guest memory");
         let status = status[0];
         let right = match ask.expect {
-            Expect::Ok => status == 0 || (status == 1 && *disk_failed),
+            // What the disk has failed has not happened.
+            Expect::Ok => status == u8::from(*disk_failed),
             Expect::IoErr => status == 1,
             Expect::Unsupp => status == 2,
         };
@@ -330,6 +336,8 @@ impl Ledger {
             )));
         }
         entry.issued_in = Some((life, conn));
+        // A second try counts by itself.
+        entry.disk_failed = false;
         Ok(entry.ask.clone())
     }
 }

@@ -62,14 +62,15 @@ impl Part<'_> {
     }
 }
 
-/// `alive`: the back-end is between two steps, so the last batch is closed.
-pub(super) fn check(
+/// Heads that a successor would resubmit, in its order. `alive`: the back-end
+/// is between two steps, so the last batch is closed.
+pub(super) fn live(
     ledger: &Ledger,
     mem: &Mem,
     region: RegionView<'_>,
     vring: u16,
     alive: bool,
-) -> Result<(), Violation> {
+) -> Result<Vec<u16>, Violation> {
     let broken =
         |message: String| Err(Violation::new("region", format!("vring {vring}: {message}")));
     let stride = region.bytes.len() / usize::from(region.queues.max(1));
@@ -102,6 +103,18 @@ pub(super) fn check(
         }
     }
     found.sort_by_key(|head| part.counter(*head));
+    Ok(found)
+}
+
+/// How many requests of the vring were fetched since the start of the run.
+pub(super) fn check(
+    ledger: &Ledger,
+    mem: &Mem,
+    region: RegionView<'_>,
+    vring: u16,
+    alive: bool,
+) -> Result<u64, Violation> {
+    let found = live(ledger, mem, region, vring, alive)?;
     let fetched = ledger.used_count(vring) + found.len() as u64;
     let expected: Vec<u16> = ledger
         .outstanding(vring)
@@ -109,9 +122,10 @@ pub(super) fn check(
         .map(|ask| ask.head)
         .collect();
     if found != expected {
-        return broken(format!(
-            "a successor would resubmit heads {found:?}, but {fetched} were fetched and of those {expected:?} are not used"
-        ));
+        let message = format!(
+            "vring {vring}: a successor would resubmit heads {found:?}, but {fetched} were fetched and of those {expected:?} are not used"
+        );
+        return Err(Violation::new("region", message));
     }
-    Ok(())
+    Ok(fetched)
 }

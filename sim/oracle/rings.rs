@@ -20,7 +20,7 @@ pub struct RingView {
     pub used_seen: u16,
 }
 
-fn u16_at(mem: &Mem, addr: u64) -> u16 {
+pub(super) fn u16_at(mem: &Mem, addr: u64) -> u16 {
     let mut bytes = [0; 2];
     mem.read_slice(&mut bytes, GuestAddress(addr)).expect("rings lie in guest memory");
     u16::from_le_bytes(bytes)

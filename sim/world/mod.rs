@@ -188,7 +188,8 @@ impl<'a> World<'a> {
         };
         let rings =
             (0..profile.queues).map(|v| ring_view(&guest.layout(v), profile.first_index)).collect();
-        let oracle = Oracle::new(options.judges, rings, profile.sectors, !profile.flush);
+        let oracle = Oracle::new(options.judges, rings, profile.sectors, !profile.flush)
+            .with_event_idx(profile.event_idx);
         let disk =
             Disk::new(stream(Component::Disk), profile.sectors, profile.pace, profile.disk_errors);
         let kill =
@@ -355,7 +356,7 @@ impl<'a> World<'a> {
         self.arena.with_image(region, |bytes| {
             let view = RegionView { bytes, queues: self.profile.queues };
             let runs = |vring| self.here.back.as_ref().is_some_and(|b| b.runs(vring));
-            self.oracle.borrow().check_region(&self.here.guest_memory.mem, view, runs)
+            self.oracle.borrow_mut().check_region(&self.here.guest_memory.mem, view, runs)
         })
     }
 

@@ -6,7 +6,7 @@ use super::objects::{Object, ObjectId};
 use super::{Event, World};
 use crate::disk::Job;
 use crate::memory::{Mem, RegionId};
-use crate::oracle::Violation;
+use crate::oracle::{Violation, session};
 use crate::trace::{BackEvent, Lane, Verb, Wake, What};
 use midflight::backend::{self, CloseReason, Input, MapFailed, Output};
 use midflight::blk::{DiskOp, DiskRequest, ReqId};
@@ -20,15 +20,23 @@ impl World<'_> {
                 .get(handle)
                 .ok_or_else(|| contract(format!("back-end names {handle}, which is not open")))
         };
+        if let Output::Disk(id) = output
+            && let Some(request) = back.core.request(id)
+        {
+            back.session.check_fetch(request.vring, request.head)?;
+        }
         match output {
             Output::Send { bytes, handles } => {
                 let objects =
                     handles.iter().map(|h| open(back, *h)).collect::<Result<Vec<_>, _>>()?;
                 let conn = back.conn.ok_or_else(|| contract("sends without a connection"))?;
-                let stopped = back.stopped.take();
+                let stopped = session::stop_answer(&bytes);
                 self.send_to_front(conn, &bytes, objects);
-                if let Some(vring) = stopped {
-                    self.at_rest(life, vring);
+                if let Some(base) = stopped {
+                    if let Some((used, inflight)) = self.at_stop(base.vring)? {
+                        session::check_answer(base, used, inflight)?;
+                    }
+                    self.at_rest(life, base.vring);
                 }
             }
             Output::Map { regions } => {
@@ -54,6 +62,9 @@ impl World<'_> {
             Output::Call { vring, handle } => {
                 let object = open(back, handle)?;
                 self.trace.say(Lane::Back, What::Call { vring });
+                if self.here.id == self.guest_at {
+                    self.oracle.borrow_mut().called(vring);
+                }
                 if let Object::Call(vring) = self.objects.get(object) {
                     self.signal_call(vring);
                 }
@@ -136,7 +147,6 @@ impl World<'_> {
             }
             E::VringStopped { vring, base } => {
                 back.runs[usize::from(vring)] = false;
-                back.stopped = Some(vring);
                 What::VringStopped { vring, base }
             }
             E::Negotiated { features, protocol } => {
