@@ -3,7 +3,8 @@
 //! The device owes a call for every store of the used index that covers what
 //! the guest has asked for, and the guest owes a kick likewise; who asks for
 //! nothing must look by itself. Both are judged at once, from the wishes as
-//! they stand in memory at the moment of the store.
+//! they stand in memory from the store to the end of the step: a guest that
+//! changes its wish in between has looked for itself.
 // spec: virtio 1.2, "Used Buffer Notification Suppression" and "Available
 // Buffer Notification Suppression"
 
@@ -14,7 +15,8 @@ use crate::memory::Mem;
 /// A call that is owed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Due {
-    /// The used index that made it so.
+    /// The used index before, and the one that made it so.
+    old: u16,
     index: u16,
     /// Its step is still under way.
     fresh: bool,
@@ -25,8 +27,8 @@ struct Side {
     /// Used index stored last.
     used: u16,
     due: Option<Due>,
-    /// The device asked not to be kicked for what was made available last.
-    unkicked: bool,
+    /// The guest has kicked, and the device has not heard of it yet.
+    kicked: bool,
 }
 
 /// See the module.
@@ -52,6 +54,14 @@ fn crosses(event: u16, old: u16, new: u16) -> bool {
     new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
 }
 
+/// The guest wants to hear of the used index going from `old` to `new`.
+fn wants_call(event_idx: bool, mem: &Mem, ring: &RingView, old: u16, new: u16) -> bool {
+    match event_idx {
+        true => crosses(u16_at(mem, ring.avail + 4 + 2 * u64::from(ring.size)), old, new),
+        false => old != new && u16_at(mem, ring.avail) & 1 == 0,
+    }
+}
+
 fn broken(message: String) -> Violation {
     Violation::new("notification", message)
 }
@@ -66,13 +76,8 @@ impl Calls {
     pub fn published(&mut self, mem: &Mem, vring: u16, ring: &RingView, index: u16) {
         let side = &mut self.sides[usize::from(vring)];
         let old = std::mem::replace(&mut side.used, index);
-        let wanted = if self.event_idx {
-            crosses(u16_at(mem, ring.avail + 4 + 2 * u64::from(ring.size)), old, index)
-        } else {
-            u16_at(mem, ring.avail) & 1 == 0
-        };
-        if wanted && old != index {
-            side.due = Some(Due { index, fresh: true });
+        if wants_call(self.event_idx, mem, ring, old, index) {
+            side.due = Some(Due { old, index, fresh: true });
         }
     }
 
@@ -83,9 +88,18 @@ impl Calls {
 
     /// The step of the device is over, and it lives: what it owes for this step
     /// is paid, and what a predecessor owes as well where it has taken over.
-    pub fn check_paid(&mut self, runs: impl Fn(u16) -> bool) -> Result<(), Violation> {
+    pub fn check_paid<'r>(
+        &mut self,
+        mem: &Mem,
+        rings: impl Fn(u16) -> &'r RingView,
+        runs: impl Fn(u16) -> bool,
+    ) -> Result<(), Violation> {
         for (vring, side) in (0u16..).zip(&mut self.sides) {
             let Some(due) = side.due else { continue };
+            if !wants_call(self.event_idx, mem, rings(vring), due.old, due.index) {
+                side.due = None;
+                continue;
+            }
             if due.fresh || runs(vring) {
                 let who = if due.fresh { "" } else { " by its predecessor" };
                 return Err(broken(format!(
@@ -111,27 +125,31 @@ impl Calls {
         } else {
             u16_at(mem, ring.used) & 1 == 0
         };
-        self.sides[usize::from(vring)].unkicked = !kicked;
+        self.sides[usize::from(vring)].kicked |= kicked;
+    }
+
+    /// The device hears of all kicks there were.
+    pub fn kick_heard(&mut self, vring: u16) {
+        self.sides[usize::from(vring)].kicked = false;
     }
 
     /// The device sleeps, until it is kicked.
     pub fn check_sleep(
-        &mut self,
+        &self,
         mem: &Mem,
         ring: &RingView,
         Rest { vring, fetched_all }: Rest,
     ) -> Result<(), Violation> {
-        let side = &mut self.sides[usize::from(vring)];
+        let side = &self.sides[usize::from(vring)];
         let avail = u16_at(mem, ring.avail + 2);
         if !fetched_all {
-            return match side.unkicked {
-                false => Ok(()),
-                true => Err(broken(format!(
+            return match side.kicked {
+                true => Ok(()),
+                false => Err(broken(format!(
                     "vring {vring}: the device sleeps, available index {avail} is not fetched, and it asked not to be kicked for that"
                 ))),
             };
         }
-        side.unkicked = false;
         let told = if self.event_idx {
             let event = u16_at(mem, ring.used + 4 + 8 * u64::from(ring.size));
             (event != avail).then(|| format!("avail_event is {event}"))

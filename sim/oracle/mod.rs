@@ -156,6 +156,11 @@ impl Oracle {
         }
     }
 
+    /// The back-end hears of kicks.
+    pub fn kick_heard(&mut self, vring: u16) {
+        self.calls.kick_heard(vring);
+    }
+
     /// The back-end has called.
     pub fn called(&mut self, vring: u16) {
         self.calls.called(vring);
@@ -163,9 +168,13 @@ impl Oracle {
 
     /// The back-end's step is over. `runs`: vrings it has taken up; `None`: it
     /// died in this step.
-    pub fn check_calls(&mut self, runs: Option<&dyn Fn(u16) -> bool>) -> Result<(), Violation> {
+    pub fn check_calls(
+        &mut self,
+        mem: &Mem,
+        runs: Option<&dyn Fn(u16) -> bool>,
+    ) -> Result<(), Violation> {
         match runs {
-            Some(runs) => self.calls.check_paid(runs),
+            Some(runs) => self.calls.check_paid(mem, |vring| self.ledger.ring(vring), runs),
             None => {
                 self.calls.died();
                 Ok(())
@@ -175,7 +184,7 @@ impl Oracle {
 
     /// The back-end does nothing more for a vring that may be fetched from until
     /// it is kicked. To be asked right after [`check_region`](Self::check_region).
-    pub fn check_sleep(&mut self, mem: &Mem, vring: u16) -> Result<(), Violation> {
+    pub fn check_sleep(&self, mem: &Mem, vring: u16) -> Result<(), Violation> {
         if !self.judges.region {
             return Ok(());
         }

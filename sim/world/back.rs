@@ -165,7 +165,7 @@ impl World<'_> {
         self.outputs = outputs;
         result?;
         if let Some(death) = death {
-            self.oracle.borrow_mut().check_calls(None)?;
+            self.oracle.borrow_mut().check_calls(&self.here.guest_memory.mem, None)?;
             self.die(death.kept, stores, happened as u64, count)?;
             return Ok(false);
         }
@@ -182,10 +182,11 @@ impl World<'_> {
     /// What the step has published is told by now, if anybody wants to be.
     fn check_calls(&mut self, guest_is_here: bool) -> Result<(), Violation> {
         let mut oracle = self.oracle.borrow_mut();
+        let mem = &self.here.guest_memory.mem;
         match &self.here.back {
-            Some(back) if guest_is_here => oracle.check_calls(Some(&|vring| back.runs(vring))),
+            Some(back) if guest_is_here => oracle.check_calls(mem, Some(&|vring| back.runs(vring))),
             Some(_) => Ok(()),
-            None => oracle.check_calls(None),
+            None => oracle.check_calls(mem, None),
         }
     }
 
@@ -203,7 +204,7 @@ impl World<'_> {
         }
         let mem = &self.here.guest_memory.mem;
         let mut asleep = (0..self.profile.queues).filter(|v| back.session.may_fetch(*v));
-        asleep.try_for_each(|vring| self.oracle.borrow_mut().check_sleep(mem, vring))
+        asleep.try_for_each(|vring| self.oracle.borrow().check_sleep(mem, vring))
     }
 
     /// Used index and requests in flight of a vring of this host, as guest
@@ -324,6 +325,7 @@ impl World<'_> {
         if watched && counter.count > 0 {
             // Reading the counter takes all signals at once.
             counter.count = 0;
+            self.oracle.borrow_mut().kick_heard(vring);
             self.back_step(Wake::Kick, Input::Kick { vring })?;
         }
         Ok(())
