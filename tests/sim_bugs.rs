@@ -3,22 +3,23 @@
 #![cfg(feature = "bugs")]
 
 use midflight::bugs::{Bug, reached, set};
-use midflight_sim::catalogue::{ENTRIES, Mistake, Switch, measure};
+use midflight_sim::catalogue::{ENTRIES, Effort, Mistake, Switch, measure};
 use midflight_sim::memory::Arena;
-use midflight_sim::profile::Policy;
+use midflight_sim::profile::ProfileName;
 use midflight_sim::run::run;
-use midflight_sim::world::{Options, Story};
+use midflight_sim::scenario::Story;
+use midflight_sim::world::Options;
 
 const SWITCH: Switch = Switch { set, reached };
 const STARTS: u64 = 2;
-const LIMIT: u64 = 4_000;
+const EFFORT: Effort = Effort { starts: STARTS, limit: 4_000, shrink: 0 };
 
 #[test]
 fn bugs_are_all_reached_and_caught_by_an_expected_oracle() {
     let mut arena = Arena::new();
     let mut wrong = Vec::new();
     for entry in ENTRIES {
-        let row = measure(&mut arena, entry, SWITCH, STARTS, LIMIT);
+        let row = measure(&mut arena, entry, SWITCH, EFFORT);
         if row.reached < STARTS {
             wrong.push(format!("{} is made in {} of {STARTS} starts", entry.name(), row.reached));
         }
@@ -41,7 +42,7 @@ fn bugs_of_the_core_are_all_in_the_catalogue_and_once() {
 #[test]
 fn bugs_the_canary_fails_at_its_first_seed() {
     let canary = ENTRIES.iter().find(|entry| entry.is_canary()).expect("there is a canary");
-    let row = measure(&mut Arena::new(), canary, SWITCH, 3, 1);
+    let row = measure(&mut Arena::new(), canary, SWITCH, Effort { starts: 3, limit: 1, shrink: 0 });
     assert!(row.is_caught(), "{row:?}");
 }
 
@@ -49,10 +50,11 @@ fn bugs_the_canary_fails_at_its_first_seed() {
 fn bugs_switched_off_change_nothing() {
     let mut arena = Arena::new();
     set(None);
-    for story in [Story::Mixed, Story::Migration(Some(Policy::Suspend))] {
-        let options = Options { story, ..Options::default() };
-        for seed in 0..100 {
-            assert_eq!(run(&mut arena, seed, &options).verdict, Ok(()), "seed {seed}, {story:?}");
+    for profile in [ProfileName::Mixed, ProfileName::Migration] {
+        let story = Story::of(profile);
+        for number in 0..100 {
+            let outcome = run(&mut arena, &story.scenario(number).unwrap(), &Options::default());
+            assert_eq!(outcome.verdict, Ok(()), "{}", story.seed(number));
         }
     }
     assert!(!reached());

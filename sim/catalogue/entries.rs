@@ -1,19 +1,27 @@
 //! The entries.
 
-use super::{DRAINS, Entry, MIGRATES, Mistake, SUSPENDS};
-use crate::world::Story;
+use super::{Entry, Mistake};
+use crate::profile::ProfileName;
+use crate::topology::Policy;
+use crate::world::Slip;
 use midflight::bugs::Bug;
 
-const MIXED: Story = Story::Mixed;
+/// What seeds are drawn into, and what a stop does instead of what is drawn.
+type Runs = (ProfileName, Option<Policy>);
 
-const fn core(bug: Bug, story: Story, oracles: &'static [&'static str]) -> Entry {
-    Entry { mistake: Mistake::Core(bug), story, oracles }
+const MIXED: Runs = (ProfileName::Mixed, None);
+const MIGRATES: Runs = (ProfileName::Migration, None);
+const SUSPENDS: Runs = (ProfileName::Migration, Some(Policy::Suspend));
+
+const fn core(bug: Bug, runs: Runs, oracles: &'static [&'static str]) -> Entry {
+    entry(Mistake::Core(bug), runs, oracles)
+}
+
+const fn entry(mistake: Mistake, runs: Runs, oracles: &'static [&'static str]) -> Entry {
+    Entry { mistake, profile: runs.0, policy: runs.1, oracles }
 }
 
 /// Every entry, by family; the canary last.
-#[allow(unused)]
-const X: Story = DRAINS;
-
 pub static ENTRIES: &[Entry] = &[
     core(Bug::PartialMessage, MIXED, &[]),
     core(Bug::HandlesToFirstMessage, MIXED, &[]),
@@ -101,6 +109,6 @@ pub static ENTRIES: &[Entry] = &[
     core(Bug::LogFlagForgotten, MIGRATES, &[]),
     core(Bug::BaseNotKept, MIXED, &[]),
     core(Bug::AdoptedRegionDropped, MIGRATES, &[]),
-    Entry { mistake: Mistake::ImageDropsLastBatch, story: MIGRATES, oracles: &["region"] },
-    Entry { mistake: Mistake::Canary, story: MIXED, oracles: &["canary"] },
+    entry(Mistake::World(Slip::EarlyImage), MIGRATES, &["region"]),
+    entry(Mistake::World(Slip::Canary), MIXED, &["canary"]),
 ];

@@ -2,8 +2,10 @@
 
 use super::{Entry, Mistake};
 use crate::memory::Arena;
-use crate::oracle::{Judges, Violation};
+use crate::oracle::Violation;
 use crate::run::run;
+use crate::scenario::{Scenario, Story};
+use crate::shrink::{Size, shrink};
 use crate::world::Options;
 use midflight::bugs::Bug;
 
@@ -31,6 +33,17 @@ pub struct Found {
     pub violation: Violation,
 }
 
+/// How a measurement is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Effort {
+    /// Independent starts.
+    pub starts: u64,
+    /// Seeds to try from each.
+    pub limit: u64,
+    /// Runs to make the first catch small in; 0: it stays as it is.
+    pub shrink: u64,
+}
+
 /// What became of one entry.
 #[derive(Clone, Debug)]
 pub struct Row {
@@ -42,9 +55,8 @@ pub struct Row {
     pub reached: u64,
     /// By start in which it was caught.
     pub found: Vec<Found>,
-    /// Actions of the first document that caught it, and of what is left of
-    /// that after shrinking.
-    pub sizes: Option<(u64, u64)>,
+    /// The run that caught it first, as drawn and after shrinking.
+    pub sizes: Option<(Size, Size)>,
 }
 
 impl Row {
@@ -81,20 +93,34 @@ impl Row {
     }
 }
 
-/// Options for runs in which this entry's mistake can be made.
-pub fn options(entry: &Entry) -> Options {
-    let canary = entry.is_canary();
-    Options {
-        story: entry.story,
-        judges: Judges { canary, ..Judges::default() },
-        slip: entry.mistake == Mistake::ImageDropsLastBatch,
-        ..Options::default()
+impl Entry {
+    /// The run of a number in which the mistake can be made.
+    pub fn scenario(&self, number: u64) -> Scenario {
+        let mut story = Story::of(self.profile);
+        if let Some(policy) = self.policy {
+            story = story.with("migration.policy", policy.name());
+        }
+        story.scenario(number).expect("the policy is a setting of runs that migrate")
+    }
+
+    /// What such a run is asked for.
+    pub fn options(&self) -> Options {
+        match self.mistake {
+            Mistake::Core(_) => Options::default(),
+            Mistake::World(slip) => Options { slip: Some(slip), ..Options::default() },
+        }
+    }
+
+    fn bug(&self) -> Option<Bug> {
+        match self.mistake {
+            Mistake::Core(bug) => Some(bug),
+            Mistake::World(_) => None,
+        }
     }
 }
 
 /// Try seeds from `first` on, at most `limit`, until this entry is caught.
-/// Whether the mistake was made, and by what it was caught. Runs that panic
-/// print nothing if the caller has taken the panic hook away.
+/// Whether the mistake was made, and by what it was caught.
 pub fn hunt(
     arena: &mut Arena,
     entry: &Entry,
@@ -102,35 +128,32 @@ pub fn hunt(
     first: u64,
     limit: u64,
 ) -> (bool, Option<Found>) {
-    let options = options(entry);
-    let bug = match entry.mistake {
-        Mistake::Core(bug) => Some(bug),
-        Mistake::ImageDropsLastBatch | Mistake::Canary => None,
-    };
-    (switch.set)(bug);
+    let options = entry.options();
+    (switch.set)(entry.bug());
     let found = (0..limit).find_map(|tried| {
         let seed = first + tried;
-        let violation = run(arena, seed, &options).verdict.err()?;
+        let violation = run(arena, &entry.scenario(seed), &options).verdict.err()?;
         Some(Found { seed, seeds: tried + 1, violation })
     });
-    let reached = bug.is_none() || (switch.reached)();
+    let reached = entry.bug().is_none() || (switch.reached)();
     (switch.set)(None);
     (reached, found)
 }
 
-/// Hunt from as many starts as asked.
-pub fn measure(
-    arena: &mut Arena,
-    entry: &'static Entry,
-    switch: Switch,
-    starts: u64,
-    limit: u64,
-) -> Row {
+/// Hunt from as many starts as asked, and make the first catch small.
+pub fn measure(arena: &mut Arena, entry: &'static Entry, switch: Switch, effort: Effort) -> Row {
+    let Effort { starts, limit, shrink: runs } = effort;
     let mut row = Row { entry, starts, reached: 0, found: Vec::new(), sizes: None };
     for start in 0..starts {
         let (reached, found) = hunt(arena, entry, switch, start * APART, limit);
         row.reached += u64::from(reached);
         row.found.extend(found);
+    }
+    if let Some(first) = row.found.first().filter(|_| runs > 0) {
+        (switch.set)(entry.bug());
+        let small = shrink(arena, &entry.scenario(first.seed), &entry.options(), runs);
+        (switch.set)(None);
+        row.sizes = small.map(|small| (small.before, small.after));
     }
     row
 }

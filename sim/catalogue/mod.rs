@@ -9,10 +9,11 @@ mod entries;
 mod hunt;
 mod table;
 
-use crate::profile::Policy;
-use crate::world::Story;
+use crate::profile::ProfileName;
+use crate::topology::Policy;
+use crate::world::Slip;
 pub use entries::ENTRIES;
-pub use hunt::{Found, Row, Switch, hunt, measure};
+pub use hunt::{Effort, Found, Row, Switch, hunt, measure};
 use midflight::bugs::Bug;
 pub use table::{markdown, text};
 
@@ -21,11 +22,8 @@ pub use table::{markdown, text};
 pub enum Mistake {
     /// The core.
     Core(Bug),
-    /// Whoever migrates: the image of the inflight region is taken before the
-    /// vrings are stopped, and misses the last batch.
-    ImageDropsLastBatch,
-    /// Nobody. The judges are told to fail at the first completion.
-    Canary,
+    /// Somebody beside it.
+    World(Slip),
 }
 
 /// A mistake, where it shows, and who has to notice.
@@ -34,7 +32,9 @@ pub struct Entry {
     /// What is done wrong.
     pub mistake: Mistake,
     /// What seeds are drawn into.
-    pub story: Story,
+    pub profile: ProfileName,
+    /// What a stop does with requests in flight, instead of what is drawn.
+    pub policy: Option<Policy>,
     /// The oracles that may notice, the usual one first.
     pub oracles: &'static [&'static str],
 }
@@ -44,8 +44,9 @@ impl Entry {
     pub const fn name(&self) -> &'static str {
         match self.mistake {
             Mistake::Core(bug) => bug.name(),
-            Mistake::ImageDropsLastBatch => "ImageDropsLastBatch",
-            Mistake::Canary => "Canary",
+            Mistake::World(Slip::EarlyImage) => "ImageDropsLastBatch",
+            Mistake::World(Slip::Canary) => "Canary",
+            Mistake::World(Slip::Moody) => "Moody",
         }
     }
 
@@ -53,8 +54,8 @@ impl Entry {
     pub const fn family(&self) -> &'static str {
         match self.mistake {
             Mistake::Core(bug) => bug.family().name(),
-            Mistake::ImageDropsLastBatch => "migration",
-            Mistake::Canary => "canary",
+            Mistake::World(Slip::EarlyImage) => "migration",
+            Mistake::World(_) => "canary",
         }
     }
 
@@ -62,10 +63,11 @@ impl Entry {
     pub const fn mistake(&self) -> &'static str {
         match self.mistake {
             Mistake::Core(bug) => bug.mistake(),
-            Mistake::ImageDropsLastBatch => {
+            Mistake::World(Slip::EarlyImage) => {
                 "The region is copied before the vrings are stopped, and misses the last batch."
             }
-            Mistake::Canary => "Nothing; the judges are told to fail at the first completion.",
+            Mistake::World(Slip::Canary) => "Nothing, but the first completion has to fail.",
+            Mistake::World(Slip::Moody) => "Every run decides a little differently.",
         }
     }
 
@@ -73,8 +75,8 @@ impl Entry {
     pub const fn rule(&self) -> &'static str {
         match self.mistake {
             Mistake::Core(bug) => bug.rule(),
-            Mistake::ImageDropsLastBatch => "vhost-user, Inflight I/O tracking",
-            Mistake::Canary => "",
+            Mistake::World(Slip::EarlyImage) => "vhost-user, Inflight I/O tracking",
+            Mistake::World(_) => "midflight, DESIGN.md",
         }
     }
 
@@ -82,19 +84,12 @@ impl Entry {
     pub const fn reference(&self) -> &'static str {
         match self.mistake {
             Mistake::Core(bug) => bug.reference(),
-            Mistake::ImageDropsLastBatch | Mistake::Canary => "",
+            Mistake::World(_) => "",
         }
     }
 
     /// Whether it is the one that must fail without a mistake.
     pub const fn is_canary(&self) -> bool {
-        matches!(self.mistake, Mistake::Canary)
+        matches!(self.mistake, Mistake::World(Slip::Canary))
     }
 }
-
-/// Runs in which the guest migrates.
-const MIGRATES: Story = Story::Migration(None);
-/// Runs in which every stop suspends.
-const SUSPENDS: Story = Story::Migration(Some(Policy::Suspend));
-/// Runs in which every stop drains.
-const DRAINS: Story = Story::Migration(Some(Policy::Drain));

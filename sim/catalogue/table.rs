@@ -8,7 +8,7 @@ fn seeds(row: &Row, percent: u64) -> String {
 
 fn sizes(row: &Row) -> [String; 2] {
     match row.sizes {
-        Some((before, after)) => [before.to_string(), after.to_string()],
+        Some((before, after)) => [before.actions.to_string(), after.actions.to_string()],
         None => ["-".into(), "-".into()],
     }
 }

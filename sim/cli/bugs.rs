@@ -1,9 +1,9 @@
 //! Does the simulator find what it is for?
 
+use super::exit::End;
 use super::progress::Progress;
-use midflight_sim::catalogue::{self, ENTRIES, Row, Switch};
+use midflight_sim::catalogue::{self, ENTRIES, Effort, Row, Switch};
 use midflight_sim::memory::Arena;
-use std::process::ExitCode;
 
 #[derive(clap::Args)]
 pub struct BugsArgs {
@@ -15,6 +15,9 @@ pub struct BugsArgs {
     /// Seeds to try from each start
     #[arg(long, default_value_t = 1000)]
     limit: u64,
+    /// Runs to make the first catch of each small in; 0: leave it as it is
+    #[arg(long, default_value_t = 1000)]
+    shrink_runs: u64,
     /// Print the table of the documentation instead
     #[arg(long)]
     markdown: bool,
@@ -24,13 +27,14 @@ pub struct BugsArgs {
 }
 
 /// Hunt every entry from every start.
-pub fn run(args: &BugsArgs) -> ExitCode {
+pub fn run(args: &BugsArgs) -> End {
     // A mistake may well make the core panic; the table says so.
     std::panic::set_hook(Box::new(|_| {}));
     let switch = Switch { set: midflight::bugs::set, reached: midflight::bugs::reached };
     let asked = |name: &str| args.name.as_ref().is_none_or(|part| name.contains(part.as_str()));
     let entries: Vec<_> = ENTRIES.iter().filter(|entry| asked(entry.name())).collect();
     let all = entries.len() as u64;
+    let effort = Effort { starts: args.starts, limit: args.limit, shrink: args.shrink_runs };
     let mut arena = Arena::new();
     let mut progress = Progress::new("bugs");
     let mut rows: Vec<Row> = Vec::new();
@@ -39,7 +43,7 @@ pub fn run(args: &BugsArgs) -> ExitCode {
     }
     for (done, entry) in (0u64..).zip(entries) {
         progress.show(done, all, entry.name());
-        let row = catalogue::measure(&mut arena, entry, switch, args.starts, args.limit);
+        let row = catalogue::measure(&mut arena, entry, switch, effort);
         progress.clear();
         if !args.markdown {
             println!("{}", catalogue::text(Some(&row)));
@@ -62,7 +66,7 @@ pub fn run(args: &BugsArgs) -> ExitCode {
 }
 
 /// The last line.
-fn verdict(rows: &[Row], quiet: bool) -> ExitCode {
+fn verdict(rows: &[Row], quiet: bool) -> End {
     let (canaries, bugs): (Vec<_>, Vec<_>) = rows.iter().partition(|row| row.entry.is_canary());
     let caught = bugs.iter().filter(|row| row.is_caught()).count();
     let sings = canaries.iter().all(|row| row.is_caught());
@@ -74,5 +78,5 @@ fn verdict(rows: &[Row], quiet: bool) -> ExitCode {
     if !quiet {
         println!("{caught} of {} caught, {canary}", bugs.len());
     }
-    if caught == bugs.len() && sings { ExitCode::SUCCESS } else { ExitCode::from(super::FAILED) }
+    (caught == bugs.len() && sings).into()
 }

@@ -4,10 +4,12 @@
 //! are decoded here a second time, from the byte layouts in the documents.
 
 mod calls;
+mod cause;
 mod dirty;
 mod durability;
 mod ledger;
 mod order;
+mod promise;
 mod region;
 mod rings;
 mod sectors;
@@ -20,6 +22,7 @@ use crate::trace::Verb;
 use calls::{Calls, Rest};
 pub use dirty::Pair;
 pub use ledger::{Ask, Expect, Ledger, SERIAL};
+pub use promise::promise;
 pub use region::RegionView;
 pub use rings::RingView;
 use sectors::Sectors;
@@ -36,7 +39,27 @@ pub struct Violation {
     pub message: String,
 }
 
+/// What kind of promise it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Something happened that must not.
+    Safety,
+    /// Something did not happen that must.
+    Liveness,
+}
+
 impl Violation {
+    /// Its kind.
+    pub fn kind(&self) -> Kind {
+        if self.oracle == "liveness" { Kind::Liveness } else { Kind::Safety }
+    }
+
+    /// Its message without the numbers of this run: the same in every run that
+    /// breaks the same promise in the same way.
+    pub fn cause(&self) -> String {
+        cause::blank(&self.message)
+    }
+
     /// Build one.
     pub fn new(oracle: &'static str, message: impl Into<String>) -> Self {
         Self { oracle, message: message.into() }
@@ -52,14 +75,11 @@ pub struct Judges {
     /// Look at requests whose vring is said to be at rest. Without it, only
     /// what a guest can notice counts.
     pub late: bool,
-    /// Fail at the first completion, whatever it is: to see that failures are
-    /// told.
-    pub canary: bool,
 }
 
 impl Default for Judges {
     fn default() -> Self {
-        Self { region: true, late: true, canary: false }
+        Self { region: true, late: true }
     }
 }
 
@@ -217,10 +237,6 @@ impl Oracle {
         for vring in 0..self.ledger.vrings() {
             let before = self.ledger.used_count(vring);
             while let Some(id) = self.ledger.scan_used(mem, vring)? {
-                if self.judges.canary {
-                    let message = format!("request {id} was completed, which must fail here");
-                    return Err(Violation::new("canary", message));
-                }
                 let done = self.ledger.verdict(mem, id)?;
                 let ask = self.ledger.ask(id);
                 if ask.expect != Expect::Ok {

@@ -2,12 +2,12 @@
 
 use super::link::Inbox;
 use super::objects::{Handles, ObjectId};
-use super::{Event, StepShape, World};
+use super::{Event, Slip, StepShape, World};
 use crate::disk::Job;
 use crate::memory::Mem;
 use crate::oracle::session::{self, Session};
 use crate::oracle::{RegionView, Violation};
-use crate::profile::{Migration, Policy};
+use crate::topology::{Migration, Policy};
 use crate::trace::{Lane, Wake, What};
 use midflight::backend::{Backend, Input, MapRegion, SuspendPolicy};
 use midflight::blk::{Completion, DeviceConfig, ReqId};
@@ -155,6 +155,9 @@ impl World<'_> {
                 .borrow_mut()
                 .after_stores(&self.here.guest_memory.mem, Some(self.disk.image()))?;
             self.stats.largest_batch = self.stats.largest_batch.max(used);
+            if used > 0 && self.slip == Some(Slip::Canary) {
+                return Err(Violation::new("canary", "a request completed, as it should"));
+            }
         }
         let happened = death.as_ref().map_or(outputs.len(), |d| d.outputs);
         let mut result = Ok(());
@@ -199,11 +202,11 @@ impl World<'_> {
         let awake = back.core.poll_timeout().is_some_and(|(at, _)| at <= now);
         // Who waits for something else first looks when that is there.
         let waits = back.core.wanted() == 0;
-        if awake || waits || self.profile.polled || self.here.id != self.guest_at {
+        if awake || waits || self.topology.polled || self.here.id != self.guest_at {
             return Ok(());
         }
         let mem = &self.here.guest_memory.mem;
-        let mut asleep = (0..self.profile.queues).filter(|v| back.session.may_fetch(*v));
+        let mut asleep = (0..self.topology.queues).filter(|v| back.session.may_fetch(*v));
         asleep.try_for_each(|vring| self.oracle.borrow().check_sleep(mem, vring))
     }
 
@@ -218,7 +221,7 @@ impl World<'_> {
         let found = match self.here.check.inflight {
             None => oracle.at_stop(mem, None, vring),
             Some(region) => self.arena.with_image(region, |bytes| {
-                let view = RegionView { bytes, queues: self.profile.queues };
+                let view = RegionView { bytes, queues: self.topology.queues };
                 oracle.at_stop(mem, Some(view), vring)
             }),
         };
@@ -254,7 +257,7 @@ impl World<'_> {
         let conn = self.next_conn;
         self.next_conn += 1;
         back.conn = Some(conn);
-        back.session = Session::new(self.profile.queues);
+        back.session = Session::new(self.topology.queues);
         Ok(self.back_step(Wake::Connected, Input::Connected)?.then_some(conn))
     }
 
