@@ -76,8 +76,13 @@ pub fn ring(vring: u16, size: u16) -> RingLayout {
     assert!(RingLayout::footprint(size) <= PAGE, "a ring of {size} entries has no room");
     let desc = base;
     let avail = desc + RingLayout::desc_bytes(size);
-    // The last element and the event index lie behind the border.
-    let used = base + 2 * PAGE - (RingLayout::used_bytes(size) & !3) + 8;
+    let used = base + 2 * PAGE
+        - match vring % 3 {
+            // The used index is alone before the border.
+            0 => 4,
+            // The last element and the event index are alone behind it.
+            _ => (RingLayout::used_bytes(size) & !3) - 8,
+        };
     RingLayout { size, desc, avail, used }
 }
 

@@ -213,6 +213,19 @@ impl Oracle {
         self.calls.check_sleep(mem, self.ledger.ring(vring), Rest { vring, fetched_all })
     }
 
+    /// The inflight region knows of a request that goes to the disk.
+    pub fn check_known(
+        &self,
+        region: RegionView<'_>,
+        vring: u16,
+        head: u16,
+    ) -> Result<(), Violation> {
+        match self.judges.region {
+            true => region::check_issue(region, vring, head),
+            false => Ok(()),
+        }
+    }
+
     /// Used index of a vring, and what its part of the region has in flight.
     pub fn at_stop(
         &self,

@@ -62,6 +62,18 @@ impl Part<'_> {
     }
 }
 
+/// A request goes to the disk, so its entry says that it is in flight.
+pub(super) fn check_issue(region: RegionView<'_>, vring: u16, head: u16) -> Result<(), Violation> {
+    let stride = region.bytes.len() / usize::from(region.queues.max(1));
+    let part = Part(&region.bytes[stride * usize::from(vring)..][..stride]);
+    if part.inflight(head) {
+        return Ok(());
+    }
+    let message =
+        format!("vring {vring}: head {head} goes to the disk, and its entry is not in flight");
+    Err(Violation::new("region", message))
+}
+
 /// Heads that a successor would resubmit, in its order. `alive`: the back-end
 /// is between two steps, so the last batch is closed.
 pub(super) fn live(

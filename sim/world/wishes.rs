@@ -6,7 +6,7 @@ use super::objects::{Object, ObjectId};
 use super::{Event, World};
 use crate::disk::Job;
 use crate::memory::{Mem, RegionId};
-use crate::oracle::{Violation, session};
+use crate::oracle::{RegionView, Violation, session};
 use crate::trace::{BackEvent, Lane, Verb, Wake, What};
 use midflight::backend::{self, CloseReason, Input, MapFailed, Output};
 use midflight::blk::{DiskOp, DiskRequest, ReqId};
@@ -23,7 +23,14 @@ impl World<'_> {
         if let Output::Disk(id) = output
             && let Some(request) = back.core.request(id)
         {
-            back.session.check_fetch(request.vring, request.head)?;
+            let (vring, head) = (request.vring, request.head);
+            back.session.check_fetch(vring, head)?;
+            if let Some(region) = self.here.check.inflight {
+                self.arena.with_image(region, |bytes| {
+                    let view = RegionView { bytes, queues: self.topology.queues };
+                    self.oracle.borrow().check_known(view, vring, head)
+                })?;
+            }
         }
         match output {
             Output::Send { bytes, handles } => {
