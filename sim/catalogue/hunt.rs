@@ -96,11 +96,9 @@ impl Row {
 impl Entry {
     /// The run of a number in which the mistake can be made.
     pub fn scenario(&self, number: u64) -> Scenario {
-        let mut story = Story::of(self.profile);
-        if let Some(policy) = self.policy {
-            story = story.with("migration.policy", policy.name());
-        }
-        story.scenario(number).expect("the policy is a setting of runs that migrate")
+        let story = Story::of(self.profile);
+        let story = self.given.iter().fold(story, |story, (key, value)| story.with(key, value));
+        story.scenario(number).expect("what is given are settings that fit")
     }
 
     /// What such a run is asked for.

@@ -10,7 +10,6 @@ mod hunt;
 mod table;
 
 use crate::profile::ProfileName;
-use crate::topology::Policy;
 use crate::world::Slip;
 pub use entries::ENTRIES;
 pub use hunt::{Effort, Found, Row, Switch, hunt, measure};
@@ -33,8 +32,8 @@ pub struct Entry {
     pub mistake: Mistake,
     /// What seeds are drawn into.
     pub profile: ProfileName,
-    /// What a stop does with requests in flight, instead of what is drawn.
-    pub policy: Option<Policy>,
+    /// Settings that are given instead of drawn, by name.
+    pub given: &'static [(&'static str, &'static str)],
     /// The oracles that may notice, the usual one first.
     pub oracles: &'static [&'static str],
 }
