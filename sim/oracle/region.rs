@@ -62,6 +62,24 @@ impl Part<'_> {
     }
 }
 
+impl Part<'_> {
+    /// Whether just these are flagged, so many, and rise by counter.
+    fn holds(&self, flagged: u64, expected: impl Iterator<Item = u16>) -> bool {
+        let (mut count, mut last) = (0, None);
+        for head in expected {
+            if !self.inflight(head) {
+                return false;
+            }
+            let before = last.replace(self.counter(head));
+            if before.is_some_and(|before| before >= self.counter(head)) {
+                return false;
+            }
+            count += 1;
+        }
+        count == flagged
+    }
+}
+
 /// A request goes to the disk, so its entry says that it is in flight.
 pub(super) fn check_issue(region: RegionView<'_>, vring: u16, head: u16) -> Result<(), Violation> {
     let stride = region.bytes.len() / usize::from(region.queues.max(1));
@@ -126,6 +144,18 @@ pub(super) fn check(
     vring: u16,
     alive: bool,
 ) -> Result<u64, Violation> {
+    let stride = region.bytes.len() / usize::from(region.queues.max(1));
+    let part = Part(&region.bytes[stride * usize::from(vring)..][..stride]);
+    let ring = ledger.ring(vring);
+    // Mostly no batch is open and all is well, and then no list is needed.
+    if part.version() != 0 && part.used_idx() == ring.used_index(mem) {
+        let flagged = (0..ring.size).filter(|head| part.inflight(*head)).count() as u64;
+        let fetched = ledger.used_count(vring) + flagged;
+        let expected = ledger.outstanding(vring).take_while(|ask| ask.order < fetched);
+        if part.holds(flagged, expected.map(|ask| ask.head)) {
+            return Ok(fetched);
+        }
+    }
     let found = live(ledger, mem, region, vring, alive)?;
     let fetched = ledger.used_count(vring) + found.len() as u64;
     let expected: Vec<u16> = ledger

@@ -48,6 +48,11 @@ impl RingView {
         u32_at(mem, self.used + 4 + 8 * u64::from(index % self.size)) as u16
     }
 
+    /// Available index in memory.
+    pub fn avail_index(&self, mem: &Mem) -> u16 {
+        u16_at(mem, self.avail + 2)
+    }
+
     /// The next head the guest has made available.
     pub fn next_avail(&mut self, mem: &Mem) -> Option<u16> {
         if u16_at(mem, self.avail + 2) == self.avail_seen {

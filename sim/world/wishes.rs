@@ -14,7 +14,8 @@ use midflight::blk::{DiskOp, DiskRequest, ReqId};
 impl World<'_> {
     pub(super) fn carry_out(&mut self, output: Output) -> Result<(), Violation> {
         let Some(back) = &mut self.here.back else { return Ok(()) };
-        let life = back.life;
+        // No two lives share a connection; an answer to one that is gone is late.
+        let (life, conn) = (back.life, back.conn.unwrap_or(0));
         let open = |back: &BackProcess, handle| {
             back.handles
                 .get(handle)
@@ -48,18 +49,18 @@ impl World<'_> {
             }
             Output::Map { regions } => {
                 let delay = self.host_delay();
-                self.schedule(delay, Event::BackAnswer(life, Answer::Map(regions)));
+                self.schedule(delay, Event::BackAnswer(conn, Answer::Map(regions)));
             }
             Output::Unmap => {}
             Output::AllocInflight { size } => {
                 let delay = self.host_delay();
-                self.schedule(delay, Event::BackAnswer(life, Answer::Alloc(size)));
+                self.schedule(delay, Event::BackAnswer(conn, Answer::Alloc(size)));
             }
             Output::MapInflight { handle, offset, size } => {
                 let object = back.handles.get(handle);
                 let delay = self.host_delay();
                 let answer = Answer::MapInflight { object, offset, size };
-                self.schedule(delay, Event::BackAnswer(life, answer));
+                self.schedule(delay, Event::BackAnswer(conn, answer));
             }
             Output::WatchKick { vring, handle } => {
                 let object = handle.map(|h| open(back, h)).transpose()?;
@@ -94,7 +95,7 @@ impl World<'_> {
                 let object = back.handles.get(handle);
                 let delay = self.host_delay();
                 let answer = Answer::MapLog { object, offset, size };
-                self.schedule(delay, Event::BackAnswer(life, answer));
+                self.schedule(delay, Event::BackAnswer(conn, answer));
             }
             Output::Cancel(id) => self.cancel(id),
             Output::AcquireStore => self.acquire_store(),
@@ -111,8 +112,12 @@ impl World<'_> {
             Output::Close(reason) => {
                 let conn = back.conn.take().ok_or_else(|| contract("closes no connection"))?;
                 back.inbox = Inbox::default();
+                let unfit = back.kind.is_unfit();
+                self.give_held_up();
                 self.hang_up_front(conn);
-                return Err(Violation::new("contract", format!("back-end closes: {reason}")));
+                if !unfit {
+                    return Err(Violation::new("contract", format!("back-end closes: {reason}")));
+                }
             }
             Output::Event(event) => self.back_event(event)?,
         }
@@ -128,6 +133,13 @@ impl World<'_> {
         let oracle = self.oracle.borrow();
         let holder = oracle.ledger().holder(request.vring, request.head);
         drop(oracle);
+        if self.here.id != self.guest_at {
+            let message = format!(
+                "request of vring {}, head {} goes to the store for a host that has no guest",
+                request.vring, request.head
+            );
+            return Err(Violation::new("ownership", message));
+        }
         let asker = (back.life, back.conn.unwrap_or(0));
         let job = job(&request, asker, holder.unwrap_or(u64::MAX));
         self.stats.disk_requests += 1;
@@ -182,6 +194,8 @@ impl World<'_> {
             E::VringBroken { vring, fault } => {
                 return Err(Violation::new("rings", format!("vring {vring} broken: {fault}")));
             }
+            // A device for which it was not made.
+            E::Refused(_) if back.kind.is_unfit() => return Ok(()),
             E::Refused(fault) => {
                 return Err(Violation::new("session", format!("back-end refuses: {fault}")));
             }
@@ -191,8 +205,8 @@ impl World<'_> {
     }
 
     /// The process has mapped or allocated something.
-    pub(super) fn back_answer(&mut self, life: u32, answer: Answer) -> Result<(), Violation> {
-        if self.here.back.as_ref().is_none_or(|b| b.life != life || b.conn.is_none()) {
+    pub(super) fn back_answer(&mut self, conn: u32, answer: Answer) -> Result<(), Violation> {
+        if self.here.back.as_ref().is_none_or(|b| b.conn != Some(conn)) {
             return Ok(());
         }
         match answer {
