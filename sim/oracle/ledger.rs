@@ -128,6 +128,11 @@ impl Ledger {
         &self.queues[usize::from(vring)].ring
     }
 
+    /// Requests that were made available in a vring so far.
+    pub fn available_count(&self, vring: u16) -> u64 {
+        self.queues[usize::from(vring)].order.len() as u64
+    }
+
     /// Requests offered so far.
     pub fn offered_count(&self) -> u64 {
         self.entries.len() as u64

@@ -20,8 +20,12 @@ pub fn promise(oracle: &str) -> (&'static str, &'static str) {
             "virtio 1.2, \"Split Virtqueues\"",
         ),
         "notification" => (
-            "a driver that asked to be called for a used entry is called",
+            "who asked to be woken is woken, and who asked not to be looks by itself",
             "virtio 1.2, \"Used Buffer Notification Suppression\"",
+        ),
+        "base" => (
+            "a vring goes on where the used index and what is in flight say",
+            "vhost-user, \"VHOST_USER_GET_VRING_BASE\"",
         ),
         "memory" => (
             "a device writes only to buffers it has been given and not given back",

@@ -209,7 +209,8 @@ impl<'a> World<'a> {
         let rings = (0..topology.queues)
             .map(|v| ring_view(&guest.layout(v), topology.first_index))
             .collect();
-        let oracle = Oracle::new(options.judges, rings, topology.sectors, !topology.flush);
+        let oracle = Oracle::new(options.judges, rings, topology.sectors, !topology.flush)
+            .with_event_idx(topology.event_idx);
         let disk = Disk::new(
             stream(Component::Disk),
             topology.sectors,
@@ -377,7 +378,7 @@ impl<'a> World<'a> {
         self.arena.with_image(region, |bytes| {
             let view = RegionView { bytes, queues: self.topology.queues };
             let runs = |vring| self.here.back.as_ref().is_some_and(|b| b.runs(vring));
-            self.oracle.borrow().check_region(&self.here.guest_memory.mem, view, runs)
+            self.oracle.borrow_mut().check_region(&self.here.guest_memory.mem, view, runs)
         })
     }
 
