@@ -109,14 +109,14 @@ marks! {
     LeftWaiting,
     /// A request finishes that nobody waits for any more.
     OrphanDone,
+    /// A completion comes for a request that is over.
+    LateCompletion,
     /// The program is asked to end with requests at the disk.
     ShutdownWaits,
     /// A message comes in pieces.
     MessageInPieces,
     /// Memory is added to what there is.
     MemoryAdded,
-    /// A message is refused, and the front-end told.
-    MessageRefused,
     /// A log is mapped.
     LogMapped,
     /// A log takes the place of another.

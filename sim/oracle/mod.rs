@@ -7,6 +7,9 @@ mod calls;
 mod cause;
 mod dirty;
 mod durability;
+mod excuses;
+#[cfg(test)]
+mod fault_tests;
 mod ledger;
 mod order;
 mod promise;
@@ -16,6 +19,7 @@ mod sectors;
 pub mod session;
 mod stores;
 
+use crate::disk::faults::{Injected, Try};
 use crate::disk::{Image, Job};
 use crate::memory::Mem;
 use crate::trace::Verb;
@@ -75,11 +79,14 @@ pub struct Judges {
     /// Look at requests whose vring is said to be at rest. Without it, only
     /// what a guest can notice counts.
     pub late: bool,
+    /// Hear of the faults that were injected into the disk. Without it, every
+    /// fault looks like a mistake.
+    pub excuses: bool,
 }
 
 impl Default for Judges {
     fn default() -> Self {
-        Self { region: true, late: true }
+        Self { region: true, late: true, excuses: true }
     }
 }
 
@@ -92,6 +99,8 @@ pub struct Oracle {
     sectors: Sectors,
     order: order::Order,
     write_through: bool,
+    /// Tick at which the latest flush that was acknowledged was asked for.
+    flushed: u64,
     /// Completed in the middle of a step, to be checked at its end.
     unchecked: Vec<u64>,
     calls: Calls,
@@ -111,6 +120,7 @@ impl Oracle {
             sectors: Sectors::new(sectors),
             order: order::Order::new(queues),
             write_through,
+            flushed: 0,
             unchecked: Vec::new(),
             calls,
             fetched: vec![0; queues],
@@ -258,6 +268,9 @@ impl Oracle {
                     self.sectors.check_read(mem, ask)?;
                 }
                 self.sectors.completed(ask, done.ok, self.tick);
+                if done.ok && ask.verb == Verb::Flush && !self.ledger.has_lied(id) {
+                    self.flushed = self.flushed.max(ask.published.unwrap_or(0));
+                }
                 if done.ok {
                     self.unchecked.push(id);
                 }
@@ -278,6 +291,7 @@ impl Oracle {
         match ask.verb {
             // spec: virtio 1.2, "Device Operation": a flush covers the writes
             // that were complete when it was submitted.
+            Verb::Flush if self.ledger.has_lied(id) => Ok(()),
             Verb::Flush => {
                 let submitted = ask.published.unwrap_or(self.tick);
                 durability::check(&self.sectors, image, submitted, |_| true, "flush")
@@ -327,9 +341,38 @@ impl Oracle {
         self.judges
     }
 
-    /// The disk has reported an error for a request.
-    pub fn disk_failed(&mut self, vring: u16, head: u16) {
-        self.ledger.disk_failed(vring, head);
+    /// The disk is done with a try of a request.
+    pub fn disk_done(&mut self, of: Try, ok: bool) -> Result<(), Violation> {
+        self.ledger.answered(of, ok)
+    }
+
+    /// A fault of the disk has taken effect: what it excuses is excused.
+    pub fn injected(&mut self, injected: &Injected) {
+        if !self.judges.excuses {
+            return;
+        }
+        let excuses = &mut self.sectors.excuses;
+        match injected {
+            Injected::Fails { of, sector, .. } => self.ledger.fails(*of, *sector),
+            Injected::Lies { of } => self.ledger.lies(*of),
+            Injected::Shows { sector, content, .. } => {
+                excuses.show(*sector, content.clone(), self.tick);
+            }
+            Injected::Heals { sector } => excuses.heal(*sector, self.tick),
+            Injected::Forgets { sector } => excuses.lapse(*sector, self.tick),
+            // A second report excuses nothing.
+            Injected::Again { .. } => {}
+        }
+    }
+
+    /// Power was lost at the disk, and with it what waited in its cache.
+    pub fn power_lost(&mut self) {
+        if !self.judges.excuses {
+            return;
+        }
+        self.tick += 1;
+        let promised = if self.write_through { self.tick } else { self.flushed };
+        self.sectors.power_lost(promised);
     }
 
     /// Everything is done: the disk holds nothing but what the guest may find.

@@ -53,6 +53,10 @@ pub fn promise(oracle: &str) -> (&'static str, &'static str) {
             ("two peers that keep the rules understand each other", "vhost-user, \"Communication\"")
         }
         "stream" => ("what a source hands over, a destination can read", "QEMU, \"Migration\""),
+        "injection" => (
+            "the simulated disk fails what a fault strikes, and nothing else",
+            "midflight, DESIGN.md",
+        ),
         "panic" => ("nothing that happens makes the core panic", "midflight, DESIGN.md"),
         "driver" => {
             ("what the device does makes sense to a driver", "virtio 1.2, \"Split Virtqueues\"")

@@ -355,6 +355,10 @@ impl World<'_> {
 
     /// The disk reports to the process that asked.
     pub(super) fn disk_done(&mut self, key: u64) -> Result<(), Violation> {
+        if let Some(at) = self.disk.hold_back(self.now(), key) {
+            self.schedule_at(at, Event::DiskDone(key));
+            return Ok(());
+        }
         self.check_landing(key)?;
         let adrift = self.disk.is_adrift(key);
         let Some((job, result)) = self.with_disk(|disk, mem| disk.finish(key, mem)) else {
@@ -362,9 +366,7 @@ impl World<'_> {
         };
         let Job { vring, head, .. } = job;
         self.trace.say(Lane::Disk, What::Done { vring, head, ok: result.is_ok() });
-        if result.is_err() {
-            self.oracle.borrow_mut().disk_failed(vring, head);
-        }
+        self.oracle.borrow_mut().disk_done((&job).into(), result.is_ok())?;
         // Its driver has said long ago that it is over.
         if !adrift {
             self.push_finished(job.life, Completion { id: job.id, result });

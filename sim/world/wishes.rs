@@ -178,6 +178,7 @@ impl World<'_> {
                 What::Back { event: BackEvent::DiskFailed, a: vring.into(), b: head.into() }
             }
             E::LateCompletion(id) => {
+                self.stats.late_completions += 1;
                 What::Back { event: BackEvent::LateCompletion, a: id.slot.into(), b: id.epoch }
             }
             E::Draining { vring, inflight } => {

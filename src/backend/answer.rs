@@ -3,7 +3,6 @@
 use super::{Backend, Event, FrontendFault, Output};
 use crate::Handle;
 use crate::bugs::{self, Bug};
-use crate::marks::{self, Mark};
 use crate::wire::features::protocol;
 use crate::wire::{ConfigPayload, FrontendReply, FrontendReplyBody, encode_reply};
 use bytes::Bytes;
@@ -57,7 +56,6 @@ impl<M: GuestMemory> Backend<M> {
     pub(super) fn refuse(&mut self, reply: Reply, fault: FrontendFault) {
         match self.consequence(reply) {
             Consequence::NegativeAck => {
-                marks::hit(Mark::MessageRefused);
                 self.event(Event::Refused(fault));
                 self.answer(reply, FrontendReplyBody::U64(1));
             }

@@ -39,6 +39,7 @@ impl<M: GuestMemory> Backend<M> {
             log_data(log, request.segments, u32::MAX);
         }
         let Some(request) = self.requests.finish(completion.id) else {
+            marks::hit(Mark::LateCompletion);
             self.event(Event::LateCompletion(completion.id));
             return Ok(());
         };
