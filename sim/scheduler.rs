@@ -4,39 +4,17 @@
 //! nanosecond happen in the order in which they were scheduled. No tie is ever
 //! left to a container.
 
-use std::cmp::Ordering;
+use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-
-struct Due<E> {
-    at: u64,
-    seq: u64,
-    event: E,
-}
-
-impl<E> PartialEq for Due<E> {
-    fn eq(&self, other: &Self) -> bool {
-        self.seq == other.seq
-    }
-}
-
-impl<E> Eq for Due<E> {}
-
-impl<E> PartialOrd for Due<E> {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl<E> Ord for Due<E> {
-    /// Reversed, because the standard heap gives the greatest first.
-    fn cmp(&self, other: &Self) -> Ordering {
-        (other.at, other.seq).cmp(&(self.at, self.seq))
-    }
-}
 
 /// Virtual clock and everything that waits for it.
 pub struct Scheduler<E> {
-    heap: BinaryHeap<Due<E>>,
+    /// Keys, see [`key`]; the smallest is next. They are small, so a heap of
+    /// them is sorted with few bytes moved.
+    heap: BinaryHeap<Reverse<u128>>,
+    /// By slot: what waits.
+    events: Vec<Option<E>>,
+    free: Vec<u32>,
     now: u64,
     next_seq: u64,
     done: u64,
@@ -52,6 +30,12 @@ impl<E> Default for Scheduler<E> {
     }
 }
 
+/// Orders by time, then by age; the slot is only along for the ride.
+fn key(at: u64, seq: u64, slot: u32) -> u128 {
+    debug_assert!(seq < 1 << 40 && slot < 1 << 24, "more events than a run has");
+    u128::from(at) << 64 | u128::from(seq) << 24 | u128::from(slot)
+}
+
 impl<E> Scheduler<E> {
     /// Time zero, nothing scheduled.
     pub fn new() -> Self {
@@ -61,8 +45,9 @@ impl<E> Scheduler<E> {
     /// The same, and remember which event scheduled which if `keep`. That is
     /// for who reads the trace: it decides nothing, and costs memory.
     pub fn with_causes(keep: bool) -> Self {
+        let (heap, events, free) = (BinaryHeap::new(), Vec::new(), Vec::new());
         let causes = keep.then(Vec::new);
-        Self { heap: BinaryHeap::new(), now: 0, next_seq: 0, done: 0, causes, present: 0 }
+        Self { heap, events, free, now: 0, next_seq: 0, done: 0, causes, present: 0 }
     }
 
     /// Virtual time in nanoseconds.
@@ -100,17 +85,25 @@ impl<E> Scheduler<E> {
         if let Some(causes) = &mut self.causes {
             remember(causes, self.done);
         }
-        self.heap.push(Due { at: at.max(self.now), seq, event });
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.events.push(None);
+            self.events.len() as u32 - 1
+        });
+        self.events[slot as usize] = Some(event);
+        self.heap.push(Reverse(key(at.max(self.now), seq, slot)));
     }
 
     /// Advance to the next event.
     pub fn advance(&mut self) -> Option<E> {
-        let due = self.heap.pop()?;
-        debug_assert!(due.at >= self.now, "time runs backwards");
-        self.now = due.at;
+        let Reverse(key) = self.heap.pop()?;
+        let at = (key >> 64) as u64;
+        debug_assert!(at >= self.now, "time runs backwards");
+        self.now = at;
         self.done += 1;
-        self.present = due.seq;
-        Some(due.event)
+        self.present = key as u64 >> 24;
+        let slot = key as u32 & 0xff_ffff;
+        self.free.push(slot);
+        self.events[slot as usize].take()
     }
 }
 

@@ -13,7 +13,9 @@ use std::fs;
 use std::path::PathBuf;
 
 /// Lines of the story that fit on a screen with the rest.
-const LINES: usize = 16;
+const LINES: usize = 14;
+/// The same for actions: more than a small failure has.
+const ACTIONS: usize = 12;
 
 /// What broke, in the words of the documents, and who noticed.
 pub fn verdict(origin: Option<SeedId>, violation: &Violation) {
@@ -111,7 +113,10 @@ fn story(scenario: &Scenario, options: &Options) {
     for line in &lines[from..] {
         println!("  {line}");
     }
-    for action in &scenario.actions {
+    for action in scenario.actions.iter().take(ACTIONS) {
         println!("  action   {action}");
+    }
+    if let Some(more) = scenario.actions.len().checked_sub(ACTIONS).filter(|n| *n > 0) {
+        println!("  action   and {more} more");
     }
 }

@@ -97,10 +97,10 @@ pub fn run(many: &ManyArgs, args: &StoryArgs, twice: bool, keeper: &Keeper) -> R
     let (story, options, twice) = (args.story(), args.options(), report.request.twice);
     let out = many.out.as_deref().or(many.resume.as_deref());
     let keep = |report: &Report| out.map_or(Ok(()), |file| stored::write(file, report));
+    let signals = Signals::listen()?;
     // Better to hear now than in an hour that there is no place for it.
     keep(&report)?;
 
-    let signals = Signals::listen()?;
     let mut progress = Progress::new("seeds");
     let mut kept_at = 0;
     let count = report.count();

@@ -152,7 +152,7 @@ fn interrupt(arguments: &[&str], file: &Path, signal: Signal, enough: fn(&Report
 fn shards_interrupted_and_gone_on_with_are_as_if_nothing_had_been() {
     let folder = Folder::new("interrupted");
     let file = folder.file("report.json");
-    let end = if cfg!(debug_assertions) { 120 } else { 2_000 };
+    let end = if cfg!(debug_assertions) { 200 } else { 3_000 };
     let range = format!("0..{end}");
     let asked = ["run", "--seeds", &range, "--jobs", "2"];
     // As soon as there is a file: much is left.

@@ -105,6 +105,11 @@ fn of_moving(step: Moving) -> [&'static str; 2] {
         Moving::Remainder | Moving::Arrives => ["pages", "requests"],
         Moving::HandsOver => ["bytes", ""],
         Moving::Runs => ["ns", ""],
-        Moving::WithoutBases | Moving::Refused | Moving::LinkLost | Moving::BrokenOff => ["", ""],
+        Moving::WithoutBases
+        | Moving::Refused
+        | Moving::LinkLost
+        | Moving::BrokenOff
+        | Moving::SourceWakes
+        | Moving::SourceSleeps => ["", ""],
     }
 }

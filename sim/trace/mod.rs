@@ -142,6 +142,8 @@ pub enum FrontEvent {
     NotLogging,
     /// The connection was closed because the guest is elsewhere.
     Left,
+    /// The back-end cannot carry the device.
+    Unfit,
 }
 
 impl FrontEvent {
@@ -156,6 +158,7 @@ impl FrontEvent {
             Self::Logging => "the back-end logs what it writes",
             Self::NotLogging => "the back-end logs no more",
             Self::Left => "closes the connection",
+            Self::Unfit => "the back-end cannot carry the device, nothing is started",
         }
     }
 }
@@ -216,6 +219,10 @@ pub enum Moving {
     LinkLost,
     /// Broken off; the guest stays where it was.
     BrokenOff,
+    /// The source wakes though the guest has gone.
+    SourceWakes,
+    /// And sleeps again.
+    SourceSleeps,
 }
 
 /// One thing that happened.

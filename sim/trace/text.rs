@@ -208,6 +208,8 @@ fn moving(step: Moving, a: u64, b: u64) -> String {
         }
         Moving::Refused => "the destination refuses what arrives".into(),
         Moving::LinkLost => "the link is lost, nothing arrives".into(),
+        Moving::SourceWakes => "the source WAKES though the guest has gone".into(),
+        Moving::SourceSleeps => "the source sleeps again".into(),
         Moving::BrokenOff => "migration is broken off, the guest stays here".into(),
     }
 }

@@ -100,14 +100,10 @@ impl World<'_> {
                     self.die(0, 0, 0, 0)?;
                 }
             }
-            Event::Break(conn) => {
-                if self.here.front.conn == Some(conn) {
-                    self.stats.breaks += 1;
-                    self.hang_up_front(conn);
-                    let delay = self.host_delay();
-                    self.schedule(delay, Event::BackHangup(conn));
-                }
-            }
+            Event::Trouble(conn, trouble) => self.trouble(conn, trouble),
+            Event::FrontRetry => self.front_retry()?,
+            Event::Wake => self.wake()?,
+            Event::Sleep => self.sleep()?,
             Event::Shutdown(life) => self.shutdown(life)?,
             Event::BackHangup(conn) => self.back_hangup(conn)?,
             Event::DiskCancel(key) => self.disk_cancel(key)?,
