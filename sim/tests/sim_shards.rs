@@ -190,3 +190,58 @@ fn shards_killed_in_the_middle_keep_what_was_found() {
         assert!(report.totals.failed() > 0 && !report.is_complete());
     }
 }
+
+/// Blocks of the readme, by what they are said to be.
+fn blocks(kind: &str) -> Vec<String> {
+    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let fence = format!("```{kind}\n");
+    readme.split(&fence).skip(1).map(|rest| rest.split("```").next().unwrap().into()).collect()
+}
+
+/// Three tasks of an array and their merge, typed as the readme has it, but for
+/// the numbers and the folder.
+#[test]
+fn shards_examples_in_the_readme_do_what_they_say() {
+    let folder = Folder::new("readme");
+    let bin = Path::new(env!("CARGO_BIN_EXE_midflight-sim")).parent().unwrap();
+    let search = format!("{}:{}", path(bin), std::env::var("PATH").unwrap());
+    let shell = |script: &str, task: u64| {
+        let script = script
+            .replace("0..1000000", "0..12")
+            .replace("/16", "/3")
+            .replace("/reports", &format!("{}/reports", path(&folder.0)));
+        let mut command = Command::new("sh");
+        command.arg("-c").arg(&script).current_dir(&folder.0).env("PATH", &search);
+        command.env("SLURM_ARRAY_TASK_ID", task.to_string()).env("SLURM_CPUS_PER_TASK", "2");
+        command.env("JOB_COMPLETION_INDEX", task.to_string());
+        let output = command.output().unwrap();
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{script}: {message}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let whole = run(&["run", "--profile", "storm", "--seeds", "0..12"]);
+    let whole = String::from_utf8(whole.stdout).unwrap();
+    let hash = whole.lines().find(|line| line.starts_with("hash")).unwrap();
+
+    let scripts = blocks("sh");
+    let slurm = scripts.iter().find(|s| s.contains("#SBATCH")).unwrap();
+    let pod: String = blocks("yaml")[0]
+        .lines()
+        .map(str::trim)
+        .skip_while(|line| !line.starts_with("exec "))
+        .take_while(|line| !line.ends_with(':'))
+        .collect::<Vec<_>>()
+        .join(" ");
+    let merges: Vec<&String> =
+        scripts.iter().filter(|s| s.starts_with("midflight-sim merge")).collect();
+    assert_eq!(merges.len(), 2);
+    for (script, merge) in [(slurm, merges[0]), (&pod, merges[1])] {
+        let _ = fs::remove_dir_all(folder.file("reports"));
+        fs::create_dir(folder.file("reports")).unwrap();
+        for task in 0..3 {
+            shell(script, task);
+        }
+        let merged = shell(merge, 0);
+        assert!(merged.contains(hash), "{merged}{whole}");
+    }
+}
