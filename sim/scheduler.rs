@@ -100,7 +100,7 @@ impl<E> Scheduler<E> {
         debug_assert!(at >= self.now, "time runs backwards");
         self.now = at;
         self.done += 1;
-        self.present = key as u64 >> 24;
+        self.present = (key as u64) >> 24;
         let slot = key as u32 & 0xff_ffff;
         self.free.push(slot);
         self.events[slot as usize].take()

@@ -108,8 +108,8 @@ fn of_moving(step: Moving) -> [&'static str; 2] {
         Moving::WithoutBases
         | Moving::Refused
         | Moving::LinkLost
-        | Moving::BrokenOff
         | Moving::SourceWakes
-        | Moving::SourceSleeps => ["", ""],
+        | Moving::SourceSleeps
+        | Moving::BrokenOff => ["", ""],
     }
 }
