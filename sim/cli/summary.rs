@@ -56,6 +56,10 @@ pub fn of_many(report: &Report) {
         grouped(s.resubmitted),
         s.largest_batch
     );
+    if s.disk_faults.sum() > 0 {
+        println!("faults      {} at the disk", s.disk_faults);
+        println!("power       {} sectors went back to an older version", grouped(s.sectors_lost));
+    }
     migrations(s);
     println!(
         "speed       {} seeds/s, {} events/s on one core, {} simulated in {}.{:03}s of CPU time",
