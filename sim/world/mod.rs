@@ -27,10 +27,12 @@ use crate::scheduler::Scheduler;
 use crate::topology::Topology;
 use crate::trace::{Lane, Trace, What};
 use back::Answer;
+use bytes::Bytes;
 use host::Host;
 use link::Piece;
 use midflight::backend::{MapFailed, MapRegion, Output};
 use midflight::blk::DeviceConfig;
+use midflight::frontend;
 use migrate::Migrating;
 use objects::{Object, ObjectId, Objects};
 pub use outcome::{CrashPoint, Outcome, Stats, StepShape};
@@ -149,6 +151,7 @@ pub struct World<'a> {
     link: Stream,
     race: Stream,
     outputs: Vec<Output>,
+    front_outputs: Vec<frontend::Output>,
     stats: Stats,
     settling_since: Option<u64>,
     migration: Option<Migrating>,
@@ -222,6 +225,7 @@ impl<'a> World<'a> {
             link: stream(Component::Link),
             race: stream(Component::Race),
             outputs: Vec::new(),
+            front_outputs: Vec::new(),
             stats: Stats::default(),
             settling_since: None,
             migration: topology.migration.map(|settings| {
@@ -275,8 +279,8 @@ impl<'a> World<'a> {
         self.trace.say(Lane::Link, What::Sent { to_back, code, bytes, handles });
     }
 
-    fn send_to_back(&mut self, conn: u32, bytes: &[u8], objects: Vec<ObjectId>) {
-        self.say_sent(true, bytes, &objects);
+    fn send_to_back(&mut self, conn: u32, bytes: Bytes, objects: Vec<ObjectId>) {
+        self.say_sent(true, &bytes, &objects);
         for piece in link::cut(&mut self.link, self.topology.split, bytes, objects) {
             let latency = 1_000 + self.link.below("latency", 20_000);
             let at = self.here.to_back.arrival(self.now(), latency);
@@ -284,8 +288,8 @@ impl<'a> World<'a> {
         }
     }
 
-    fn send_to_front(&mut self, conn: u32, bytes: &[u8], objects: Vec<ObjectId>) {
-        self.say_sent(false, bytes, &objects);
+    fn send_to_front(&mut self, conn: u32, bytes: Bytes, objects: Vec<ObjectId>) {
+        self.say_sent(false, &bytes, &objects);
         for piece in link::cut(&mut self.link, self.topology.split, bytes, objects) {
             let latency = 1_000 + self.link.below("latency", 20_000);
             let at = self.here.to_front.arrival(self.now(), latency);

@@ -26,7 +26,7 @@ impl World<'_> {
                     handles.iter().map(|h| open(back, *h)).collect::<Result<Vec<_>, _>>()?;
                 let conn = back.conn.ok_or_else(|| contract("sends without a connection"))?;
                 let stopped = back.stopped.take();
-                self.send_to_front(conn, &bytes, objects);
+                self.send_to_front(conn, bytes, objects);
                 if let Some(vring) = stopped {
                     self.at_rest(life, vring);
                 }
