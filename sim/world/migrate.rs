@@ -184,6 +184,7 @@ impl World<'_> {
             counter.count = 0;
         }
         self.here.check.inflight = None;
+        self.here.awake = false;
         if self.here.back.is_none() && !self.here.restarting {
             self.start_back()?;
         }
@@ -191,7 +192,7 @@ impl World<'_> {
     }
 
     /// This host's front-end has nothing to do with the guest any more.
-    fn leave(&mut self) -> Result<(), Violation> {
+    pub(super) fn leave(&mut self) -> Result<(), Violation> {
         match self.here.front.phase() {
             Phase::Idle => Ok(()),
             _ => self.front_command(Command::Disconnect),
@@ -408,7 +409,8 @@ impl World<'_> {
         let (fate, open) = (m.fate, m.open);
         let Some(Image { state, stream }) = m.image.take() else { return Ok(()) };
         self.focus(1 - source);
-        if fate == Fate::Refused {
+        // A back-end that cannot carry the device is no destination.
+        if fate == Fate::Refused || self.here.front.unfit {
             self.say_moving(Moving::Refused, 0, 0);
             self.focus(source);
             return self.break_off();
@@ -431,7 +433,8 @@ impl World<'_> {
         let inflight = self.region_flags();
         self.say_moving(Moving::Arrives, pages, inflight);
         self.check_region()?;
-        if self.migrating().stream.below("leave at once", 2) == 0 {
+        let wakes = matches!(fate, Fate::SourceWakes(_));
+        if !wakes && self.migrating().stream.below("leave at once", 2) == 0 {
             self.focus(source);
             self.leave()?;
             self.focus(1 - source);
@@ -478,7 +481,10 @@ impl World<'_> {
             return;
         }
         m.stage = Stage::Idle;
-        let downtime = now - m.paused_at;
+        let (fate, downtime) = (m.fate, now - m.paused_at);
+        if let Fate::SourceWakes(us) = fate {
+            self.plan_wake(us);
+        }
         self.stats.arrivals += 1;
         self.stats.downtime += downtime;
         self.stats.downtime_max = self.stats.downtime_max.max(downtime);

@@ -93,8 +93,12 @@ impl World<'_> {
             Output::Close(reason) => {
                 let conn = back.conn.take().ok_or_else(|| contract("closes no connection"))?;
                 back.inbox = Inbox::default();
+                let unfit = back.kind.is_unfit();
+                self.give_held_up();
                 self.hang_up_front(conn);
-                return Err(Violation::new("contract", format!("back-end closes: {reason}")));
+                if !unfit {
+                    return Err(Violation::new("contract", format!("back-end closes: {reason}")));
+                }
             }
             Output::Event(event) => self.back_event(event)?,
         }
@@ -110,6 +114,13 @@ impl World<'_> {
         let oracle = self.oracle.borrow();
         let holder = oracle.ledger().holder(request.vring, request.head);
         drop(oracle);
+        if self.here.id != self.guest_at {
+            let message = format!(
+                "request of vring {}, head {} goes to the store for a host that has no guest",
+                request.vring, request.head
+            );
+            return Err(Violation::new("ownership", message));
+        }
         let asker = (back.life, back.conn.unwrap_or(0));
         let job = job(&request, asker, holder.unwrap_or(u64::MAX));
         self.stats.disk_requests += 1;
@@ -165,6 +176,8 @@ impl World<'_> {
             E::VringBroken { vring, fault } => {
                 return Err(Violation::new("rings", format!("vring {vring} broken: {fault}")));
             }
+            // A device for which it was not made.
+            E::Refused(_) if back.kind.is_unfit() => return Ok(()),
             E::Refused(fault) => {
                 return Err(Violation::new("session", format!("back-end refuses: {fault}")));
             }
