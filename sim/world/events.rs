@@ -18,6 +18,7 @@ impl World<'_> {
         self.start_back()?;
         self.front_begin()?;
         self.plan_migration();
+        self.plan_power_losses();
         for vring in 0..self.topology.queues {
             let delay = 1_000 * self.host.below("first", 2_000);
             self.schedule(delay, Event::GuestTurn(vring));
@@ -86,7 +87,7 @@ impl World<'_> {
             Event::BackKick(vring) => self.back_kick(vring)?,
             Event::BackTimer(life, at) => self.back_timer(life, at)?,
             Event::BackReap(life) => self.back_reap(life)?,
-            Event::BackAnswer(life, answer) => self.back_answer(life, answer)?,
+            Event::BackAnswer(conn, answer) => self.back_answer(conn, answer)?,
             Event::DiskApply(key) => {
                 self.check_landing(key)?;
                 let place = |job: &Job| What::Applied { vring: job.vring, head: job.head };
@@ -95,6 +96,8 @@ impl World<'_> {
                 }
             }
             Event::DiskDone(key) => self.disk_done(key)?,
+            Event::DiskAgain(life, completion) => self.push_finished(life, completion),
+            Event::PowerLoss => self.power_loss()?,
             Event::Kill(life) => {
                 if self.here.back.as_ref().is_some_and(|b| b.life == life) {
                     self.die(0, 0, 0, 0)?;
