@@ -30,7 +30,9 @@ pub fn print(args: &MarksArgs) -> Result {
     let mut arena = Arena::new();
     let mut progress = Progress::new("seeds");
     let (mut runs, mut failed) = (0u64, 0u64);
-    for number in args.seeds.range() {
+    let range = args.seeds.range();
+    let count = range.end - range.start;
+    for number in range {
         let scenario = story.scenario(number).map_err(|e| e.to_string())?;
         take();
         failed += u64::from(run(&mut arena, &scenario, &options).verdict.is_err());
@@ -42,7 +44,7 @@ pub fn print(args: &MarksArgs) -> Result {
             }
         }
         runs += 1;
-        progress.show(runs, args.seeds.count(), "");
+        progress.show(runs, count, "");
     }
     progress.clear();
     println!("{:<24} {:>8} {:>10}  what happens there", "mark", "share", "first seed");
