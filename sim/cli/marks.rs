@@ -30,9 +30,8 @@ pub fn print(args: &MarksArgs) -> Result {
     let mut arena = Arena::new();
     let mut progress = Progress::new("seeds");
     let (mut runs, mut failed) = (0u64, 0u64);
-    let range = args.seeds.range();
-    let count = range.end - range.start;
-    for number in range {
+    let all = args.seeds.range().end - args.seeds.range().start;
+    for number in args.seeds.range() {
         let scenario = story.scenario(number).map_err(|e| e.to_string())?;
         take();
         failed += u64::from(run(&mut arena, &scenario, &options).verdict.is_err());
@@ -44,7 +43,7 @@ pub fn print(args: &MarksArgs) -> Result {
             }
         }
         runs += 1;
-        progress.show(runs, count, "");
+        progress.show(runs, all, "");
     }
     progress.clear();
     println!("{:<24} {:>8} {:>10}  what happens there", "mark", "share", "first seed");
