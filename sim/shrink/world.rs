@@ -14,6 +14,12 @@ impl Shrinker<'_> {
                 self.setting(key, &value);
             }
         }
+        if self.best.topology.first_index > 0 {
+            // An index that has to wrap had better do so at once.
+            for value in [65_535, 65_533, 65_529, 65_521] {
+                self.setting("first_index", &u16::to_string(&value));
+            }
+        }
         self.setting("region_size", &self.best.topology.ring_size.to_string());
         for value in [1, 2, 4] {
             self.setting("depth", &value.to_string());
