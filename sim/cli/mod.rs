@@ -1,5 +1,6 @@
 //! Commands. Only this folder knows the wall clock and the terminal.
 
+mod bench;
 #[cfg(feature = "bugs")]
 mod bugs;
 mod compare;
@@ -76,6 +77,8 @@ enum Command {
     },
     /// Print how long the guest stands still, by latency and depth of the disk
     Compare(CompareArgs),
+    /// Measure how fast this is on one core, and what the oracles cost
+    Bench(bench::BenchArgs),
     /// Break the core on purpose, one rule at a time, and find it out
     #[cfg(feature = "bugs")]
     Bugs(bugs::BugsArgs),
@@ -203,6 +206,7 @@ pub fn main() -> ExitCode {
         Command::Compare(args) => {
             Ok(compare::table(&args.policies(), &args.latency, &args.depth).into())
         }
+        Command::Bench(args) => bench::measure(&args),
         #[cfg(feature = "bugs")]
         Command::Bugs(args) => Ok(bugs::run(&args)),
         #[cfg(feature = "bugs")]

@@ -39,7 +39,7 @@ impl World<'_> {
                     handles.iter().map(|h| open(back, *h)).collect::<Result<Vec<_>, _>>()?;
                 let conn = back.conn.ok_or_else(|| contract("sends without a connection"))?;
                 let stopped = session::stop_answer(&bytes);
-                self.send_to_front(conn, &bytes, objects);
+                self.send_to_front(conn, bytes, objects);
                 if let Some(base) = stopped {
                     if let Some((used, inflight)) = self.at_stop(base.vring)? {
                         session::check_answer(base, used, inflight)?;
