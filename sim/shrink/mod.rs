@@ -31,7 +31,7 @@ const FEW: usize = 12;
 
 /// Other numbers that choices are drawn from when the first does not fail any
 /// more with less.
-const REDRAWS: u64 = 3;
+const REDRAWS: u64 = 12;
 
 /// How large a scenario is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -183,7 +183,7 @@ impl World<'_> {
         for counter in self.here.kicks.iter_mut().chain(&mut self.here.calls) {
             counter.count = 0;
         }
-        self.here.check.inflight = None;
+        self.here.check.set_inflight(None);
         self.here.awake = false;
         if self.here.back.is_none() && !self.here.restarting {
             self.start_back()?;

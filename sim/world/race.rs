@@ -95,6 +95,8 @@ pub(super) struct StoreCheck {
     ids: [RegionId; 3],
     /// Where guest addresses mean nothing.
     pub inflight: Option<RegionId>,
+    /// Regions before it, which a process that was left may use still.
+    former: Vec<RegionId>,
     /// Dirty logs: the one in use, and older ones that may be in use still.
     pub logs: Vec<RegionId>,
     /// By vring: the front-end was told that it is at rest.
@@ -110,10 +112,17 @@ impl StoreCheck {
             mem: memory.mem.clone(),
             ids: memory.ids,
             inflight: None,
+            former: Vec::new(),
             logs: Vec::new(),
             quiet: vec![true; usize::from(queues)],
             part: 1,
         }
+    }
+
+    /// From now on this is the host's inflight region.
+    pub fn set_inflight(&mut self, region: Option<RegionId>) {
+        let old = std::mem::replace(&mut self.inflight, region);
+        self.former.extend(old.filter(|old| Some(*old) != region));
     }
 
     /// After the answer to a stop nothing of the vring is stored to.
@@ -171,8 +180,11 @@ impl StoreCheck {
             })?;
         }
         self.stores.with(|stores| {
-            let other =
-                |s: &Store| Some(s.region) == self.inflight || self.logs.contains(&s.region);
+            let other = |s: &Store| {
+                Some(s.region) == self.inflight
+                    || self.former.contains(&s.region)
+                    || self.logs.contains(&s.region)
+            };
             let guest = (0u64..).zip(stores).filter(|(i, (s, _))| in_turn(*i) && !other(s)).map(
                 |(_, (s, bytes))| {
                     (GuestStore { addr: self.guest_addr(s), len: u64::from(s.len) }, bytes)
