@@ -6,6 +6,7 @@
 mod dirty;
 mod durability;
 mod ledger;
+mod onlooker;
 mod order;
 mod region;
 mod rings;
@@ -230,6 +231,9 @@ impl Oracle {
         }
         for vring in 0..self.ledger.vrings() {
             region::check(&self.ledger, mem, region, vring, runs(vring))?;
+            if !runs(vring) {
+                onlooker::check(self.ledger.ring(vring), mem, region, vring, self.tick)?;
+            }
         }
         Ok(())
     }
