@@ -4,7 +4,7 @@
 //! mappings for the back-end, so buffers may cross from one into the other;
 //! the third lies above 4 GiB.
 
-use crate::memory::{Arena, Mem, RegionId};
+use crate::memory::{Arena, Mem, PAGE, RegionId};
 use crate::oracle::RingView;
 use midflight::driver::RingLayout;
 
@@ -54,14 +54,16 @@ impl GuestMemory {
     }
 }
 
-/// Where the ring of a vring lies.
+/// Where the ring of a vring lies: in one piece, or with the used ring in a page
+/// of its own, which the guest never stores to.
 ///
 /// # Panics
 /// If the ring is too large for its place.
 pub fn ring(vring: u16, size: u16) -> RingLayout {
     let base = RINGS + RING_STEP * u64::from(vring);
     assert!(RingLayout::footprint(size) <= RING_STEP, "a ring of {size} entries has no room");
-    RingLayout::contiguous(size, base).expect("aligned and small")
+    let layout = RingLayout::contiguous(size, base).expect("aligned and small");
+    if vring.is_multiple_of(2) { RingLayout { used: base + PAGE as u64, ..layout } } else { layout }
 }
 
 /// The same for the oracle.
