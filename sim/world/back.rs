@@ -2,6 +2,7 @@
 
 use super::link::Inbox;
 use super::objects::{Handles, ObjectId};
+use super::vows::Vows;
 use super::{Event, StepShape, World};
 use crate::disk::Job;
 use crate::memory::Mem;
@@ -39,6 +40,9 @@ pub struct BackProcess {
     pub held: Vec<ReqId>,
     /// It has asked for the store.
     pub wants_store: bool,
+    /// Nanoseconds that requests in flight have at a stop.
+    pub grace: u64,
+    pub vows: Vows,
 }
 
 /// An answer the process owes its core.
@@ -65,6 +69,7 @@ impl BackProcess {
         life: u32,
     ) -> Result<Self, Violation> {
         let vrings = usize::from(config.num_queues);
+        let grace = suspend.map_or(0, |policy| policy.grace.as_nanos() as u64);
         let core = match suspend {
             None => Backend::new(config),
             Some(policy) => Backend::with_suspend(config, policy),
@@ -86,6 +91,8 @@ impl BackProcess {
             stopped: None,
             held: Vec::new(),
             wants_store: false,
+            grace,
+            vows: Vows::default(),
         })
     }
 
@@ -162,6 +169,7 @@ impl World<'_> {
             self.die(death.kept, stores, happened as u64, count)?;
             return Ok(false);
         }
+        self.check_vows()?;
         if stores > 0 {
             self.check_region()?;
         }
@@ -185,6 +193,7 @@ impl World<'_> {
         };
         back.conn = None;
         back.runs.fill(false);
+        back.vows.hung_up();
         back.inbox = Inbox::default();
         self.trace.say(Lane::Link, What::Hangup { to_back: true });
         self.note_loss();
@@ -264,7 +273,11 @@ impl World<'_> {
         if watched && counter.count > 0 {
             // Reading the counter takes all signals at once.
             counter.count = 0;
-            self.back_step(Wake::Kick, Input::Kick { vring })?;
+            let before = self.progress(vring);
+            let lives = self.back_step(Wake::Kick, Input::Kick { vring })?;
+            if let Some(before) = before.filter(|_| lives) {
+                self.check_pace(vring, &before)?;
+            }
         }
         Ok(())
     }
@@ -316,6 +329,7 @@ impl World<'_> {
         let Some(back) = self.here.back.as_mut().filter(|b| b.life == life) else { return Ok(()) };
         back.reaping = false;
         let finished = std::mem::take(&mut back.finished);
+        finished.iter().for_each(|done| back.vows.told(done.id));
         if !finished.is_empty() {
             self.back_step(Wake::DiskDone, Input::DiskDone(&finished))?;
         }

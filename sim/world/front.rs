@@ -41,6 +41,8 @@ pub struct FrontProcess {
     /// The last stop told where to go on.
     bases_known: bool,
     started_before: bool,
+    /// The stop that was asked for last may leave requests in flight.
+    pub may_leave: bool,
 }
 
 impl FrontProcess {
@@ -109,6 +111,7 @@ pub fn new(
         wanted: true,
         bases_known: false,
         started_before: false,
+        may_leave: false,
     })
 }
 
@@ -298,6 +301,10 @@ impl World<'_> {
 
     pub(super) fn front_stop(&mut self, how: Command) -> Result<(), Violation> {
         self.here.front.wanted = false;
+        let plan = self.profile.migration.as_ref().filter(|plan| plan.policy != Policy::Drain);
+        // With a message for it, only that one leaves anything.
+        self.here.front.may_leave =
+            plan.is_some_and(|plan| !plan.by_message || how == Command::Suspend);
         self.front_command(how)
     }
 

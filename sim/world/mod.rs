@@ -12,6 +12,7 @@ mod objects;
 mod outcome;
 mod race;
 mod store;
+mod vows;
 mod wishes;
 
 use crate::choices::{Component, Ratio, Stream};

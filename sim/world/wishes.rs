@@ -13,6 +13,7 @@ use midflight::blk::{DiskOp, DiskRequest, ReqId};
 
 impl World<'_> {
     pub(super) fn carry_out(&mut self, output: Output) -> Result<(), Violation> {
+        let now = self.now();
         let Some(back) = &mut self.here.back else { return Ok(()) };
         let life = back.life;
         let open = |back: &BackProcess, handle| {
@@ -28,6 +29,7 @@ impl World<'_> {
                 let stopped = back.stopped.take();
                 self.send_to_front(conn, &bytes, objects);
                 if let Some(vring) = stopped {
+                    self.check_drained(vring)?;
                     self.at_rest(life, vring);
                 }
             }
@@ -70,17 +72,30 @@ impl World<'_> {
                     "{id} is fetched after the back-end was asked to end"
                 )));
             }
-            Output::Disk(id) if self.store != Some(self.here.id) => back.held.push(id),
-            Output::Disk(id) => self.issue(id)?,
+            Output::Disk(id) => {
+                back.vows.asks(id)?;
+                if self.store == Some(self.here.id) {
+                    self.issue(id)?;
+                } else {
+                    back.held.push(id);
+                }
+            }
             Output::MapLog { handle, offset, size } => {
                 let object = back.handles.get(handle);
                 let delay = self.host_delay();
                 let answer = Answer::MapLog { object, offset, size };
                 self.schedule(delay, Event::BackAnswer(life, answer));
             }
-            Output::Cancel(id) => self.cancel(id),
-            Output::AcquireStore => self.acquire_store(),
+            Output::Cancel(id) => {
+                back.vows.cancels(id, now)?;
+                self.cancel(id);
+            }
+            Output::AcquireStore => {
+                back.vows.acquires()?;
+                self.acquire_store();
+            }
             Output::ReleaseStore => {
+                back.vows.releases()?;
                 back.wants_store = false;
                 self.give_store_back();
             }
@@ -126,7 +141,9 @@ impl World<'_> {
 
     pub(super) fn back_event(&mut self, event: backend::Event) -> Result<(), Violation> {
         use backend::Event as E;
+        let now = self.now();
         let Some(back) = &mut self.here.back else { return Ok(()) };
+        back.vows.says(&event, now, back.grace)?;
         let what = match event {
             E::VringRunning { vring, next_avail, used, resubmitted, .. } => {
                 back.runs[usize::from(vring)] = true;
