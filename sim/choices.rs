@@ -1,17 +1,25 @@
-//! Named, bounded decisions from a seed.
+//! Named, bounded decisions.
 //!
 //! Every component of the simulated world owns one [`Stream`]: ChaCha8 with a
 //! stream number of its own, so that a guest that asks for one request less
 //! does not reshuffle the latencies of the disk. The sampling code is ours and
 //! pinned by a test: a seed must mean the same run whatever version of a
 //! generator library is linked. Only integers are drawn.
+//!
+//! 0 is always the calm choice: nothing goes wrong, the shortest time, the
+//! plainest shape. So a world without a generator ([`Source::Calm`]) is one in
+//! which only what is written down happens, and a decision can be made less
+//! remarkable by making it smaller.
+
+mod tape;
 
 use crate::hash::Rolling;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
+pub use tape::{Choices, Clock, Key, Made, Source};
 
 /// Changing what a seed means bumps this number on purpose.
-pub const SCHEMA: u64 = 1;
+pub const SCHEMA: u64 = 2;
 
 /// Who decides. The number is the ChaCha stream, so it never changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -19,7 +27,7 @@ pub const SCHEMA: u64 = 1;
 pub enum Component {
     /// Shape of the world: sizes, features, fault families.
     Profile = 1,
-    /// What the guest asks for and how it frames it.
+    /// How the guest frames what it asks for, and when it looks.
     Guest = 2,
     /// Latency of the front-end, pauses.
     Front = 3,
@@ -27,14 +35,46 @@ pub enum Component {
     Link = 4,
     /// Latency and apply points of the disk.
     Disk = 5,
-    /// When the back-end dies, and how much of its last step happened.
+    /// How much of a back-end's last step happened.
     Kill = 6,
     /// Latency of kicks, calls and wake-ups.
     Host = 7,
     /// When the guest acts in the middle of a step of the back-end.
     Race = 8,
-    /// How and when the guest moves to another host, and what goes wrong.
+    /// Choices of whoever migrates.
     Migration = 9,
+    /// What happens, before it does: requests, kills, faults.
+    Action = 10,
+}
+
+impl Component {
+    /// Those that decide while a world runs, in their order.
+    pub const LIVE: [Self; 8] = [
+        Self::Guest,
+        Self::Front,
+        Self::Link,
+        Self::Disk,
+        Self::Kill,
+        Self::Host,
+        Self::Race,
+        Self::Migration,
+    ];
+
+    /// Its name in documents.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Profile => "profile",
+            Self::Guest => "guest",
+            Self::Front => "front",
+            Self::Link => "link",
+            Self::Disk => "disk",
+            Self::Kill => "kill",
+            Self::Host => "host",
+            Self::Race => "race",
+            Self::Migration => "migration",
+            Self::Action => "action",
+        }
+    }
 }
 
 /// A chance as a fraction of whole numbers.
@@ -62,45 +102,53 @@ impl core::fmt::Display for Ratio {
     }
 }
 
-/// One decision, as recorded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Choice {
-    /// What was decided.
-    pub name: &'static str,
-    /// It was one of `0..bound`.
-    pub bound: u64,
-    /// What came out.
-    pub value: u64,
-}
-
 /// The decisions of one component.
 #[derive(Debug)]
 pub struct Stream {
-    rng: ChaCha8Rng,
+    component: Component,
+    /// `None`: every decision is 0.
+    rng: Option<ChaCha8Rng>,
     hash: Rolling,
     count: u64,
-    record: Option<Vec<Choice>>,
+    /// Decisions that are written down, and those to keep.
+    tape: Option<Box<tape::Tape>>,
 }
 
 impl Stream {
-    /// The stream of `component` under `seed`.
-    pub fn new(seed: u64, component: Component) -> Self {
+    /// The stream of `component` under a number, with nothing written down.
+    pub fn new(number: u64, component: Component) -> Self {
         let mut key = [0u8; 32];
-        key[..8].copy_from_slice(&seed.to_le_bytes());
+        key[..8].copy_from_slice(&number.to_le_bytes());
         key[8..16].copy_from_slice(&SCHEMA.to_le_bytes());
         let mut rng = ChaCha8Rng::from_seed(key);
         rng.set_stream(component as u64);
-        Self { rng, hash: Rolling::new(), count: 0, record: None }
+        Self { rng: Some(rng), ..Self::calm(component) }
     }
 
-    /// Keep every decision from now on.
-    pub fn start_recording(&mut self) {
-        self.record.get_or_insert_with(Vec::new);
+    /// Every decision is 0.
+    pub fn calm(component: Component) -> Self {
+        Self { component, rng: None, hash: Rolling::new(), count: 0, tape: None }
     }
 
-    /// The decisions kept so far.
-    pub fn recorded(&self) -> &[Choice] {
-        self.record.as_deref().unwrap_or(&[])
+    /// The stream of `component` as `choices` have it. `keep`: remember what was
+    /// decided, and when by this clock.
+    pub fn of(choices: &Choices, component: Component, keep: Option<&Clock>) -> Self {
+        let mut stream = match choices.source {
+            Source::Drawn(number) => Self::new(number, component),
+            Source::Calm => Self::calm(component),
+        };
+        stream.tape = tape::Tape::of(choices, component, keep).map(Box::new);
+        stream
+    }
+
+    /// Who decides.
+    pub fn component(&self) -> Component {
+        self.component
+    }
+
+    /// The decisions kept so far, oldest first.
+    pub fn made(&self) -> &[Made] {
+        self.tape.as_ref().map_or(&[], |tape| tape.made())
     }
 
     /// Number of decisions so far.
@@ -116,26 +164,17 @@ impl Stream {
     /// One of `0..n`, each equally likely; `n` of 0 counts as 1.
     pub fn below(&mut self, name: &'static str, n: u64) -> u64 {
         let n = n.max(1);
-        let value = if n == 1 { 0 } else { self.sample(n) };
+        let mut value = match &mut self.rng {
+            Some(rng) if n > 1 => sample(rng, n),
+            _ => 0,
+        };
+        if let Some(tape) = &mut self.tape {
+            value = tape.decide(name, n, value);
+        }
         self.hash.u64(n);
         self.hash.u64(value);
         self.count += 1;
-        if let Some(record) = &mut self.record {
-            record.push(Choice { name, bound: n, value });
-        }
         value
-    }
-
-    /// Multiply and keep the high half; the low half tells the few draws that
-    /// would make small values more likely, and those are drawn again.
-    fn sample(&mut self, n: u64) -> u64 {
-        let threshold = n.wrapping_neg() % n;
-        loop {
-            let wide = u128::from(self.rng.next_u64()) * u128::from(n);
-            if (wide as u64) >= threshold {
-                return (wide >> 64) as u64;
-            }
-        }
     }
 
     /// One of `lo..=hi`; `lo` if the range is empty.
@@ -144,18 +183,30 @@ impl Stream {
         lo + self.below(name, span)
     }
 
-    /// Whether something with this chance happens.
+    /// Whether something with this chance happens: the highest values say yes.
     pub fn chance(&mut self, name: &'static str, ratio: Ratio) -> bool {
-        ratio.num > 0 && self.below(name, ratio.den) < ratio.num
+        ratio.num > 0 && self.below(name, ratio.den) + ratio.num >= ratio.den
     }
 
-    /// One of the items.
+    /// One of the items, the first being the calm one.
     ///
     /// # Panics
     /// If there are none.
     pub fn pick<'a, T>(&mut self, name: &'static str, items: &'a [T]) -> &'a T {
         let index = self.below(name, items.len() as u64);
         &items[usize::try_from(index).expect("index below a slice's length")]
+    }
+}
+
+/// Multiply and keep the high half; the low half tells the few draws that
+/// would make small values more likely, and those are drawn again.
+fn sample(rng: &mut ChaCha8Rng, n: u64) -> u64 {
+    let threshold = n.wrapping_neg() % n;
+    loop {
+        let wide = u128::from(rng.next_u64()) * u128::from(n);
+        if (wide as u64) >= threshold {
+            return (wide >> 64) as u64;
+        }
     }
 }
 
@@ -177,9 +228,9 @@ mod tests {
 
     // Computed a second time by a ChaCha8 written from RFC 8439 with four double
     // rounds, in another language.
-    const PIN_DISK: [u64; 8] = [471, 361, 939, 969, 906, 230, 644, 300];
-    const PIN_GUEST: [u64; 6] = [0, 1, 0, 183_998_459_356, 9_112_115_327_541_768_614, 0];
-    const PIN_HASH: u64 = 0x1088_dc12_6398_c1bb;
+    const PIN_DISK: [u64; 8] = [633, 309, 321, 921, 141, 596, 79, 549];
+    const PIN_GUEST: [u64; 6] = [1, 1, 1, 33_557_570_258, 18_291_662_670_040_417_267, 6];
+    const PIN_HASH: u64 = 0x53a1_727a_3a63_88d9;
 
     #[test]
     fn choices_stay_below_their_bound_and_reach_all_of_it() {
@@ -213,12 +264,9 @@ mod tests {
     }
 
     #[test]
-    fn choices_are_recorded_only_when_asked() {
-        let mut s = Stream::new(1, Component::Kill);
-        s.below("first", 4);
-        s.start_recording();
-        let value = s.below("second", 4);
-        assert_eq!(s.recorded(), [Choice { name: "second", bound: 4, value }]);
-        assert_eq!(s.count(), 2);
+    fn choices_that_are_calm_are_the_smallest_and_nothing_happens() {
+        let mut s = Stream::calm(Component::Disk);
+        assert_eq!((s.below("t", 9), s.range("t", 4, 9), *s.pick("t", &[3, 1])), (0, 4, 3));
+        assert!(!s.chance("t", Ratio::new(1, 2)) && s.chance("t", Ratio::new(1, 1)));
     }
 }

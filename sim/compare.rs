@@ -1,12 +1,13 @@
 //! How long a guest stands still, by policy and disk.
 
-use crate::choices::Ratio;
 use crate::crash::short_migration;
 use crate::disk::Pace;
 use crate::memory::Arena;
 use crate::oracle::Violation;
-use crate::profile::{Migration, Policy, Profile};
-use crate::run::run_profile;
+use crate::profile::{Profile, Rates};
+use crate::run::run;
+use crate::scenario::Scenario;
+use crate::topology::{Migration, Policy, Topology};
 use crate::world::Options;
 
 /// Migrations that a figure is the mean of.
@@ -26,45 +27,43 @@ pub struct Downtime {
 /// A guest that keeps `depth` requests in flight on a disk that takes
 /// `latency_us` for each, and migrates again and again.
 pub fn profile(policy: Policy, latency_us: u64, depth: u64) -> Profile {
-    let base = short_migration(2, policy, MIGRATIONS);
-    let plan = base.migration.map(|plan| Migration {
+    let Profile { topology, rates } = short_migration(2, policy, MIGRATIONS);
+    let migration = topology.migration.map(|migration| Migration {
         by_message: false,
         grace: 1_000,
         cancel: Some(500),
-        apart: 4 * latency_us.max(1_000),
         // A link of 10 Gbit/s.
         page_ns: 3_277,
         latency: 100,
         rounds: 30,
         few_pages: 8,
-        ..plan
+        ..migration
     });
-    Profile {
+    let topology = Topology {
         ring_size: 64,
         region_size: 64,
         sectors: 1024,
-        indirect: true,
-        requests: 4_000,
         depth,
         batch: depth.min(4),
         pace: Pace::Fixed(latency_us),
         gather: 5,
-        bad: Ratio::NEVER,
-        migration: plan,
-        ..base
-    }
+        migration,
+        ..topology
+    };
+    let rates = Rates { requests: 4_000, apart: 4 * latency_us.max(1_000), ..rates };
+    Profile { topology, rates }
 }
 
 /// Measure one.
 pub fn downtime(
     arena: &mut Arena,
-    seed: u64,
+    number: u64,
     policy: Policy,
     latency_us: u64,
     depth: u64,
 ) -> Result<Downtime, Violation> {
     let profile = profile(policy, latency_us, depth);
-    let outcome = run_profile(arena, seed, profile, &Options::default());
+    let outcome = run(arena, &Scenario::of_profile(&profile, number), &Options::default());
     outcome.verdict?;
     let arrivals = outcome.stats.arrivals.max(1);
     Ok(Downtime {

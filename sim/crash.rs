@@ -9,9 +9,11 @@ use crate::choices::Ratio;
 use crate::disk::Pace;
 use crate::memory::Arena;
 use crate::oracle::Violation;
-use crate::profile::{Migration, Policy, Profile};
-use crate::run::run_profile;
-use crate::world::{CrashPoint, Options, StepShape};
+use crate::profile::{Profile, Rates};
+use crate::run::run;
+use crate::scenario::Scenario;
+use crate::topology::{Migration, Policy, Topology};
+use crate::world::{CrashPoint, Options, Outcome, StepShape};
 
 /// What was explored.
 #[derive(Clone, Debug, Default)]
@@ -31,8 +33,8 @@ pub struct Report {
     pub recoveries: u64,
     /// Requests resubmitted in all of them.
     pub resubmitted: u64,
-    /// What went wrong.
-    pub failures: Vec<(CrashPoint, Violation)>,
+    /// What went wrong, and the crashes that led to it.
+    pub failures: Vec<(Vec<CrashPoint>, Violation)>,
 }
 
 impl Report {
@@ -57,105 +59,133 @@ impl Report {
 /// A short run of one split ring in which requests come and go in batches of
 /// `batch`. The ring was used before and its region is fresh.
 pub fn short_run(batch: u64, event_idx: bool) -> Profile {
-    Profile {
-        queues: 1,
-        ring_size: 16,
-        region_size: 16,
+    let topology = Topology {
         first_index: 5,
         event_idx,
         indirect: true,
-        flush: true,
-        sectors: 64,
-        requests: 4 + 3 * batch,
         depth: batch,
         batch,
         max_sectors: 2,
-        hot_sectors: 4,
-        bad: Ratio::new(1, 6),
-        pace: Pace::Quick,
         gather: if batch == 1 { 0 } else { 200 },
-        disk_errors: Ratio::NEVER,
-        reply_ack: true,
-        mem_slots: true,
-        split: Ratio::NEVER,
-        kills: 0,
-        kill_stores: 0,
-        kill_idle: Ratio::NEVER,
-        gentle: Ratio::NEVER,
-        races: Ratio::NEVER,
-        first_kick: true,
-        polled: false,
-        pauses: 0,
-        breaks: 0,
-        migration: None,
-    }
+        ..Topology::plain()
+    };
+    let rates = Rates { hot_sectors: 4, bad: Ratio::new(1, 6), ..Rates::quiet(4 + 3 * batch) };
+    Profile { topology, rates }
 }
 
 /// A short run in which a guest with requests in flight moves to another host,
 /// and back if `times` is 2.
 pub fn short_migration(batch: u64, policy: Policy, times: u64) -> Profile {
-    Profile {
-        requests: 6 + 6 * batch,
+    let Profile { topology, rates } = short_run(batch, !batch.is_multiple_of(2));
+    let migration = Migration {
+        policy,
+        by_message: batch.is_multiple_of(2),
+        cancel: Some(10),
+        latency: 5,
+        few_pages: 4,
+        ..Migration::default()
+    };
+    let topology = Topology {
         depth: 2 * batch,
         pace: Pace::Spread,
-        bad: Ratio::NEVER,
         gather: if batch == 1 { 0 } else { 20 },
-        migration: Some(Migration {
-            policy,
-            by_message: batch.is_multiple_of(2),
-            grace: 0,
-            cancel: Some(10),
-            times,
-            apart: 100,
-            page_ns: 200,
-            latency: 5,
-            rounds: 2,
-            few_pages: 4,
-            aborts: Ratio::NEVER,
-        }),
-        ..short_run(batch, !batch.is_multiple_of(2))
-    }
+        migration: Some(migration),
+        ..topology
+    };
+    let rates = Rates {
+        requests: 6 + 6 * batch,
+        bad: Ratio::NEVER,
+        migrations: times,
+        apart: 100,
+        ..rates
+    };
+    Profile { topology, rates }
 }
 
-/// Crash at every store of the run that `seed` and `profile` make. `each` is
-/// told how many moments are behind and how many there are.
+/// Crash at every store of a run. `each` is told how many moments are behind
+/// and how many there are.
 pub fn at_every_store(
     arena: &mut Arena,
-    seed: u64,
-    profile: &Profile,
+    scenario: &Scenario,
     mut each: impl FnMut(u64, u64),
 ) -> Report {
-    let options = Options { shapes: true, ..Options::default() };
-    let base = run_profile(arena, seed, profile.clone(), &options);
-    let mut report =
-        Report { stores: base.stats.stores, batch: base.stats.largest_batch, ..Report::default() };
-    if let Err(violation) = base.verdict {
-        let never = CrashPoint { step: u64::MAX, kept: 0, cut: 0, outputs: 0 };
-        report.failures.push((never, violation));
-        return report;
-    }
-    let points: Vec<_> = (0u64..).zip(&base.shapes).flat_map(points_of).collect();
+    let mut report = Report::default();
+    let Some(points) = report.base(arena, scenario) else { return report };
     let all = points.len() as u64;
     for (behind, (kind, point)) in (1u64..).zip(points) {
-        let options = Options { kill_at: Some(point), ..Options::default() };
-        let outcome = run_profile(arena, seed, profile.clone(), &options);
-        match kind {
-            Kind::BetweenStores => report.between_stores += 1,
-            Kind::InsideStore => report.inside_stores += 1,
-            Kind::BetweenOutputs => report.between_outputs += 1,
-        }
-        report.recoveries += outcome.stats.recoveries;
-        report.resubmitted += outcome.stats.resubmitted;
-        let killed = match outcome.stats.kills {
-            1 => Ok(()),
-            n => Err(Violation::new("crash", format!("{n} kills happened, expected 1"))),
-        };
-        if let Err(violation) = outcome.verdict.and(killed) {
-            report.failures.push((point, violation));
-        }
+        report.count(kind);
+        let options = Options { kill_at: vec![point], ..Options::default() };
+        let outcome = run(arena, scenario, &options);
+        report.judge(&options, outcome);
         each(behind, all);
     }
     report
+}
+
+/// Crash at every moment of a run, and once more at every moment of what comes
+/// of it: the report counts second crashes.
+pub fn at_every_pair(
+    arena: &mut Arena,
+    scenario: &Scenario,
+    mut each: impl FnMut(u64, u64),
+) -> Report {
+    let mut report = Report::default();
+    let Some(points) = report.base(arena, scenario) else { return report };
+    let all = points.len() as u64;
+    for (behind, (_, first)) in (1u64..).zip(points) {
+        let options = Options { shapes: true, kill_at: vec![first], ..Options::default() };
+        let once = run(arena, scenario, &options);
+        for (kind, second) in points_after(&once.shapes, first.step) {
+            report.count(kind);
+            let options = Options { kill_at: vec![first, second], ..Options::default() };
+            let outcome = run(arena, scenario, &options);
+            report.judge(&options, outcome);
+        }
+        report.judge(&options, once);
+        each(behind, all);
+    }
+    report
+}
+
+impl Report {
+    /// The run without a crash, and every moment of it.
+    fn base(&mut self, arena: &mut Arena, scenario: &Scenario) -> Option<Vec<(Kind, CrashPoint)>> {
+        let options = Options { shapes: true, ..Options::default() };
+        let base = run(arena, scenario, &options);
+        (self.stores, self.batch) = (base.stats.stores, base.stats.largest_batch);
+        match base.verdict {
+            Ok(()) => Some((0u64..).zip(&base.shapes).flat_map(points_of).collect()),
+            Err(violation) => {
+                self.failures.push((Vec::new(), violation));
+                None
+            }
+        }
+    }
+
+    fn count(&mut self, kind: Kind) {
+        match kind {
+            Kind::BetweenStores => self.between_stores += 1,
+            Kind::InsideStore => self.inside_stores += 1,
+            Kind::BetweenOutputs => self.between_outputs += 1,
+        }
+    }
+
+    fn judge(&mut self, options: &Options, outcome: Outcome) {
+        self.recoveries += outcome.stats.recoveries;
+        self.resubmitted += outcome.stats.resubmitted;
+        let wanted = options.kill_at.len() as u64;
+        let killed = match outcome.stats.kills {
+            n if n == wanted => Ok(()),
+            n => Err(Violation::new("crash", format!("{n} kills happened, expected {wanted}"))),
+        };
+        if let Err(violation) = outcome.verdict.and(killed) {
+            self.failures.push((options.kill_at.clone(), violation));
+        }
+    }
+}
+
+fn points_after(shapes: &[StepShape], step: u64) -> Vec<(Kind, CrashPoint)> {
+    (0u64..).zip(shapes).filter(|(at, _)| *at > step).flat_map(points_of).collect()
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

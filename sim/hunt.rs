@@ -2,9 +2,11 @@
 
 use crate::memory::Arena;
 use crate::oracle::{Judges, Violation};
-use crate::profile::Policy;
+use crate::profile::ProfileName;
 use crate::run::run;
-use crate::world::{Options, Story};
+use crate::scenario::Story;
+use crate::topology::Policy;
+use crate::world::{Options, Slip};
 use midflight::bugs::Bug;
 
 /// Who makes the mistake.
@@ -23,7 +25,9 @@ pub struct Trial {
     /// What is done wrong.
     pub mistake: Mistake,
     /// What seeds are drawn into.
-    pub story: Story,
+    pub profile: ProfileName,
+    /// What a stop does, instead of a drawn policy.
+    pub policy: Option<Policy>,
     /// The right oracles.
     pub oracles: &'static [&'static str],
     /// Oracles that see something else of it, and are passed over until a right
@@ -31,39 +35,38 @@ pub struct Trial {
     pub beside: &'static [&'static str],
 }
 
-const fn core(bug: Bug, story: Story, oracles: &'static [&'static str]) -> Trial {
-    Trial { mistake: Mistake::Core(bug), story, oracles, beside: &[] }
+const fn core(bug: Bug, profile: ProfileName, oracles: &'static [&'static str]) -> Trial {
+    Trial { mistake: Mistake::Core(bug), profile, policy: None, oracles, beside: &[] }
 }
 
-const MIGRATES: Story = Story::Migration(None);
+const MIXED: ProfileName = ProfileName::Mixed;
+const MIGRATES: ProfileName = ProfileName::Migration;
 
 /// Every mistake there is.
 pub const TRIALS: [Trial; 13] = [
-    core(Bug::ClearBeforePublish, Story::Mixed, &["region"]),
-    core(Bug::ResubmitInRingOrder, Story::Mixed, &["order"]),
-    core(Bug::FreshRegionAtFaceValue, Story::Mixed, &["region"]),
-    core(Bug::UsedIdxNotCopied, Story::Mixed, &["region"]),
-    core(Bug::BaseTrusted, Story::Mixed, &["rings"]),
+    core(Bug::ClearBeforePublish, MIXED, &["region"]),
+    core(Bug::ResubmitInRingOrder, MIXED, &["order"]),
+    core(Bug::FreshRegionAtFaceValue, MIXED, &["region"]),
+    core(Bug::UsedIdxNotCopied, MIXED, &["region"]),
+    core(Bug::BaseTrusted, MIXED, &["rings"]),
     core(Bug::BasePlusInflight, MIGRATES, &["rings"]),
     Trial {
         // Old reads land too, in guest memory.
         beside: &["quiet"],
-        ..core(
-            Bug::ReplyBeforeCancelled,
-            Story::Migration(Some(Policy::Suspend)),
-            &["late-write", "ownership"],
-        )
+        policy: Some(Policy::Suspend),
+        ..core(Bug::ReplyBeforeCancelled, MIGRATES, &["late-write", "ownership"])
     },
     core(Bug::UsedRingNotLogged, MIGRATES, &["dirty"]),
     core(Bug::StatusNotLogged, MIGRATES, &["dirty"]),
     core(Bug::LogAfterPublish, MIGRATES, &["dirty"]),
-    core(Bug::ResubmitAfterFetch, Story::Mixed, &["order"]),
+    core(Bug::ResubmitAfterFetch, MIXED, &["order"]),
     // The region is not up to date when the stop is answered, which is seen
     // before it is stored to.
     Trial { beside: &["region"], ..core(Bug::RegionAfterReply, MIGRATES, &["quiet"]) },
     Trial {
         mistake: Mistake::ImageDropsLastBatch,
-        story: MIGRATES,
+        profile: MIGRATES,
+        policy: None,
         oracles: &["region"],
         beside: &[],
     },
@@ -90,14 +93,19 @@ impl Trial {
     ) -> Option<(u64, Violation)> {
         let mut arena = Arena::new();
         let (bug, slip) = match self.mistake {
-            Mistake::Core(bug) => (Some(bug), false),
-            Mistake::ImageDropsLastBatch => (None, true),
+            Mistake::Core(bug) => (Some(bug), None),
+            Mistake::ImageDropsLastBatch => (None, Some(Slip::EarlyImage)),
         };
-        let options = Options { judges, story: self.story, slip, ..Options::default() };
+        let options = Options { judges, slip, ..Options::default() };
+        let mut story = Story::of(self.profile);
+        if let Some(policy) = self.policy {
+            story = story.with("migration.policy", policy.name());
+        }
         set(bug);
         let found = (0..limit).find_map(|seed| {
             each(seed);
-            let violation = run(&mut arena, seed, &options).verdict.err()?;
+            let scenario = story.scenario(seed).expect("the policy is a setting");
+            let violation = run(&mut arena, &scenario, &options).verdict.err()?;
             (!self.beside.contains(&violation.oracle)).then_some((seed, violation))
         });
         set(None);

@@ -1,26 +1,22 @@
-//! One seed, one run; many seeds, one sum.
+//! One scenario, one run; many seeds, one sum.
 
 use crate::hash::Rolling;
 use crate::memory::Arena;
 use crate::oracle::Violation;
-use crate::profile::Profile;
+use crate::scenario::Scenario;
+use crate::topology::Topology;
 use crate::trace::Trace;
 use crate::world::{Options, Outcome, Stats, World};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Run a seed.
-pub fn run(arena: &mut Arena, seed: u64, options: &Options) -> Outcome {
-    run_profile(arena, seed, options.story.draw(seed), options)
-}
-
-/// Run a seed with a profile of one's own.
+/// Run a scenario.
 ///
 /// A panic of the core is a broken promise like any other, and must not hide
 /// which seed it was.
-pub fn run_profile(arena: &mut Arena, seed: u64, profile: Profile, options: &Options) -> Outcome {
-    let world = || match World::new(arena, seed, profile.clone(), options) {
+pub fn run(arena: &mut Arena, scenario: &Scenario, options: &Options) -> Outcome {
+    let world = || match World::new(arena, scenario, options) {
         Ok(world) => world.run(),
-        Err(violation) => nothing(profile.clone(), violation),
+        Err(violation) => nothing(scenario.topology.clone(), violation),
     };
     match catch_unwind(AssertUnwindSafe(world)) {
         Ok(outcome) => outcome,
@@ -32,14 +28,15 @@ pub fn run_profile(arena: &mut Arena, seed: u64, profile: Profile, options: &Opt
                 .cloned()
                 .or_else(|| cause.downcast_ref::<&str>().map(|s| (*s).into()))
                 .unwrap_or_else(|| "no message".into());
-            nothing(profile, Violation::new("panic", text))
+            nothing(scenario.topology.clone(), Violation::new("panic", text))
         }
     }
 }
 
-fn nothing(profile: Profile, violation: Violation) -> Outcome {
+fn nothing(topology: Topology, violation: Violation) -> Outcome {
     Outcome {
-        profile,
+        topology,
+        made: Vec::new(),
         verdict: Err(violation),
         hash: 0,
         stats: Stats::default(),
@@ -58,21 +55,21 @@ pub struct Sum {
     pub stats: Stats,
     /// Virtual nanoseconds of all runs.
     pub at: u64,
-    /// Seeds that failed, and why.
+    /// Numbers that failed, and why.
     pub failures: Vec<(u64, Violation)>,
     hash: Rolling,
 }
 
 impl Sum {
     /// Add a run.
-    pub fn add(&mut self, seed: u64, outcome: &Outcome) {
+    pub fn add(&mut self, number: u64, outcome: &Outcome) {
         self.seeds += 1;
         self.stats.add(&outcome.stats);
         self.at += outcome.at;
-        self.hash.u64(seed);
+        self.hash.u64(number);
         self.hash.u64(outcome.hash);
         if let Err(violation) = &outcome.verdict {
-            self.failures.push((seed, violation.clone()));
+            self.failures.push((number, violation.clone()));
         }
     }
 

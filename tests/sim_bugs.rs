@@ -7,9 +7,10 @@ use midflight::bugs::{Bug, set};
 use midflight_sim::hunt::{Mistake, TRIALS, Trial};
 use midflight_sim::memory::Arena;
 use midflight_sim::oracle::{Judges, Violation};
-use midflight_sim::profile::Policy;
+use midflight_sim::profile::ProfileName;
 use midflight_sim::run::run;
-use midflight_sim::world::{Options, Story};
+use midflight_sim::scenario::Story;
+use midflight_sim::world::Options;
 
 const LIMIT: u64 = 1_000;
 
@@ -105,10 +106,11 @@ fn bugs_every_mistake_of_the_core_has_a_trial() {
 #[test]
 fn bugs_switched_off_change_nothing() {
     let mut arena = Arena::new();
-    for story in [Story::Mixed, Story::Migration(Some(Policy::Suspend))] {
-        let options = Options { story, ..Options::default() };
-        for seed in 0..100 {
-            assert_eq!(run(&mut arena, seed, &options).verdict, Ok(()), "seed {seed}, {story:?}");
+    for profile in [ProfileName::Mixed, ProfileName::Migration] {
+        let story = Story::of(profile);
+        for number in 0..100 {
+            let outcome = run(&mut arena, &story.scenario(number).unwrap(), &Options::default());
+            assert_eq!(outcome.verdict, Ok(()), "{}", story.seed(number));
         }
     }
 }

@@ -1,7 +1,8 @@
 //! A back-end killed at any store of a short run is survived.
 
-use midflight_sim::crash::{at_every_store, short_run};
+use midflight_sim::crash::{at_every_pair, at_every_store, short_run};
 use midflight_sim::memory::Arena;
+use midflight_sim::scenario::Scenario;
 
 #[test]
 fn inflight_kill_at_every_store_of_a_short_run_completes_each_request_once() {
@@ -9,7 +10,8 @@ fn inflight_kill_at_every_store_of_a_short_run_completes_each_request_once() {
     let mut points = 0;
     for batch in 1..=3 {
         for event_idx in [false, true] {
-            let report = at_every_store(&mut arena, 1, &short_run(batch, event_idx), |_, _| {});
+            let scenario = Scenario::of_profile(&short_run(batch, event_idx), 1);
+            let report = at_every_store(&mut arena, &scenario, |_, _| {});
             for (point, violation) in &report.failures {
                 println!("batch {batch}, event index {event_idx}, {point:?}: {violation}");
             }
@@ -23,4 +25,18 @@ fn inflight_kill_at_every_store_of_a_short_run_completes_each_request_once() {
     }
     println!("{points} crash points explored");
     assert!(points > 1_000);
+}
+
+#[test]
+fn inflight_kill_of_a_back_end_and_of_its_successor_completes_each_request_once() {
+    let mut arena = Arena::new();
+    let mut profile = short_run(1, true);
+    profile.rates.requests = 2;
+    let scenario = Scenario::of_profile(&profile, 1);
+    let report = at_every_pair(&mut arena, &scenario, |_, _| {});
+    for (points, violation) in &report.failures {
+        println!("{points:?}: {violation}");
+    }
+    assert_eq!(report.failures.len(), 0);
+    assert!(report.points() > 2_000, "{}", report.points());
 }

@@ -1,23 +1,26 @@
 //! A guest moves between two simulated hosts. A sweep small enough for every
-//! change; `cargo sim run --migrate --seeds 0..2000` is the long one.
+//! change; `cargo sim run --profile migration --seeds 0..2000` is the long one.
 
 use midflight_sim::choices::Ratio;
 use midflight_sim::compare::downtime;
 use midflight_sim::crash::{at_every_store, short_migration};
 use midflight_sim::memory::Arena;
 use midflight_sim::oracle::Judges;
-use midflight_sim::profile::{Policy, Profile};
-use midflight_sim::run::{Sum, run, run_profile};
+use midflight_sim::profile::{Profile, ProfileName, Rates};
+use midflight_sim::run::{Sum, run};
+use midflight_sim::scenario::{LATE_WRITE, Scenario, Story};
+use midflight_sim::topology::{Migration, Policy};
 use midflight_sim::trace::late_writes;
-use midflight_sim::world::{Options, Story};
+use midflight_sim::world::Options;
 
 #[test]
 fn migration_seeds_keep_every_promise_through_kills_and_aborts() {
     let mut arena = Arena::new();
     let mut sum = Sum::default();
-    let options = Options { story: Story::Migration(None), ..Options::default() };
-    for seed in 0..300 {
-        sum.add(seed, &run(&mut arena, seed, &options));
+    let story = Story::of(ProfileName::Migration);
+    for number in 0..300 {
+        let scenario = story.scenario(number).unwrap();
+        sum.add(number, &run(&mut arena, &scenario, &Options::default()));
     }
     for (seed, violation) in &sum.failures {
         println!("seed {seed}: {violation}");
@@ -37,13 +40,13 @@ fn migration_without_faults_moves_there_and_back_under_each_policy() {
     for policy in [Policy::Drain, Policy::Suspend] {
         let mut carried = 0;
         for seed in 0..40 {
-            let mut profile = Profile::draw_migration(seed, Some(policy));
-            let times = profile.migration.map_or(0, |m| m.times);
-            profile = Profile { kills: 0, breaks: 0, pauses: 0, ..profile };
-            if let Some(plan) = &mut profile.migration {
-                plan.aborts = Ratio::NEVER;
-            }
-            let outcome = run_profile(&mut arena, seed, profile, &Options::default());
+            let drawn = Profile::draw(ProfileName::Migration, seed);
+            let (rates, mut topology) = (drawn.rates, drawn.topology);
+            let times = rates.migrations;
+            let rates = Rates { kills: 0, breaks: 0, pauses: 0, aborts: Ratio::NEVER, ..rates };
+            topology.migration = topology.migration.map(|m| Migration { policy, ..m });
+            let scenario = Scenario::of_profile(&Profile { topology, rates }, seed);
+            let outcome = run(&mut arena, &scenario, &Options::default());
             assert_eq!(outcome.verdict, Ok(()), "seed {seed}");
             assert_eq!(outcome.stats.arrivals, times, "seed {seed}");
             carried += outcome.stats.carried;
@@ -58,7 +61,8 @@ fn migration_kill_of_either_back_end_at_every_store_completes_each_request_once(
     let mut arena = Arena::new();
     let mut points = 0;
     for policy in [Policy::Drain, Policy::Suspend] {
-        let report = at_every_store(&mut arena, 1, &short_migration(1, policy, 2), |_, _| {});
+        let scenario = Scenario::of_profile(&short_migration(1, policy, 2), 1);
+        let report = at_every_store(&mut arena, &scenario, |_, _| {});
         for (point, violation) in &report.failures {
             println!("{policy:?}, {point:?}: {violation}");
         }
@@ -86,17 +90,14 @@ fn migration_drained_downtime_grows_with_the_disk_and_suspended_does_not() {
 #[test]
 fn migration_late_write_corrupts_on_purpose_and_not_under_suspend() {
     let mut arena = Arena::new();
-    let story = |policy| Story::Migration(Some(policy));
+    let mut scenario: Scenario = LATE_WRITE.parse().unwrap();
     let judges = Judges { late: false, ..Judges::default() };
-    let options =
-        Options { judges, trace: true, story: story(Policy::Unsafe), ..Options::default() };
-    let outcome = run(&mut arena, LATE_WRITE_SEED, &options);
+    let options = Options { judges, trace: true, ..Options::default() };
+    let outcome = run(&mut arena, &scenario, &options);
     let violation = outcome.verdict.expect_err("an old write covers a new one");
     assert!(["sectors", "durability"].contains(&violation.oracle), "{violation}");
     assert!(!late_writes(outcome.trace.events()).is_empty());
 
-    let options = Options { story: story(Policy::Suspend), ..Options::default() };
-    assert_eq!(run(&mut arena, LATE_WRITE_SEED, &options).verdict, Ok(()));
+    scenario.topology.change("migration.policy", "suspend").unwrap();
+    assert_eq!(run(&mut arena, &scenario, &Options::default()).verdict, Ok(()));
 }
-
-const LATE_WRITE_SEED: u64 = 273;

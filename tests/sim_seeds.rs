@@ -2,33 +2,34 @@
 //! core is mutated (`sim/MUTANTS.md`). `cargo sim run --seeds 0..2000` is the
 //! long one.
 
-use midflight_sim::choices::Ratio;
 use midflight_sim::crash::{at_every_store, short_migration, short_run};
 use midflight_sim::memory::Arena;
-use midflight_sim::profile::{Policy, Profile};
-use midflight_sim::run::{Sum, run, run_profile};
-use midflight_sim::world::{Options, Stats, Story};
+use midflight_sim::profile::ProfileName;
+use midflight_sim::run::{Sum, run};
+use midflight_sim::scenario::{Action, Scenario, Story};
+use midflight_sim::topology::Policy;
+use midflight_sim::world::{Options, Stats};
 
-/// Seeds of each story: more where a build is quick enough for them.
+/// Seeds of each profile: more where a build is quick enough for them.
 fn seeds() -> u64 {
     std::env::var("SWEEP_SEEDS").map_or(400, |seeds| seeds.parse().expect("a number of seeds"))
 }
 
 /// Run seeds until one fails: whoever breaks the core hears of it at once.
-fn sweep(story: Story, seeds: u64) -> Stats {
+fn sweep(profile: ProfileName, seeds: u64) -> Stats {
     let mut arena = Arena::new();
     let mut sum = Sum::default();
-    let options = Options { story, ..Options::default() };
-    for seed in 0..seeds {
-        sum.add(seed, &run(&mut arena, seed, &options));
-        assert_eq!(sum.failures, [], "{story:?}");
+    for number in 0..seeds {
+        let scenario = Story::of(profile).scenario(number).expect("nothing is given");
+        sum.add(number, &run(&mut arena, &scenario, &Options::default()));
+        assert_eq!(sum.failures, [], "{profile:?}");
     }
     sum.stats
 }
 
 #[test]
 fn sim_seeds_keep_every_promise_through_kills_pauses_and_lost_connections() {
-    let s = sweep(Story::Mixed, seeds());
+    let s = sweep(ProfileName::Mixed, seeds());
     // A sweep in which nothing happens would pass as well.
     assert!(s.requests > 20_000, "{s:?}");
     assert!(s.kills > 500 && s.recoveries > 500 && s.resubmitted > 2_000, "{s:?}");
@@ -38,11 +39,17 @@ fn sim_seeds_keep_every_promise_through_kills_pauses_and_lost_connections() {
 
 #[test]
 fn sim_seeds_with_migrations_keep_every_promise_through_kills_and_aborts() {
-    let s = sweep(Story::Migration(None), seeds() * 3 / 4);
+    let s = sweep(ProfileName::Migration, seeds() * 3 / 4);
     assert!(s.arrivals > 600 && s.broken_off > 50, "{s:?}");
     assert!(s.carried > 200 && s.suspended > 300 && s.cancelled > 200, "{s:?}");
     assert!(s.kills > 300 && s.resubmitted > 1_000, "{s:?}");
     assert_eq!(s.landings, 0, "{s:?}");
+}
+
+#[test]
+fn sim_seeds_with_everything_that_can_go_wrong_keep_every_promise() {
+    let s = sweep(ProfileName::Storm, seeds() / 2);
+    assert!(s.kills > 500 && s.pauses > 100 && s.breaks > 100, "{s:?}");
 }
 
 #[test]
@@ -55,7 +62,8 @@ fn sim_kill_at_every_store_of_short_runs_completes_each_request_once() {
         short_migration(2, Policy::Suspend, 2),
     ];
     for profile in short {
-        let report = at_every_store(&mut arena, 1, &profile, |_, _| {});
+        let scenario = Scenario::of_profile(&profile, 1);
+        let report = at_every_store(&mut arena, &scenario, |_, _| {});
         assert_eq!(report.failures, []);
         assert!(report.recoveries > 0 && report.resubmitted > 0);
     }
@@ -64,18 +72,12 @@ fn sim_kill_at_every_store_of_short_runs_completes_each_request_once() {
 #[test]
 fn sim_quiet_profile_completes_without_any_recovery() {
     let mut arena = Arena::new();
-    for seed in 0..30 {
-        let quiet = Profile {
-            kills: 0,
-            pauses: 0,
-            breaks: 0,
-            disk_errors: Ratio::NEVER,
-            split: Ratio::NEVER,
-            ..Profile::draw(seed)
-        };
-        let outcome = run_profile(&mut arena, seed, quiet, &Options::default());
-        assert_eq!(outcome.verdict, Ok(()), "seed {seed}");
-        assert_eq!((outcome.stats.kills, outcome.stats.resubmitted), (0, 0), "seed {seed}");
-        assert_eq!(outcome.stats.requests, outcome.profile.requests);
+    for number in 0..30 {
+        let scenario = Story::of(ProfileName::Quiet).scenario(number).expect("nothing is given");
+        let outcome = run(&mut arena, &scenario, &Options::default());
+        assert_eq!(outcome.verdict, Ok(()), "seed {number}");
+        assert_eq!((outcome.stats.kills, outcome.stats.resubmitted), (0, 0), "seed {number}");
+        let asked = scenario.actions.iter().filter(|a| matches!(a, Action::Request(_)));
+        assert_eq!(outcome.stats.requests, asked.count() as u64);
     }
 }

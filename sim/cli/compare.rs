@@ -2,7 +2,7 @@
 
 use midflight_sim::compare::{Downtime, MIGRATIONS, downtime};
 use midflight_sim::memory::Arena;
-use midflight_sim::profile::Policy;
+use midflight_sim::topology::Policy;
 
 const SEED: u64 = 1;
 

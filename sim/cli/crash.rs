@@ -1,21 +1,58 @@
 //! Every crash of a short run.
 
+use super::CrashArgs;
+use super::exit::End;
 use super::progress::{Progress, grouped};
-use midflight_sim::crash::{Report, at_every_store, short_migration, short_run};
+use midflight_sim::crash::{Report, at_every_pair, at_every_store, short_migration, short_run};
 use midflight_sim::memory::Arena;
-use midflight_sim::profile::Policy;
+use midflight_sim::profile::Profile;
+use midflight_sim::scenario::Scenario;
+use midflight_sim::topology::Policy;
 
-pub fn every_store(seed: u64, batch: Option<u64>) -> bool {
-    let batches = batch.map_or_else(|| vec![1, 2, 3, 4], |b| vec![b]);
+/// One row of the table.
+struct Row {
+    batch: u64,
+    /// What else tells it from the other rows.
+    kind: &'static str,
+    profile: Profile,
+}
+
+pub fn explore(args: &CrashArgs) -> End {
+    let batches = |all: &[u64]| args.batch.map_or_else(|| all.to_vec(), |b| vec![b]);
+    let rows: Vec<Row> = if args.migrate {
+        let policies = [Policy::Drain, Policy::Suspend];
+        let rows = batches(&[1, 2, 3]).into_iter().flat_map(|b| policies.map(|p| (b, p)));
+        rows.map(|(batch, policy)| Row {
+            batch,
+            kind: policy.name(),
+            profile: short_migration(batch, policy, 2),
+        })
+        .collect()
+    } else {
+        let rows = batches(&[1, 2, 3, 4]).into_iter().flat_map(|b| [(b, false), (b, true)]);
+        rows.map(|(batch, event_idx)| Row {
+            batch,
+            kind: if event_idx { "event index" } else { "flags" },
+            profile: short_run(batch, event_idx),
+        })
+        .collect()
+    };
+    println!(
+        "split ring, seed {}{}: {} at every store, inside every long store, between any two wishes",
+        args.seed,
+        if args.migrate { ", guest migrates there and back, either back-end" } else { "" },
+        if args.pairs { "two crashes, each" } else { "crash" }
+    );
+    table(rows, args)
+}
+
+fn table(rows: Vec<Row>, args: &CrashArgs) -> End {
     let mut arena = Arena::new();
     let mut total = Report::default();
     println!(
-        "split ring, seed {seed}: crash at every store, inside every long store, between any two wishes"
-    );
-    println!(
         "{:>5}  {:>11}  {:>6}  {:>7}  {:>14}  {:>13}  {:>14}  {:>11}  {:>6}",
         "batch",
-        "event index",
+        "kind",
         "stores",
         "largest",
         "between stores",
@@ -24,82 +61,44 @@ pub fn every_store(seed: u64, batch: Option<u64>) -> bool {
         "resubmitted",
         "failed"
     );
-    for batch in batches {
-        for event_idx in [false, true] {
-            let profile = short_run(batch, event_idx);
-            let mut progress = Progress::new("crash points");
-            let report = at_every_store(&mut arena, seed, &profile, |done, all| {
-                progress.show(done, all, "");
-            });
-            progress.clear();
-            println!(
-                "{batch:>5}  {:>11}  {:>6}  {:>7}  {:>14}  {:>13}  {:>14}  {:>11}  {:>6}",
-                if event_idx { "on" } else { "off" },
-                report.stores,
-                report.batch,
-                report.between_stores,
-                report.inside_stores,
-                report.between_outputs,
-                report.resubmitted,
-                report.failures.len()
-            );
-            total.add(report);
-        }
-    }
-    finish(&total)
-}
-
-/// The same with a guest that moves to the other host, and back.
-pub fn every_store_of_a_migration(seed: u64, batch: Option<u64>) -> bool {
-    let batches = batch.map_or_else(|| vec![1, 3], |b| vec![b]);
-    let mut arena = Arena::new();
-    let mut total = Report::default();
-    println!(
-        "split ring, seed {seed}, guest migrates there and back: crash of either back-end at every store"
-    );
-    println!(
-        "{:>5}  {:>8}  {:>6}  {:>14}  {:>13}  {:>14}  {:>11}  {:>6}",
-        "batch",
-        "policy",
-        "stores",
-        "between stores",
-        "inside stores",
-        "between wishes",
-        "resubmitted",
-        "failed"
-    );
-    for batch in batches {
-        for policy in [Policy::Drain, Policy::Suspend] {
-            let profile = short_migration(batch, policy, 2);
-            let mut progress = Progress::new("crash points");
-            let report = at_every_store(&mut arena, seed, &profile, |done, all| {
-                progress.show(done, all, "");
-            });
-            progress.clear();
-            println!(
-                "{batch:>5}  {:>8}  {:>6}  {:>14}  {:>13}  {:>14}  {:>11}  {:>6}",
-                policy.name(),
-                report.stores,
-                report.between_stores,
-                report.inside_stores,
-                report.between_outputs,
-                report.resubmitted,
-                report.failures.len()
-            );
-            total.add(report);
-        }
-    }
-    finish(&total)
-}
-
-fn finish(total: &Report) -> bool {
-    for (point, violation) in total.failures.iter().take(5) {
-        println!("FAIL       {violation}");
+    for Row { batch, kind, profile } in rows {
+        let scenario = Scenario::of_profile(&profile, args.seed);
+        let mut progress = Progress::new("crash points");
+        let each = |done, all| progress.show(done, all, "");
+        let report = match args.pairs {
+            false => at_every_store(&mut arena, &scenario, each),
+            true => at_every_pair(&mut arena, &scenario, each),
+        };
+        progress.clear();
         println!(
-            "  where    step {} of the back-end, after {} stores, {} bytes of the next, {} wishes",
-            point.step, point.kept, point.cut, point.outputs
+            "{batch:>5}  {kind:>11}  {:>6}  {:>7}  {:>14}  {:>13}  {:>14}  {:>11}  {:>6}",
+            report.stores,
+            report.batch,
+            report.between_stores,
+            report.inside_stores,
+            report.between_outputs,
+            report.resubmitted,
+            report.failures.len()
         );
+        total.add(report);
     }
-    println!("{} crash points explored, {} failed", grouped(total.points()), total.failures.len());
-    total.failures.is_empty()
+    finish(&total)
+}
+
+fn finish(total: &Report) -> End {
+    for (points, violation) in total.failures.iter().take(5) {
+        println!("FAIL       {violation}");
+        for point in points {
+            println!(
+                "  crash    step {} of the back-end, after {} stores, {} bytes of the next, {} wishes",
+                point.step, point.kept, point.cut, point.outputs
+            );
+        }
+    }
+    println!(
+        "{} distinct crash points explored, {} failed",
+        grouped(total.points()),
+        total.failures.len()
+    );
+    total.failures.first().map_or(End::Kept, |(_, violation)| violation.into())
 }

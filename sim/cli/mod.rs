@@ -4,25 +4,32 @@
 mod bugs;
 mod compare;
 mod crash;
+mod document;
+mod exit;
+mod failure;
+mod hashes;
+mod many;
+mod one;
 mod progress;
-mod run;
 mod seeds;
+mod story;
+mod summary;
 
 use clap::{Parser, Subcommand};
-use midflight_sim::oracle::Judges;
-use midflight_sim::profile::Policy;
-use midflight_sim::trace::Detail;
-use midflight_sim::world::{Options, Story};
+use midflight_sim::profile::parse_number;
+use midflight_sim::topology::Policy;
 use seeds::Seeds;
+use std::path::PathBuf;
 use std::process::ExitCode;
-
-/// A promise was broken.
-const FAILED: u8 = 1;
+use story::StoryArgs;
 
 /// Runs the midflight core in a simulated world, from a seed.
 ///
-/// The same seed gives the same run on every machine. Exit codes: 0 all
-/// promises were kept, 1 one was broken, 2 bad usage.
+/// The same seed gives the same run on every machine.
+///
+/// Exit codes: 0 every promise was kept; 1 something happened that must not
+/// (safety); 2 bad usage; 3 something did not happen that must (liveness); 4 two
+/// runs of one seed differ.
 #[derive(Parser)]
 #[command(name = "midflight-sim", version)]
 struct Cli {
@@ -34,8 +41,17 @@ struct Cli {
 enum Command {
     /// Run one seed and print what happened, or many and print a summary
     ///
-    /// Without a seed: a short run with one kill, to see what this is about.
+    /// Without a seed: a short run with one kill, to see what this is about. A
+    /// failure is made as small as it gets, and kept as a document.
     Run(RunArgs),
+    /// Print the scenario document of a seed
+    Show(ShowArgs),
+    /// Run a scenario document again
+    Replay(ReplayArgs),
+    /// Make a failing scenario document as small as it gets
+    Shrink(document::ShrinkArgs),
+    /// Keep a scenario document among the regressions, which are run as tests
+    Keep(document::KeepArgs),
     /// Kill the back-end at every store of a short run in turn
     CrashEveryStore(CrashArgs),
     /// Print the trace hash of every seed, to compare builds and machines
@@ -43,9 +59,8 @@ enum Command {
         /// First seed and the one after the last, as in 0..20
         #[arg(long)]
         seeds: Seeds,
-        /// Of runs in which the guest migrates
-        #[arg(long)]
-        migrate: bool,
+        #[command(flatten)]
+        story: StoryArgs,
     },
     /// Print how long the guest stands still, by latency and depth of the disk
     Compare(CompareArgs),
@@ -60,40 +75,66 @@ enum Command {
 
 #[derive(clap::Args)]
 struct RunArgs {
-    /// Run this seed and print its timeline
-    #[arg(long, conflicts_with = "seeds", value_parser = seeds::parse_seed)]
-    seed: Option<u64>,
-    /// Run many, from the first to before the last, as in 0..2000
+    /// Run this seed, a whole one as in 2:storm:0x1f or a number
+    #[arg(long, conflicts_with = "seeds")]
+    seed: Option<String>,
+    /// Run many numbers, from the first to before the last, as in 0..2000
     #[arg(long)]
     seeds: Option<Seeds>,
-    /// Print the messages between front-end and back-end as well
-    #[arg(long, conflicts_with = "seeds")]
-    messages: bool,
-    /// Print every event, also reads of the sockets and steps without a store
-    #[arg(long, conflicts_with = "seeds")]
-    full: bool,
-    /// What seeds are drawn into
-    #[arg(long, value_enum, default_value_t = ProfileName::Mixed)]
-    profile: ProfileName,
-    /// The same as `--profile migration`
+    #[command(flatten)]
+    story: StoryArgs,
+    #[command(flatten)]
+    show: one::ShowArgs,
+    /// Run each seed twice, and stop at the first decision that differs
     #[arg(long)]
-    migrate: bool,
-    /// Migrate, and let every stop do this with requests in flight
-    ///
-    /// `unsafe` says that cancelled requests are over when they are not.
-    #[arg(long, value_enum)]
-    policy: Option<PolicyName>,
-    /// Print no timeline, only profile and verdict
-    #[arg(long, conflicts_with_all = ["seeds", "full", "messages"])]
-    quiet: bool,
+    twice: bool,
+    /// Leave failures as large as they are
+    #[arg(long)]
+    no_shrink: bool,
+    /// Runs that may be spent on making one failure small
+    #[arg(long, default_value_t = midflight_sim::shrink::RUNS)]
+    shrink_runs: u64,
+    /// Where documents of failures are kept
+    #[arg(long, default_value = "failures")]
+    failures: PathBuf,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum ProfileName {
-    /// One host: kills, pauses, lost connections
-    Mixed,
-    /// Two hosts: the guest migrates as well
-    Migration,
+#[derive(clap::Args)]
+struct ShowArgs {
+    /// Seed, a whole one as in 2:storm:0x1f or a number
+    seed: String,
+    #[command(flatten)]
+    story: StoryArgs,
+}
+
+#[derive(clap::Args)]
+struct ReplayArgs {
+    /// Document
+    file: PathBuf,
+    #[command(flatten)]
+    show: one::ShowArgs,
+    /// A setting of the world to change, as in migration.policy=suspend
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = story::setting)]
+    given: Vec<(String, String)>,
+    /// Run it twice, and stop at the first decision that differs
+    #[arg(long)]
+    twice: bool,
+}
+
+#[derive(clap::Args)]
+struct CrashArgs {
+    /// Requests that come and go together; without it 1, 2, 3 and 4 in turn
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=16))]
+    batch: Option<u64>,
+    /// Seed of the short run
+    #[arg(long, default_value_t = 1, value_parser = parse_number)]
+    seed: u64,
+    /// The guest migrates, and back-ends of both hosts are killed
+    #[arg(long, conflicts_with = "pairs")]
+    migrate: bool,
+    /// Every combination of two crashes
+    #[arg(long)]
+    pairs: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -111,39 +152,6 @@ impl From<PolicyName> for Policy {
             PolicyName::Unsafe => Self::Unsafe,
         }
     }
-}
-
-impl RunArgs {
-    fn options(&self) -> Options {
-        let policy = self.policy.map(Policy::from);
-        let migrates = self.migrate || policy.is_some() || self.profile == ProfileName::Migration;
-        let story = if migrates { Story::Migration(policy) } else { Story::Mixed };
-        // With the mistake made on purpose, see what a guest would see of it.
-        let late = policy != Some(Policy::Unsafe);
-        Options { story, judges: Judges { late, ..Judges::default() }, ..Options::default() }
-    }
-
-    fn detail(&self) -> Option<Detail> {
-        match (self.quiet, self.full, self.messages) {
-            (true, ..) => None,
-            (_, true, _) => Some(Detail::Everything),
-            (.., true) => Some(Detail::Messages),
-            _ => Some(Detail::Story),
-        }
-    }
-}
-
-#[derive(clap::Args)]
-struct CrashArgs {
-    /// Requests that come and go together; without it 1, 2, 3 and 4 in turn
-    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=16))]
-    batch: Option<u64>,
-    /// Seed of the short run
-    #[arg(long, default_value_t = 1, value_parser = seeds::parse_seed)]
-    seed: u64,
-    /// The guest migrates, and back-ends of both hosts are killed
-    #[arg(long)]
-    migrate: bool,
 }
 
 #[derive(clap::Args)]
@@ -166,22 +174,36 @@ impl CompareArgs {
 }
 
 pub fn main() -> ExitCode {
-    let kept = match Cli::parse().command {
-        Command::Run(args) => match args.seeds {
-            Some(seeds) => run::many(seeds, &args.options()),
-            None => run::one(args.seed, args.detail(), args.options()),
-        },
-        Command::CrashEveryStore(args) if args.migrate => {
-            crash::every_store_of_a_migration(args.seed, args.batch)
+    let result = match Cli::parse().command {
+        Command::Run(args) => run(args),
+        Command::Show(args) => document::show(&args.seed, &args.story),
+        Command::Replay(args) => document::replay(&args),
+        Command::Shrink(args) => document::shrink(&args),
+        Command::Keep(args) => document::keep(&args),
+        Command::CrashEveryStore(args) => Ok(crash::explore(&args)),
+        Command::Hashes { seeds, story } => hashes::print(seeds, &story),
+        Command::Compare(args) => {
+            Ok(compare::table(&args.policies(), &args.latency, &args.depth).into())
         }
-        Command::CrashEveryStore(args) => crash::every_store(args.seed, args.batch),
-        Command::Hashes { seeds, migrate } => {
-            let story = if migrate { Story::Migration(None) } else { Story::Mixed };
-            run::hashes(seeds, &Options { story, ..Options::default() })
-        }
-        Command::Compare(args) => compare::table(&args.policies(), &args.latency, &args.depth),
         #[cfg(feature = "bugs")]
-        Command::Bugs { limit } => bugs::find(limit),
+        Command::Bugs { limit } => Ok(bugs::find(limit).into()),
     };
-    if kept { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
+    match result {
+        Ok(end) => end.code(),
+        Err(usage) => {
+            eprintln!("error: {usage}");
+            exit::End::Usage.code()
+        }
+    }
+}
+
+fn run(args: RunArgs) -> exit::Result {
+    let failures = failure::Keeper {
+        shrink: (!args.no_shrink).then_some(args.shrink_runs),
+        folder: args.failures,
+    };
+    match args.seeds {
+        Some(seeds) => many::run(seeds, &args.story, args.twice, &failures),
+        None => one::run(args.seed.as_deref(), &args.story, args.show, args.twice, &failures),
+    }
 }

@@ -1,5 +1,6 @@
 //! Seeds as they are typed.
 
+use midflight_sim::profile::parse_number;
 use std::ops::Range;
 use std::str::FromStr;
 
@@ -26,21 +27,12 @@ impl FromStr for Seeds {
     fn from_str(text: &str) -> Result<Self, String> {
         let (first, end) =
             text.split_once("..").ok_or_else(|| format!("expected A..B, got {text}"))?;
-        let (first, end) = (parse_seed(first)?, parse_seed(end)?);
+        let (first, end) = (parse_number(first)?, parse_number(end)?);
         if first >= end {
             return Err(format!("{text} is empty"));
         }
         Ok(Self { first, end })
     }
-}
-
-/// A seed, decimal or with 0x.
-pub fn parse_seed(text: &str) -> Result<u64, String> {
-    match text.strip_prefix("0x") {
-        Some(hex) => u64::from_str_radix(hex, 16),
-        None => text.parse(),
-    }
-    .map_err(|e| format!("{text}: {e}"))
 }
 
 #[cfg(test)]

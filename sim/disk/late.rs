@@ -33,7 +33,7 @@ impl Disk {
 
     /// How long it takes until this disk confirms a cancel.
     pub fn cancel_after(&mut self, most_us: u64) -> u64 {
-        1_000 + self.stream.below("disk.cancel", 1_000 * most_us)
+        1_000 + self.stream.below("cancel", 1_000 * most_us)
     }
 
     /// The disk comes to a cancel: the job as it is over now, having touched what
@@ -42,11 +42,11 @@ impl Disk {
     pub fn cancelled(&mut self, key: u64, mem: &Mem) -> Option<Job> {
         let pending = self.pending.get(&key)?;
         let (applied, len) = (pending.applied, pending.job.len);
-        if applied && self.stream.chance("disk.cancel.late", Ratio::new(1, 2)) {
+        if applied && self.stream.chance("cancel.late", Ratio::new(1, 2)) {
             return None;
         }
         let pending = self.pending.remove(&key)?;
-        if !applied && self.stream.chance("disk.cancel.torn", Ratio::new(1, 2)) {
+        if !applied && self.stream.chance("cancel.torn", Ratio::new(1, 2)) {
             let limit = self.torn(len);
             if limit > 0 {
                 self.perform(&pending, limit, mem);
@@ -65,7 +65,7 @@ impl Disk {
             return None;
         }
         let pending = self.pending.remove(&key)?;
-        let (key, after) = (self.next_key, self.stream.below("disk.adrift", STUCK));
+        let (key, after) = (self.next_key, self.stream.below("adrift", STUCK));
         self.next_key += 1;
         self.pending.insert(key, pending);
         Some((key, after))

@@ -1,6 +1,7 @@
 //! How long a disk takes, from whole-number tables.
 
 use crate::choices::Stream;
+use crate::settings::Value;
 
 /// How a disk behaves in one run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,8 +41,28 @@ impl Pace {
 
     /// Nanoseconds until a request is done.
     pub fn draw(self, stream: &mut Stream) -> u64 {
-        let us = *stream.pick("disk.latency", &self.table());
-        us * 1_000 + stream.below("disk.latency.ns", 1_000)
+        let us = *stream.pick("latency", &self.table());
+        us * 1_000 + stream.below("latency.ns", 1_000)
+    }
+}
+
+impl Value for Pace {
+    const EXPECTED: &'static str = "quick, spread, slow or a number of microseconds";
+
+    fn parse(text: &str) -> Option<Self> {
+        match text {
+            "quick" => Some(Self::Quick),
+            "spread" => Some(Self::Spread),
+            "slow" => Some(Self::Slow),
+            us => us.parse().ok().filter(|us| *us <= 10_000_000).map(Self::Fixed),
+        }
+    }
+
+    fn print(&self) -> String {
+        match self {
+            Self::Fixed(us) => us.to_string(),
+            other => other.to_string(),
+        }
     }
 }
 

@@ -131,16 +131,13 @@ impl Disk {
             done_after = *lane - now;
         }
         // At the start, somewhere in the middle, or with the completion.
-        let apply_after = match self.stream.below("disk.apply", 4) {
+        let apply_after = match self.stream.below("apply", 4) {
             0 => 0,
             1 => done_after,
-            _ => self.stream.below("disk.apply.at", done_after + 1),
+            _ => self.stream.below("apply.at", done_after + 1),
         };
-        let result = if self.stream.chance("disk.error", self.errors) {
-            Err(DiskError::Os(5))
-        } else {
-            Ok(())
-        };
+        let result =
+            if self.stream.chance("error", self.errors) { Err(DiskError::Os(5)) } else { Ok(()) };
         let key = self.next_key;
         self.next_key += 1;
         let mark = self.image.mark();
@@ -188,14 +185,13 @@ impl Disk {
             let Some(pending) = self.pending.remove(&key) else { continue };
             if !pending.applied {
                 let len = pending.job.len;
-                let limit = match self.stream.below("disk.killed", 3) {
+                let limit = match self.stream.below("killed", 3) {
                     0 => 0,
                     1 => len,
                     _ => self.torn(len),
                 };
                 let whole = pending.job.verb == Verb::Flush && limit == len;
-                if limit > 0 || (whole && self.stream.chance("disk.killed.flush", Ratio::new(1, 2)))
-                {
+                if limit > 0 || (whole && self.stream.chance("killed.flush", Ratio::new(1, 2))) {
                     self.perform(&pending, limit, mem);
                     moved += 1;
                 }
@@ -208,7 +204,7 @@ impl Disk {
 
     /// Some whole sectors, not all.
     fn torn(&mut self, len: u64) -> u64 {
-        SECTOR * self.stream.below("disk.torn", len.div_ceil(SECTOR))
+        SECTOR * self.stream.below("torn", len.div_ceil(SECTOR))
     }
 
     fn perform(&mut self, pending: &Pending, limit: u64, mem: &Mem) {
@@ -235,7 +231,7 @@ impl Disk {
             Verb::Flush if !failed => self.image.flush(mark),
             // A discarded range may keep its content.
             Verb::Discard => {
-                if self.stream.chance("disk.discard", Ratio::new(1, 2)) {
+                if self.stream.chance("discard", Ratio::new(1, 2)) {
                     self.image.zero(offset, limit, durable);
                 }
             }

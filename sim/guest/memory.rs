@@ -77,10 +77,18 @@ pub fn ring_view(layout: &RingLayout, index: u16) -> RingView {
     }
 }
 
+/// Bytes that all slots together may take.
+pub const SLOTS: u64 = REGIONS[2].size;
+
+/// Bytes of one slot.
+pub fn slot_len(max_sectors: u64) -> u64 {
+    (TABLE + SLACK + 512 * max_sectors).next_multiple_of(64)
+}
+
 /// Bases of the request slots: the first ones across the border of the first
 /// two regions, the rest above 4 GiB.
 pub fn slots(count: u64, max_sectors: u64) -> Vec<u64> {
-    let step = (TABLE + SLACK + 512 * max_sectors).next_multiple_of(64);
+    let step = slot_len(max_sectors);
     let [low, middle, high] = REGIONS;
     let low_first = RINGS + 4 * RING_STEP + 4 * KIB;
     let low_end = middle.guest + middle.size;

@@ -1,21 +1,21 @@
 //! The guest: a block driver on every vring, and something to do.
 
+mod framing;
 pub mod memory;
-mod workload;
 
 use crate::choices::{Ratio, Stream};
 use crate::memory::Mem;
 use crate::oracle::{Ask, Expect, Oracle, Violation};
 use crate::pattern;
-use crate::profile::Profile;
+use crate::scenario::Request;
+use crate::topology::Topology;
 use crate::trace::{Lane, Trace, Verb, What};
 use midflight::driver::{
-    BlkDriver, BlkOp, BlkRequest, DriverError, Framing, RequestBuffers, RingFeatures, RingLayout,
-    Span, SplitDriver,
+    BlkDriver, BlkOp, BlkRequest, DriverError, Framing, RangeSegment, RequestBuffers, RingFeatures,
+    RingLayout, Span, SplitDriver,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use vm_memory::{Bytes, GuestAddress};
-use workload::Plan;
 
 /// A type that no block device knows.
 const UNKNOWN_TYPE: u32 = 0x7777;
@@ -29,8 +29,21 @@ pub struct Turn {
     pub again_after: Option<u64>,
 }
 
+/// What a vring's driver is to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Todo {
+    /// Ask for this.
+    Ask(Request),
+    /// When nothing is outstanding, wait.
+    Rest {
+        /// Microseconds.
+        us: u64,
+    },
+}
+
 struct Queue {
     driver: BlkDriver,
+    todo: VecDeque<Todo>,
     free_slots: Vec<u64>,
     /// Slot by request.
     slots: BTreeMap<u64, u64>,
@@ -42,7 +55,7 @@ struct Queue {
 pub struct Guest {
     mem: Mem,
     stream: Stream,
-    profile: Profile,
+    topology: Topology,
     queues: Vec<Queue>,
     depth: u64,
     next_request: u64,
@@ -56,24 +69,30 @@ fn blame(error: DriverError) -> Violation {
 }
 
 impl Guest {
-    /// A guest whose rings have been used up to the profile's first index.
-    pub fn new(mem: Mem, stream: Stream, profile: &Profile) -> Result<Self, Violation> {
-        let depth = profile.depth.min(u64::from(profile.ring_size)).max(1);
-        let mut slots = memory::slots(depth * u64::from(profile.queues), profile.max_sectors);
+    /// A guest whose rings have been used up to the topology's first index.
+    pub fn new(
+        mem: Mem,
+        stream: Stream,
+        topology: &Topology,
+        todo: Vec<VecDeque<Todo>>,
+    ) -> Result<Self, Violation> {
+        let depth = topology.depth.min(u64::from(topology.ring_size)).max(1);
+        let mut slots = memory::slots(depth * u64::from(topology.queues), topology.max_sectors);
         let mut queues = Vec::new();
-        for vring in 0..profile.queues {
-            let layout = memory::ring(vring, profile.ring_size);
+        for (vring, todo) in (0u16..).zip(todo) {
+            let layout = memory::ring(vring, topology.ring_size);
             queues.push(Queue {
-                driver: driver(&mem, layout, profile).map_err(blame)?,
+                driver: driver(&mem, layout, topology).map_err(blame)?,
                 free_slots: slots.split_off(slots.len() - depth as usize),
                 slots: BTreeMap::new(),
+                todo,
                 missed: false,
             });
         }
         Ok(Self {
             mem,
             stream,
-            profile: profile.clone(),
+            topology: topology.clone(),
             queues,
             depth,
             next_request: 0,
@@ -95,7 +114,7 @@ impl Guest {
 
     /// Whether everything asked for was done, and nothing is left to ask.
     pub fn is_done(&self) -> bool {
-        self.completed == self.profile.requests
+        self.completed == self.next_request && self.queues.iter().all(|q| q.todo.is_empty())
     }
 
     /// Used elements that the guest has not looked at, by vring.
@@ -145,9 +164,12 @@ impl Guest {
             queue.driver.ring_mut().disable_calls(&self.mem).map_err(blame)?;
         }
         self.reap(vring, oracle, trace)?;
+        if let Some(rest) = self.take_rest(vring) {
+            return Ok(Turn { again_after: Some(rest), ..Turn::default() });
+        }
         let room = self.room(vring);
         if room > 0 {
-            let batch = self.stream.range("batch", 1, self.profile.batch.min(room));
+            let batch = self.stream.range("batch", 1, self.topology.batch.min(room));
             for _ in 0..batch {
                 if !self.offer(vring, oracle, trace)? {
                     break;
@@ -173,8 +195,22 @@ impl Guest {
     /// Requests this vring may put out now.
     fn room(&self, vring: u16) -> u64 {
         let queue = &self.queues[usize::from(vring)];
-        let left = self.profile.requests - self.next_request;
-        (self.depth - queue.slots.len() as u64).min(left)
+        let asks = queue.todo.iter().take_while(|todo| matches!(todo, Todo::Ask(_)));
+        let most = self.depth - queue.slots.len() as u64;
+        asks.take(most as usize).count() as u64
+    }
+
+    /// The driver has come to a rest, and nothing is outstanding: nanoseconds.
+    fn take_rest(&mut self, vring: u16) -> Option<u64> {
+        let queue = &mut self.queues[usize::from(vring)];
+        match queue.todo.front() {
+            Some(Todo::Rest { us }) if queue.slots.is_empty() => {
+                let rest = 1_000 * us;
+                queue.todo.pop_front();
+                Some(rest)
+            }
+            _ => None,
+        }
     }
 
     fn ask_for_call(&mut self, vring: u16, turn: &mut Turn) -> Result<(), Violation> {
@@ -184,7 +220,7 @@ impl Guest {
             return Ok(());
         }
         let count = match self.stream.below("call.after", 4) {
-            0 => self.stream.range("call.count", 1, out),
+            3 => self.stream.range("call.count", 1, out),
             _ => 1,
         };
         let ring = queue.driver.ring_mut();
@@ -228,23 +264,23 @@ impl Guest {
         oracle: &mut Oracle,
         trace: &mut Trace,
     ) -> Result<bool, Violation> {
-        let plan = workload::draw(&mut self.stream, &self.profile);
-        let framing = workload::framing(&mut self.stream, self.profile.indirect);
-        let spread = workload::spread(&mut self.stream, plan.data_len);
-        let Some(slot) = self.queues[usize::from(vring)].free_slots.pop() else {
-            return Ok(false);
-        };
+        let queue = &mut self.queues[usize::from(vring)];
+        let Some(Todo::Ask(ask)) = queue.todo.front().copied() else { return Ok(false) };
+        let Some(slot) = queue.free_slots.pop() else { return Ok(false) };
+        let data_len = ask.data_len();
+        let framing = framing::framing(&mut self.stream, self.topology.indirect);
+        let spread = framing::spread(&mut self.stream, data_len);
         let request = self.next_request;
         let mut place = place(slot, &spread);
-        self.fill(&plan, &place.data, request);
-        let result = match self.submit(vring, request, &plan, &place, &framing) {
+        self.fill(&ask, &place.data, request);
+        let result = match self.submit(request, &ask, &place, &framing) {
             // A ring with nothing in it must take the plainest chain.
             Err(DriverError::RingFull { .. })
                 if self.queues[usize::from(vring)].driver.pending().next().is_none() =>
             {
-                place = self::place(slot, &[(plan.data_len, 0)][..usize::from(plan.data_len > 0)]);
-                self.fill(&plan, &place.data, request);
-                self.submit(vring, request, &plan, &place, &Framing::CLASSIC)
+                place = self::place(slot, &[(data_len, 0)][..usize::from(data_len > 0)]);
+                self.fill(&ask, &place.data, request);
+                self.submit(request, &ask, &place, &Framing::CLASSIC)
             }
             other => other,
         };
@@ -258,8 +294,10 @@ impl Guest {
             Err(other) => return Err(blame(other)),
         };
         queue.slots.insert(request, slot);
+        queue.todo.pop_front();
         self.next_request += 1;
-        let Plan { verb, sector, sectors, expect, .. } = plan;
+        let Request { verb, sector, sectors, .. } = ask;
+        let expect = ask.expect(self.topology.sectors);
         trace.say(Lane::Guest, What::Offered { vring, head, request, verb, sector, sectors });
         oracle.offered(Ask {
             request,
@@ -279,15 +317,14 @@ impl Guest {
 
     fn submit(
         &mut self,
-        vring: u16,
         request: u64,
-        plan: &Plan,
+        ask: &Request,
         place: &Place,
         framing: &Framing,
     ) -> Result<u16, DriverError> {
-        let Plan { sector, .. } = *plan;
-        let range = plan.range();
-        let op = match plan.verb {
+        let Request { vring, verb, sector, sectors, flags, .. } = *ask;
+        let range = [RangeSegment { sector, num_sectors: sectors as u32, flags }];
+        let op = match verb {
             Verb::Read => BlkOp::In { sector },
             Verb::Write => BlkOp::Out { sector },
             Verb::Flush => BlkOp::Flush,
@@ -307,15 +344,15 @@ impl Guest {
     }
 
     /// Give a write its content, and a read a buffer that is surely not right.
-    fn fill(&mut self, plan: &Plan, data: &[Span], request: u64) {
-        if matches!(plan.verb, Verb::Discard | Verb::WriteZeroes) {
+    fn fill(&mut self, ask: &Request, data: &[Span], request: u64) {
+        if matches!(ask.verb, Verb::Discard | Verb::WriteZeroes) {
             return;
         }
         self.scratch.clear();
-        self.scratch.resize(plan.data_len as usize, 0xee);
-        if plan.verb == Verb::Write && plan.expect == Expect::Ok {
+        self.scratch.resize(ask.data_len() as usize, 0xee);
+        if ask.verb == Verb::Write && ask.expect(self.topology.sectors) == Expect::Ok {
             let tag = pattern::tag(request);
-            for (sector, content) in (plan.sector..).zip(self.scratch.chunks_exact_mut(512)) {
+            for (sector, content) in (ask.sector..).zip(self.scratch.chunks_exact_mut(512)) {
                 pattern::fill(content, tag, sector);
             }
         }
@@ -328,16 +365,16 @@ impl Guest {
     }
 }
 
-/// A driver over a ring whose indexes are both at the profile's first index,
+/// A driver over a ring whose indexes are both at the topology's first index,
 /// as an earlier life would have left it.
-fn driver(mem: &Mem, layout: RingLayout, profile: &Profile) -> Result<BlkDriver, DriverError> {
-    let features = RingFeatures { event_idx: profile.event_idx, indirect: profile.indirect };
-    let first = profile.first_index;
+fn driver(mem: &Mem, layout: RingLayout, topology: &Topology) -> Result<BlkDriver, DriverError> {
+    let features = RingFeatures { event_idx: topology.event_idx, indirect: topology.indirect };
+    let first = topology.first_index;
     for index in [layout.avail_idx(), layout.used_idx()] {
         mem.write_obj(first.to_le(), GuestAddress(index)).expect("rings lie in memory");
     }
     // With EVENT_IDX both sides left their wishes behind as well.
-    if profile.event_idx {
+    if topology.event_idx {
         for event in [layout.used_event(), layout.avail_event()] {
             mem.write_obj(first.to_le(), GuestAddress(event)).expect("rings lie in memory");
         }

@@ -3,11 +3,13 @@
 //! They share no code with `midflight` itself: rings and the inflight region
 //! are decoded here a second time, from the byte layouts in the documents.
 
+mod cause;
 mod dirty;
 mod durability;
 mod ledger;
 mod onlooker;
 mod order;
+mod promise;
 mod region;
 mod rings;
 mod sectors;
@@ -18,6 +20,7 @@ use crate::memory::Mem;
 use crate::trace::Verb;
 pub use dirty::Pair;
 pub use ledger::{Ask, Expect, Ledger, SERIAL};
+pub use promise::promise;
 pub use region::RegionView;
 pub use rings::RingView;
 use sectors::Sectors;
@@ -34,7 +37,27 @@ pub struct Violation {
     pub message: String,
 }
 
+/// What kind of promise it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Something happened that must not.
+    Safety,
+    /// Something did not happen that must.
+    Liveness,
+}
+
 impl Violation {
+    /// Its kind.
+    pub fn kind(&self) -> Kind {
+        if self.oracle == "liveness" { Kind::Liveness } else { Kind::Safety }
+    }
+
+    /// Its message without the numbers of this run: the same in every run that
+    /// breaks the same promise in the same way.
+    pub fn cause(&self) -> String {
+        cause::blank(&self.message)
+    }
+
     /// Build one.
     pub fn new(oracle: &'static str, message: impl Into<String>) -> Self {
         Self { oracle, message: message.into() }

@@ -3,11 +3,11 @@
 use super::link::Inbox;
 use super::objects::{Handles, ObjectId};
 use super::vows::Vows;
-use super::{Event, StepShape, World};
+use super::{Event, Slip, StepShape, World};
 use crate::disk::Job;
 use crate::memory::Mem;
 use crate::oracle::Violation;
-use crate::profile::{Migration, Policy};
+use crate::topology::{Migration, Policy};
 use crate::trace::{Lane, Wake, What};
 use midflight::backend::{Backend, Input, MapRegion, SuspendPolicy};
 use midflight::blk::{Completion, DeviceConfig, ReqId};
@@ -156,6 +156,9 @@ impl World<'_> {
                 .borrow_mut()
                 .after_stores(&self.here.guest_memory.mem, Some(self.disk.image()))?;
             self.stats.largest_batch = self.stats.largest_batch.max(used);
+            if used > 0 && self.slip == Some(Slip::Canary) {
+                return Err(Violation::new("canary", "a request completed, as it should"));
+            }
         }
         let happened = death.as_ref().map_or(outputs.len(), |d| d.outputs);
         let mut result = Ok(());

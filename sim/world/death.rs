@@ -1,10 +1,11 @@
 //! How a back-end process ends, and how the next one begins.
 
 use super::back::{BackProcess, contract, suspend_policy};
-use super::{CrashPoint, Event, World};
+use super::{CrashPoint, Event, Slip, World};
 use crate::oracle::Violation;
 use crate::trace::{Lane, Wake, What};
 use midflight::backend::{Command, Input};
+use std::cell::Cell;
 
 /// How much of a step happened before the process died.
 pub(super) struct Death {
@@ -17,9 +18,9 @@ impl World<'_> {
     /// Whether the process dies in this step, and where.
     /// The first `seen` stores were seen by a guest and have happened.
     pub(super) fn due_death(&mut self, stores: u64, outputs: usize, seen: u64) -> Option<Death> {
-        if let Some(exact) = self.kill.exact.filter(|e| e.step == self.steps) {
-            let CrashPoint { kept, cut, outputs, .. } = exact;
-            self.kill.exact = None;
+        if self.kill.exact.front().is_some_and(|exact| exact.step == self.steps)
+            && let Some(CrashPoint { kept, cut, outputs, .. }) = self.kill.exact.pop_front()
+        {
             return Some(Death { kept, cut, outputs: outputs as usize });
         }
         let left = self.here.stores_left?;
@@ -34,14 +35,14 @@ impl World<'_> {
         let kept = left.max(seen);
         if kept == stores {
             // Every store has happened; of the wishes, some.
-            let outputs = self.kill.stream.below("kill.outputs", outputs as u64 + 1) as usize;
+            let outputs = self.kill.stream.below("outputs", outputs as u64 + 1) as usize;
             return Some(Death { kept, cut: 0, outputs });
         }
         let cut = self.arena.with_store(kept, |store, _| match store.is_single() {
             true => 0,
             false => store.len,
         });
-        let cut = self.kill.stream.below("kill.cut", u64::from(cut)) as u32;
+        let cut = self.kill.stream.below("cut", u64::from(cut)) as u32;
         // The process carries out its wishes when the core has returned.
         Some(Death { kept, cut, outputs: 0 })
     }
@@ -110,12 +111,24 @@ impl World<'_> {
     /// A new process, listening.
     pub(super) fn start_back(&mut self) -> Result<(), Violation> {
         self.here.restarting = false;
+        if self.slip == Some(Slip::Moody) && mood() {
+            self.host.below("mood", 9);
+        }
         self.last_life += 1;
         let life = self.last_life;
-        let suspend = self.profile.migration.as_ref().and_then(suspend_policy);
+        let suspend = self.topology.migration.as_ref().and_then(suspend_policy);
         self.here.back = Some(BackProcess::new(self.device.clone(), suspend, life)?);
         self.trace.say(Lane::Host, What::Started { life });
         self.plan_kill();
         Ok(())
     }
+}
+
+/// Something that no run may depend on: how often this was asked before.
+fn mood() -> bool {
+    std::thread_local! {
+        static ASKED: Cell<u64> = const { Cell::new(0) };
+    }
+    ASKED.set(ASKED.get() + 1);
+    ASKED.get().is_multiple_of(2)
 }

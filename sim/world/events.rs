@@ -18,7 +18,7 @@ impl World<'_> {
         self.start_back()?;
         self.front_begin()?;
         self.plan_migration();
-        for vring in 0..self.profile.queues {
+        for vring in 0..self.topology.queues {
             let delay = 1_000 * self.host.below("first", 2_000);
             self.schedule(delay, Event::GuestTurn(vring));
         }
@@ -28,6 +28,9 @@ impl World<'_> {
             };
             let done = self.scheduler.done();
             self.trace.clock(self.scheduler.now(), done);
+            if let Some(clock) = &self.clock {
+                clock.set(self.scheduler.now());
+            }
             self.focus(host);
             self.happen(event)?;
             let over = self.migration.as_ref().is_none_or(Migrating::is_over);
@@ -141,7 +144,7 @@ impl World<'_> {
         let mem = &self.guest_host().guest_memory.mem;
         let oracle = self.oracle.borrow();
         let ledger = oracle.ledger();
-        for vring in 0..self.profile.queues {
+        for vring in 0..self.topology.queues {
             let unseen = self.guest.borrow().unseen(vring, ledger.ring(vring).used_index(mem));
             if unseen > 0 {
                 return Violation::new(
@@ -152,7 +155,7 @@ impl World<'_> {
                 );
             }
         }
-        for vring in 0..self.profile.queues {
+        for vring in 0..self.topology.queues {
             if let Some(ask) = ledger.outstanding(vring).next() {
                 return Violation::new(
                     "liveness",

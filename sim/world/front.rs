@@ -7,7 +7,7 @@ use super::objects::{Handles, Object, Objects};
 use super::{Event, World};
 use crate::guest::memory::{GuestMemory, REGIONS};
 use crate::oracle::Violation;
-use crate::profile::{Policy, Profile};
+use crate::topology::{Policy, Topology};
 use crate::trace::{FrontEvent, Lane, What};
 use midflight::Handle;
 use midflight::frontend::{
@@ -75,12 +75,12 @@ fn contract(message: impl Into<String>) -> Violation {
 /// A front-end that owns the guest's memory and signals.
 pub fn new(
     objects: &mut Objects,
-    profile: &Profile,
+    topology: &Topology,
     guest_memory: &GuestMemory,
 ) -> Result<FrontProcess, Violation> {
     let mut handles = Handles::default();
     let mut open = |object| handles.open(objects.add(object));
-    let queues = profile.queues;
+    let queues = topology.queues;
     let memory: Vec<_> = REGIONS
         .iter()
         .zip(guest_memory.ids)
@@ -96,7 +96,7 @@ pub fn new(
         .iter()
         .map(|call| VringWiring { call: Some(*call), err: Some(open(Object::Err)) })
         .collect();
-    let mut core = Frontend::new(config(profile), wiring).map_err(|e| contract(e.to_string()))?;
+    let mut core = Frontend::new(config(topology), wiring).map_err(|e| contract(e.to_string()))?;
     core.handle_input(Instant::ZERO, Input::Command(Command::SetMemory(memory)))
         .map_err(|e| contract(e.to_string()))?;
     Ok(FrontProcess {
@@ -224,11 +224,11 @@ impl World<'_> {
     }
 
     fn start_vrings(&mut self) -> Result<(), Violation> {
-        let first = self.profile.first_index;
+        let first = self.topology.first_index;
         let front = &mut self.here.front;
         let user = REGIONS[0].user;
         let mut vrings = Vec::new();
-        for index in 0..self.profile.queues {
+        for index in 0..self.topology.queues {
             let layout = self.guest.borrow().layout(index);
             let base = if !front.started_before {
                 Base::At(first)
@@ -246,20 +246,20 @@ impl World<'_> {
                 avail: user + layout.avail,
                 used: user + layout.used,
                 base,
-                kick: (!self.profile.polled).then(|| front.kicks[usize::from(index)]),
+                kick: (!self.topology.polled).then(|| front.kicks[usize::from(index)]),
                 call: Some(front.calls[usize::from(index)]),
             });
         }
         front.started_before = true;
         front.bases_known = false;
         self.here.check.quiet.fill(false);
-        let features = accepted_features(&self.profile);
+        let features = accepted_features(&self.topology);
         self.front_command(Command::Start(Start { features: Some(features), vrings }))
     }
 
     /// The back-end runs every vring: kick them, let the guest go on.
     fn vrings_run(&mut self) {
-        let kicked = if self.profile.first_kick { self.profile.queues } else { 0 };
+        let kicked = if self.topology.first_kick { self.topology.queues } else { 0 };
         for vring in 0..kicked {
             self.here.kicks[usize::from(vring)].count += 1;
             self.wake_kick(vring);
@@ -273,16 +273,12 @@ impl World<'_> {
                 self.schedule(0, Event::GuestTurn(vring));
             }
         }
-        if self.pauses_left > 0 {
-            self.pauses_left -= 1;
-            let delay = 1_000 * self.front_stream.range("pause.after", 10, 3_000);
-            self.schedule(delay, Event::Pause);
+        if let Some(after) = self.pauses.pop_front() {
+            self.schedule(1_000 * after, Event::Pause);
         }
-        if self.breaks_left > 0 {
-            self.breaks_left -= 1;
-            let delay = 1_000 * self.front_stream.range("break.after", 10, 3_000);
+        if let Some(after) = self.breaks.pop_front() {
             let conn = self.here.front.conn.unwrap_or(0);
-            self.schedule(delay, Event::Break(conn));
+            self.schedule(1_000 * after, Event::Break(conn));
         }
     }
 
@@ -301,7 +297,7 @@ impl World<'_> {
 
     pub(super) fn front_stop(&mut self, how: Command) -> Result<(), Violation> {
         self.here.front.wanted = false;
-        let plan = self.profile.migration.as_ref().filter(|plan| plan.policy != Policy::Drain);
+        let plan = self.topology.migration.as_ref().filter(|plan| plan.policy != Policy::Drain);
         // With a message for it, only that one leaves anything.
         self.here.front.may_leave =
             plan.is_some_and(|plan| !plan.by_message || how == Command::Suspend);
@@ -404,45 +400,45 @@ impl World<'_> {
     }
 }
 
-fn config(profile: &Profile) -> FrontendConfig {
+fn config(topology: &Topology) -> FrontendConfig {
     let mut accepted = protocol::MQ | protocol::CONFIG | protocol::INFLIGHT_SHMFD;
     let mut numbers = Dialect::default();
-    if let Some(plan) = &profile.migration {
+    if let Some(plan) = &topology.migration {
         accepted |= protocol::LOG_SHMFD;
         numbers = dialect(plan);
         if plan.policy != Policy::Drain {
             accepted |= numbers.get_vring_base_inflight() | numbers.get_vring_base_skip_drain();
         }
     }
-    if profile.reply_ack {
+    if topology.reply_ack {
         accepted |= protocol::REPLY_ACK;
     }
-    if profile.mem_slots {
+    if topology.mem_slots {
         accepted |= protocol::CONFIGURE_MEM_SLOTS;
     }
     FrontendConfig {
-        virtio_features: accepted_features(profile),
+        virtio_features: accepted_features(topology),
         protocol_features: accepted,
-        queue_size: profile.region_size,
+        queue_size: topology.region_size,
         config_len: CONFIG_LEN,
         dialect: numbers,
         reconnect_backoff: Some(BACKOFF),
-        ..FrontendConfig::new(profile.queues)
+        ..FrontendConfig::new(topology.queues)
     }
 }
 
 /// What the guest's driver accepts.
-fn accepted_features(profile: &Profile) -> u64 {
+fn accepted_features(topology: &Topology) -> u64 {
     let mut features = virtio::VERSION_1
         | virtio::BLK_BLK_SIZE
         | virtio::BLK_SEG_MAX
         | virtio::BLK_DISCARD
         | virtio::BLK_WRITE_ZEROES;
     let wanted = [
-        (profile.event_idx, virtio::EVENT_IDX),
-        (profile.indirect, virtio::INDIRECT_DESC),
-        (profile.flush, virtio::BLK_FLUSH),
-        (profile.queues > 1, virtio::BLK_MQ),
+        (topology.event_idx, virtio::EVENT_IDX),
+        (topology.indirect, virtio::INDIRECT_DESC),
+        (topology.flush, virtio::BLK_FLUSH),
+        (topology.queues > 1, virtio::BLK_MQ),
     ];
     for (on, bit) in wanted {
         if on {

@@ -12,7 +12,7 @@ use super::race::StoreCheck;
 use crate::guest::memory::GuestMemory;
 use crate::memory::{Arena, RegionId};
 use crate::oracle::Violation;
-use crate::profile::Profile;
+use crate::topology::Topology;
 
 /// See the module.
 pub(super) struct Host {
@@ -40,16 +40,16 @@ impl Host {
         id: u8,
         arena: &mut Arena,
         objects: &mut Objects,
-        profile: &Profile,
+        topology: &Topology,
     ) -> Result<Self, Violation> {
         let guest_memory = GuestMemory::new(arena);
-        let vrings = usize::from(profile.queues);
+        let vrings = usize::from(topology.queues);
         Ok(Self {
             id,
-            front: front::new(objects, profile, &guest_memory)?,
+            front: front::new(objects, topology, &guest_memory)?,
             back: None,
             restarting: false,
-            check: StoreCheck::new(arena, &guest_memory, profile.queues),
+            check: StoreCheck::new(arena, &guest_memory, topology.queues),
             kicks: vec![Counter::default(); vrings],
             calls: vec![Counter::default(); vrings],
             to_back: Wire::default(),

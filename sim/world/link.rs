@@ -19,8 +19,8 @@ pub fn cut(s: &mut Stream, split: Ratio, bytes: &[u8], objects: Vec<ObjectId>) -
     let mut pieces = Vec::new();
     let mut rest = bytes;
     let mut objects = objects;
-    while rest.len() > 1 && s.chance("link.split", split) {
-        let at = s.range("link.cut", 1, rest.len() as u64 - 1) as usize;
+    while rest.len() > 1 && s.chance("split", split) {
+        let at = s.range("cut", 1, rest.len() as u64 - 1) as usize;
         pieces.push(Piece { bytes: rest[..at].to_vec(), objects: std::mem::take(&mut objects) });
         rest = &rest[at..];
     }

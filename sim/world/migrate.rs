@@ -10,17 +10,18 @@
 //! and hands over what the front-end says.
 
 use super::objects::Object;
-use super::{Event, World};
+use super::{Event, Slip, World};
 use crate::choices::Stream;
 use crate::guest::memory::REGIONS;
 use crate::memory::{PAGE, RegionId};
 use crate::oracle::{Pair, RegionView, Violation};
-use crate::profile::{Migration, Policy};
+use crate::scenario::{Fate, Migrate};
+use crate::topology::{Migration, Policy};
 use crate::trace::{Lane, Moving, What};
 use midflight::frontend::{Command, DeviceState, Phase};
 use midflight::migration::InflightSubsection;
 use midflight::wire::LogDescription;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 
 /// Bytes of a dirty log for all of guest memory.
 const LOG_SIZE: u64 = {
@@ -48,16 +49,6 @@ pub(super) enum Stage {
     Arriving,
 }
 
-/// How an attempt will end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fate {
-    Completes,
-    BrokenOffInRound(u64),
-    BrokenOffAtRest,
-    LinkLost,
-    Refused,
-}
-
 /// What is handed over beside memory.
 #[derive(Clone, Debug)]
 struct Image {
@@ -74,7 +65,7 @@ pub(super) struct Migrating {
     pub stream: Stream,
     plan: Migration,
     /// Migrations still to be begun.
-    left: u64,
+    left: VecDeque<Migrate>,
     pub stage: Stage,
     /// Number of this attempt; events of an older one mean nothing.
     attempt: u64,
@@ -95,11 +86,11 @@ pub(super) struct Migrating {
 }
 
 impl Migrating {
-    pub fn new(stream: Stream, plan: Migration) -> Self {
+    pub fn new(stream: Stream, plan: Migration, left: VecDeque<Migrate>) -> Self {
         Self {
             stream,
             plan,
-            left: plan.times,
+            left,
             stage: Stage::Idle,
             attempt: 0,
             source: 0,
@@ -116,7 +107,7 @@ impl Migrating {
 
     /// No migration is under way and none will be begun.
     pub fn is_over(&self) -> bool {
-        self.left == 0 && self.stage == Stage::Idle
+        self.left.is_empty() && self.stage == Stage::Idle
     }
 
     /// The guest stands still because of this.
@@ -128,26 +119,15 @@ impl Migrating {
     pub fn stops(&self, host: u8) -> bool {
         self.stage == Stage::Stopping && self.source == host
     }
-
-    fn draw_fate(&mut self) -> Fate {
-        if !self.stream.chance("broken off", self.plan.aborts) {
-            return Fate::Completes;
-        }
-        match self.stream.below("fate", 5) {
-            0 | 1 => Fate::BrokenOffInRound(self.stream.below("fate.round", self.plan.rounds)),
-            2 => Fate::BrokenOffAtRest,
-            3 => Fate::LinkLost,
-            _ => Fate::Refused,
-        }
-    }
 }
 
 impl World<'_> {
     /// Plan the next migration, if one is left.
     pub(super) fn plan_migration(&mut self) {
-        let Some(m) = self.migration.as_mut().filter(|m| m.left > 0) else { return };
-        let delay = 1_000 * m.stream.range("migrate.after", 20, m.plan.apart);
-        self.schedule(delay, Event::Migrate);
+        let next = self.migration.as_ref().and_then(|m| m.left.front());
+        if let Some(after) = next.map(|migrate| migrate.after) {
+            self.schedule(1_000 * after, Event::Migrate);
+        }
     }
 
     fn migrating(&mut self) -> &mut Migrating {
@@ -161,7 +141,7 @@ impl World<'_> {
     /// Begin one.
     pub(super) fn migrate(&mut self) -> Result<(), Violation> {
         let m = self.migrating();
-        if m.stage != Stage::Idle || m.left == 0 {
+        if m.stage != Stage::Idle || m.left.is_empty() {
             return Ok(());
         }
         self.focus(self.guest_at);
@@ -171,9 +151,9 @@ impl World<'_> {
         }
         let source = self.here.id;
         let m = self.migrating();
-        (m.left, m.attempt, m.stage) = (m.left - 1, m.attempt + 1, Stage::Logging);
+        m.fate = m.left.pop_front().map_or(Fate::Completes, |migrate| migrate.fate);
+        (m.attempt, m.stage) = (m.attempt + 1, Stage::Logging);
         (m.source, m.round, m.open, m.image) = (source, 0, false, None);
-        m.fate = m.draw_fate();
         let attempt = m.attempt;
         self.say_moving(Moving::Begins, attempt, 0);
         self.stats.migrations += 1;
@@ -198,7 +178,7 @@ impl World<'_> {
     /// A new front-end waits on this host for what will arrive.
     fn incoming(&mut self) -> Result<(), Violation> {
         self.here.front =
-            super::front::new(&mut self.objects, &self.profile, &self.here.guest_memory)?;
+            super::front::new(&mut self.objects, &self.topology, &self.here.guest_memory)?;
         self.here.front.expect_arrival();
         for counter in self.here.kicks.iter_mut().chain(&mut self.here.calls) {
             counter.count = 0;
@@ -353,7 +333,7 @@ impl World<'_> {
         self.say_moving(Moving::WithoutBases, 0, 0);
         // A dead process may have stored an index and not lived to log it; QEMU
         // counts the used rings as written when it lets go of them.
-        for vring in 0..self.profile.queues {
+        for vring in 0..self.topology.queues {
             let used = self.oracle.borrow().ledger().ring(vring).used_range();
             let pages = used.start / PAGE as u64..=(used.end - 1) / PAGE as u64;
             self.migrating().pages.extend(pages.map(|page| (0, page)));
@@ -375,14 +355,14 @@ impl World<'_> {
     }
 
     fn region_flags(&self) -> u64 {
-        let queues = self.profile.queues;
+        let queues = self.topology.queues;
         let count = |bytes: &[u8]| RegionView { bytes, queues }.flagged();
         self.region().map_or(0, |region| self.arena.with_image(region, count))
     }
 
     /// A mistake on purpose: the region is read before the vrings are stopped.
     fn early_image(&mut self) {
-        let early = if self.slip { self.region_bytes() } else { None };
+        let early = if self.slip == Some(Slip::EarlyImage) { self.region_bytes() } else { None };
         self.migrating().early_region = early;
     }
 

@@ -10,20 +10,22 @@ mod link;
 mod migrate;
 mod objects;
 mod outcome;
+mod plan;
 mod race;
 mod store;
 mod vows;
 mod wishes;
 
-use crate::choices::{Component, Ratio, Stream};
+use crate::choices::{Clock, Component, Made, Ratio, Stream};
 use crate::disk::Disk;
 use crate::guest::Guest;
 use crate::guest::memory::ring_view;
 use crate::hash::Rolling;
 use crate::memory::{Arena, Mem};
 use crate::oracle::{Judges, Oracle, RegionView, SERIAL, Violation};
-use crate::profile::{Policy, Profile};
+use crate::scenario::{KillAt, MAX_RING, Scenario};
 use crate::scheduler::Scheduler;
+use crate::topology::Topology;
 use crate::trace::{Lane, Trace, What};
 use back::Answer;
 use host::Host;
@@ -33,7 +35,9 @@ use midflight::blk::DeviceConfig;
 use migrate::Migrating;
 use objects::{Object, ObjectId, Objects};
 pub use outcome::{CrashPoint, Outcome, Stats, StepShape};
+use plan::Plan;
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::rc::Rc;
 use vm_memory::GuestMemoryRegion;
 
@@ -78,55 +82,48 @@ enum Event {
     LinkLost(u64),
 }
 
-/// Where the next kill falls.
+/// Where kills fall.
 struct Kill {
     stream: Stream,
-    left: u64,
-    /// Instead of drawing: the only kill falls here.
-    exact: Option<CrashPoint>,
+    /// For this life and those after it.
+    planned: VecDeque<KillAt>,
+    /// Beside those: moments by step, the next one first.
+    exact: VecDeque<CrashPoint>,
 }
 
-/// What a seed is drawn into.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Story {
-    /// One host: kills, pauses, lost connections.
-    #[default]
-    Mixed,
-    /// The guest migrates as well; with this policy instead of a drawn one.
-    Migration(Option<Policy>),
+/// A mistake of somebody beside the core, on purpose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Slip {
+    /// Who migrates reads the inflight region before the vrings are stopped, so
+    /// that it misses the last batch.
+    EarlyImage,
+    /// The first completion counts as a broken promise.
+    Canary,
+    /// Every run decides a little differently.
+    Moody,
 }
 
-impl Story {
-    /// Draw a profile.
-    pub fn draw(self, seed: u64) -> Profile {
-        match self {
-            Self::Mixed => Profile::draw(seed),
-            Self::Migration(policy) => Profile::draw_migration(seed, policy),
-        }
-    }
-}
-
-/// What a run is asked for beside its seed.
+/// What a run is asked for beside its scenario.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// Keep the events.
     pub trace: bool,
     /// Which oracles work.
     pub judges: Judges,
-    /// Kill once, exactly here, beside what the profile wants.
-    pub kill_at: Option<CrashPoint>,
+    /// Kill exactly here, beside what the scenario wants: moments in rising
+    /// order.
+    pub kill_at: Vec<CrashPoint>,
     /// Note the shape of every step of the back-end.
     pub shapes: bool,
-    /// What seeds are drawn into, by [`run`](crate::run::run).
-    pub story: Story,
-    /// A mistake on purpose: who migrates reads the inflight region before the
-    /// vrings are stopped, so that it misses the last batch.
-    pub slip: bool,
+    /// Keep every decision.
+    pub keep_choices: bool,
+    /// A mistake on purpose.
+    pub slip: Option<Slip>,
 }
 
 /// See the module.
 pub struct World<'a> {
-    profile: Profile,
+    topology: Topology,
     arena: &'a mut Arena,
     /// The host in focus.
     here: Box<Host>,
@@ -147,8 +144,9 @@ pub struct World<'a> {
     last_life: u32,
     next_conn: u32,
     kill: Kill,
-    pauses_left: u64,
-    breaks_left: u64,
+    /// Pauses and lost connections to come: microseconds after the vrings run.
+    pauses: VecDeque<u64>,
+    breaks: VecDeque<u64>,
     host: Stream,
     link: Stream,
     race: Stream,
@@ -158,42 +156,52 @@ pub struct World<'a> {
     migration: Option<Migrating>,
     /// Host whose back-end has the shared store.
     store: Option<u8>,
-    slip: bool,
+    slip: Option<Slip>,
+    /// For who keeps decisions.
+    clock: Option<Clock>,
     /// Steps of the back-end so far.
     steps: u64,
     shapes: Option<Vec<StepShape>>,
 }
 
 impl<'a> World<'a> {
-    /// A world by profile, nothing has happened.
+    /// The world of a scenario, nothing has happened.
     pub fn new(
         arena: &'a mut Arena,
-        seed: u64,
-        profile: Profile,
+        scenario: &Scenario,
         options: &Options,
     ) -> Result<Self, Violation> {
+        let topology = scenario.topology.clone();
+        let plan = Plan::of(scenario);
         arena.reset();
         let mut objects = Objects::default();
-        let here = Box::new(Host::new(0, arena, &mut objects, &profile)?);
-        let stream = |component| Stream::new(seed, component);
-        let there = match profile.migration {
-            Some(_) => Some(Box::new(Host::new(1, arena, &mut objects, &profile)?)),
+        let here = Box::new(Host::new(0, arena, &mut objects, &topology)?);
+        let clock = options.keep_choices.then(Clock::default);
+        let stream = |component| Stream::of(&scenario.choices, component, clock.as_ref());
+        let there = match topology.migration {
+            Some(_) => Some(Box::new(Host::new(1, arena, &mut objects, &topology)?)),
             None => None,
         };
-        let guest = Guest::new(here.guest_memory.mem.clone(), stream(Component::Guest), &profile)?;
+        let mem = here.guest_memory.mem.clone();
+        let guest = Guest::new(mem, stream(Component::Guest), &topology, plan.todo)?;
         let device = DeviceConfig {
-            num_queues: profile.queues,
-            queue_size_max: 128,
+            num_queues: topology.queues,
+            queue_size_max: MAX_RING,
             serial: SERIAL,
-            ..DeviceConfig::with_capacity(profile.sectors * 512)
+            ..DeviceConfig::with_capacity(topology.sectors * 512)
         };
-        let rings =
-            (0..profile.queues).map(|v| ring_view(&guest.layout(v), profile.first_index)).collect();
-        let oracle = Oracle::new(options.judges, rings, profile.sectors, !profile.flush);
-        let disk =
-            Disk::new(stream(Component::Disk), profile.sectors, profile.pace, profile.disk_errors);
-        let kill =
-            Kill { stream: stream(Component::Kill), left: profile.kills, exact: options.kill_at };
+        let rings = (0..topology.queues)
+            .map(|v| ring_view(&guest.layout(v), topology.first_index))
+            .collect();
+        let oracle = Oracle::new(options.judges, rings, topology.sectors, !topology.flush);
+        let disk = Disk::new(
+            stream(Component::Disk),
+            topology.sectors,
+            topology.pace,
+            topology.disk_errors,
+        );
+        let exact = options.kill_at.iter().copied().collect();
+        let kill = Kill { stream: stream(Component::Kill), planned: plan.kills, exact };
         Ok(Self {
             arena,
             here,
@@ -210,22 +218,23 @@ impl<'a> World<'a> {
             last_life: 0,
             next_conn: 1,
             kill,
-            pauses_left: profile.pauses,
-            breaks_left: profile.breaks,
+            pauses: plan.pauses,
+            breaks: plan.breaks,
             host: stream(Component::Host),
             link: stream(Component::Link),
             race: stream(Component::Race),
             outputs: Vec::new(),
             stats: Stats::default(),
             settling_since: None,
-            migration: profile
-                .migration
-                .map(|plan| Migrating::new(stream(Component::Migration), plan)),
+            migration: topology.migration.map(|settings| {
+                Migrating::new(stream(Component::Migration), settings, plan.migrations)
+            }),
             store: None,
             slip: options.slip,
+            clock,
             steps: 0,
             shapes: options.shapes.then(Vec::new),
-            profile,
+            topology,
         })
     }
 
@@ -253,12 +262,12 @@ impl<'a> World<'a> {
 
     /// Latency of something the kernel does.
     fn host_delay(&mut self) -> u64 {
-        *self.host.pick("host.delay", &[200, 500, 1_000, 2_000, 5_000, 20_000])
+        *self.host.pick("delay", &[200, 500, 1_000, 2_000, 5_000, 20_000])
     }
 
     /// How long a process leaves finished requests lying: a batch gathers.
     fn reap_delay(&mut self) -> u64 {
-        self.host.below("host.reap", 1_000 * self.profile.gather + 1)
+        self.host.below("reap", 1_000 * self.topology.gather + 1)
     }
 
     /// One whole message; its first four bytes are its code.
@@ -270,8 +279,8 @@ impl<'a> World<'a> {
 
     fn send_to_back(&mut self, conn: u32, bytes: &[u8], objects: Vec<ObjectId>) {
         self.say_sent(true, bytes, &objects);
-        for piece in link::cut(&mut self.link, self.profile.split, bytes, objects) {
-            let latency = 1_000 + self.link.below("link.latency", 20_000);
+        for piece in link::cut(&mut self.link, self.topology.split, bytes, objects) {
+            let latency = 1_000 + self.link.below("latency", 20_000);
             let at = self.here.to_back.arrival(self.now(), latency);
             self.schedule_at(at, Event::ToBack(conn, piece));
         }
@@ -279,8 +288,8 @@ impl<'a> World<'a> {
 
     fn send_to_front(&mut self, conn: u32, bytes: &[u8], objects: Vec<ObjectId>) {
         self.say_sent(false, bytes, &objects);
-        for piece in link::cut(&mut self.link, self.profile.split, bytes, objects) {
-            let latency = 1_000 + self.link.below("link.latency", 20_000);
+        for piece in link::cut(&mut self.link, self.topology.split, bytes, objects) {
+            let latency = 1_000 + self.link.below("latency", 20_000);
             let at = self.here.to_front.arrival(self.now(), latency);
             self.schedule_at(at, Event::ToFront(conn, piece));
         }
@@ -288,7 +297,7 @@ impl<'a> World<'a> {
 
     /// The back-end's end is closed; the front-end reads what was sent first.
     fn hang_up_front(&mut self, conn: u32) {
-        let latency = 1_000 + self.link.below("link.latency", 20_000);
+        let latency = 1_000 + self.link.below("latency", 20_000);
         let at = self.here.to_front.arrival(self.now(), latency);
         self.schedule_at(at, Event::FrontHangup(conn));
     }
@@ -306,20 +315,12 @@ impl<'a> World<'a> {
     /// Plan the death of the back-end that has just started.
     fn plan_kill(&mut self) {
         self.here.stores_left = None;
-        if self.kill.left == 0 {
-            return;
-        }
-        self.kill.left -= 1;
         let life = self.last_life;
-        if self.kill.stream.chance("kill.gentle", self.profile.gentle) {
-            let delay = 1_000 * self.kill.stream.range("kill.after", 1, 4_000);
-            self.schedule(delay, Event::Shutdown(life));
-        } else if self.kill.stream.chance("kill.idle", self.profile.kill_idle) {
-            let delay = 1_000 * self.kill.stream.range("kill.after", 1, 4_000);
-            self.schedule(delay, Event::Kill(life));
-        } else {
-            let stores = self.kill.stream.below("kill.stores", self.profile.kill_stores);
-            self.here.stores_left = Some(stores);
+        match self.kill.planned.pop_front() {
+            None | Some(KillAt::Never) => {}
+            Some(KillAt::Asked { after }) => self.schedule(1_000 * after, Event::Shutdown(life)),
+            Some(KillAt::Idle { after }) => self.schedule(1_000 * after, Event::Kill(life)),
+            Some(KillAt::Stores(stores)) => self.here.stores_left = Some(stores),
         }
     }
 
@@ -354,7 +355,7 @@ impl<'a> World<'a> {
             return Ok(());
         };
         self.arena.with_image(region, |bytes| {
-            let view = RegionView { bytes, queues: self.profile.queues };
+            let view = RegionView { bytes, queues: self.topology.queues };
             let runs = |vring| self.here.back.as_ref().is_some_and(|b| b.runs(vring));
             self.oracle.borrow().check_region(&self.here.guest_memory.mem, view, runs)
         })
@@ -370,12 +371,12 @@ impl<'a> World<'a> {
 
     /// No more trouble will be made.
     fn is_settling(&self) -> bool {
-        self.kill.left == 0
+        self.kill.planned.is_empty()
             && self.guest_host().stores_left.is_none()
             && self.migration.as_ref().is_none_or(Migrating::is_over)
-            && self.kill.exact.is_none()
-            && self.pauses_left == 0
-            && self.breaks_left == 0
+            && self.kill.exact.is_empty()
+            && self.pauses.is_empty()
+            && self.breaks.is_empty()
     }
 
     /// Run to the end.
@@ -383,9 +384,11 @@ impl<'a> World<'a> {
         let verdict = self.run_events().and_then(|()| self.final_checks());
         self.stats.events = self.scheduler.done();
         self.stats.requests = self.oracle.borrow().ledger().completed_count();
+        let made = self.made();
         Outcome {
+            made,
             hash: self.hash(),
-            profile: self.profile,
+            topology: self.topology,
             verdict,
             stats: self.stats,
             at: self.scheduler.now(),
@@ -394,25 +397,37 @@ impl<'a> World<'a> {
         }
     }
 
+    /// Look at every stream, in their order.
+    fn each_stream(&self, mut look: impl FnMut(&Stream)) {
+        let guest = self.guest.borrow();
+        look(guest.stream());
+        look(&self.front_stream);
+        look(&self.link);
+        look(self.disk.stream());
+        look(&self.kill.stream);
+        look(&self.host);
+        look(&self.race);
+        if let Some(migration) = &self.migration {
+            look(&migration.stream);
+        }
+    }
+
     /// Everything that happened and every decision behind it.
     fn hash(&self) -> u64 {
         let mut hash = Rolling::new();
         hash.u64(self.trace.hash());
-        let guest = self.guest.borrow();
-        let streams = [
-            guest.stream(),
-            self.disk.stream(),
-            &self.kill.stream,
-            &self.front_stream,
-            &self.link,
-            &self.host,
-            &self.race,
-        ];
-        for stream in streams.into_iter().chain(self.migration.as_ref().map(|m| &m.stream)) {
+        self.each_stream(|stream| {
             hash.u64(stream.count());
             hash.u64(stream.hash());
-        }
+        });
         hash.finish()
+    }
+
+    /// Every decision, if they were kept.
+    fn made(&self) -> Vec<(Component, Vec<Made>)> {
+        let mut made = Vec::new();
+        self.each_stream(|stream| made.push((stream.component(), stream.made().to_vec())));
+        made
     }
 
     fn final_checks(&mut self) -> Result<(), Violation> {

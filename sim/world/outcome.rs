@@ -1,7 +1,8 @@
 //! What a run leaves behind.
 
+use crate::choices::{Component, Made};
 use crate::oracle::Violation;
-use crate::profile::Profile;
+use crate::topology::Topology;
 use crate::trace::Trace;
 
 /// A moment in a run at which the back-end dies.
@@ -79,7 +80,9 @@ pub struct Stats {
 #[derive(Debug)]
 pub struct Outcome {
     /// What was drawn.
-    pub profile: Profile,
+    pub topology: Topology,
+    /// Every decision by who made it, if they were kept.
+    pub made: Vec<(Component, Vec<Made>)>,
     /// The first promise that was broken, if one was.
     pub verdict: Result<(), Violation>,
     /// Hash over everything that happened.

@@ -43,14 +43,14 @@ impl World<'_> {
         // A guest acts on memory of the host it is on.
         if self.guest.borrow().is_paused()
             || self.here.id != self.guest_at
-            || !self.race.chance("race", self.profile.races)
+            || !self.race.chance("race", self.topology.races)
         {
             return None;
         }
         let planned = Planned {
-            vring: self.race.below("race.vring", self.profile.queues.into()) as u16,
-            at: self.race.below("race.at", LATEST),
-            before: self.race.below("race.before", 2) == 1,
+            vring: self.race.below("vring", self.topology.queues.into()) as u16,
+            at: self.race.below("at", LATEST),
+            before: self.race.below("before", 2) == 1,
             acted: Rc::default(),
         };
         let (vring, happened) = (planned.vring, planned.happened());

@@ -5,7 +5,7 @@ use super::{Event, World};
 use crate::disk::{Disk, Job, Landing};
 use crate::memory::Mem;
 use crate::oracle::Violation;
-use crate::profile::Policy;
+use crate::topology::Policy;
 use crate::trace::{BackEvent, Lane, Verb, What};
 use midflight::blk::{Completion, DiskError, ReqId};
 
@@ -63,7 +63,7 @@ impl World<'_> {
     pub(super) fn cancel(&mut self, id: ReqId) {
         let Some(back) = &mut self.here.back else { return };
         let (life, held) = (back.life, back.drop_held(id));
-        let plan = self.profile.migration.as_ref().map(|m| (m.policy, m.cancel));
+        let plan = self.topology.migration.as_ref().map(|m| (m.policy, m.cancel));
         self.say_back(BackEvent::Cancels, id.slot.into(), id.epoch);
         let over = Completion { id, result: Err(DiskError::Cancelled) };
         if held {

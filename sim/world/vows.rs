@@ -140,7 +140,7 @@ impl World<'_> {
     fn flagged(&self, vring: u16) -> Option<u64> {
         let region = self.here.check.inflight?;
         self.arena.with_image(region, |bytes| {
-            let part = bytes.len() / usize::from(self.profile.queues);
+            let part = bytes.len() / usize::from(self.topology.queues);
             let bytes = bytes.get(part * usize::from(vring)..)?.get(..part)?;
             Some(RegionView { bytes, queues: 1 }.flagged())
         })

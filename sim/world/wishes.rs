@@ -233,7 +233,7 @@ impl World<'_> {
     /// From now on, this is the inflight region of the host.
     pub(super) fn watch_region(&mut self, region: RegionId) {
         self.here.check.inflight = Some(region);
-        self.here.check.part = self.arena.len(region) / u64::from(self.profile.queues);
+        self.here.check.part = self.arena.len(region) / u64::from(self.topology.queues);
     }
 
     fn map_whole(

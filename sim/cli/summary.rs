@@ -1,0 +1,63 @@
+//! What was counted, in words.
+
+use super::progress::grouped;
+use midflight::time::Instant;
+use midflight_sim::run::Sum;
+use midflight_sim::world::Stats;
+
+/// The last line of a run whose guest migrates.
+pub fn migrations(s: &Stats) {
+    if s.migrations == 0 {
+        return;
+    }
+    let mean = s.downtime / s.arrivals.max(1);
+    println!(
+        "migrated    {} of {} times ({} broken off), {} pages copied, {} requests in flight at the hand-over, {} suspended at any stop, {} cancelled",
+        grouped(s.arrivals),
+        grouped(s.migrations),
+        grouped(s.broken_off),
+        grouped(s.pages),
+        grouped(s.carried),
+        grouped(s.suspended),
+        grouped(s.cancelled)
+    );
+    println!(
+        "downtime    {} on average, {} at most; {} old writes landed late",
+        Instant::from_nanos(mean),
+        Instant::from_nanos(s.downtime_max),
+        s.landings
+    );
+}
+
+pub fn of_many(sum: &Sum, elapsed_ms: u64) {
+    let s = &sum.stats;
+    let per_second = |n: u64| grouped(1_000 * n / elapsed_ms.max(1));
+    println!("seeds       {}, {} failed", grouped(sum.seeds), sum.failures.len());
+    println!("events      {}", grouped(s.events));
+    println!("requests    {} completed and checked", grouped(s.requests));
+    println!("stores      {} of the back-end to shared memory", grouped(s.stores));
+    println!(
+        "trouble     {} kills, {} shutdowns, {} lost connections, {} pauses, guest between stores {} times",
+        grouped(s.kills),
+        grouped(s.shutdowns),
+        grouped(s.breaks),
+        grouped(s.pauses),
+        grouped(s.races)
+    );
+    println!(
+        "recoveries  {} vrings taken over with {} requests in flight, largest batch {}",
+        grouped(s.recoveries),
+        grouped(s.resubmitted),
+        s.largest_batch
+    );
+    migrations(s);
+    println!(
+        "speed       {} seeds/s, {} events/s, {} simulated in {}.{:03}s",
+        per_second(sum.seeds),
+        per_second(s.events),
+        Instant::from_nanos(sum.at),
+        elapsed_ms / 1_000,
+        elapsed_ms % 1_000
+    );
+    println!("hash        {:016x} over all trace hashes", sum.hash());
+}

@@ -1,0 +1,69 @@
+//! Whether a world as it is written can exist.
+
+use super::{Action, Scenario};
+use crate::guest::memory::{SLOTS, slot_len};
+
+/// Vrings the guest has room for.
+const MAX_QUEUES: u16 = 4;
+/// Entries the simulated device allows a vring.
+pub const MAX_RING: u16 = 128;
+
+impl Scenario {
+    /// Whether such a world can exist.
+    pub fn is_possible(&self) -> bool {
+        self.check().is_ok()
+    }
+
+    /// Refuse what has no meaning.
+    ///
+    /// # Errors
+    /// In words: what was expected and what came.
+    pub fn check(&self) -> Result<(), String> {
+        let t = &self.topology;
+        let within = |name: &str, value: u64, least: u64, most: u64| match value {
+            v if (least..=most).contains(&v) => Ok(()),
+            v => Err(format!("{name}: expected {least} to {most}, got {v}")),
+        };
+        within("queues", t.queues.into(), 1, MAX_QUEUES.into())?;
+        within("ring_size", t.ring_size.into(), 2, MAX_RING.into())?;
+        within("region_size", t.region_size.into(), t.ring_size.into(), MAX_RING.into())?;
+        within("sectors", t.sectors, 1, 1 << 16)?;
+        within("depth", t.depth, 1, 1 << 10)?;
+        within("batch", t.batch, 1, 1 << 10)?;
+        within("max_sectors", t.max_sectors, 1, t.sectors.min(128))?;
+        within("gather", t.gather, 0, 1_000_000)?;
+        if !t.ring_size.is_power_of_two() {
+            return Err(format!("ring_size: expected a power of two, got {}", t.ring_size));
+        }
+        let slots = t.depth.min(t.ring_size.into()) * u64::from(t.queues);
+        within("bytes of all requests at once", slots * slot_len(t.max_sectors), 1, SLOTS)?;
+        if let Some(m) = &t.migration {
+            within("migration.grace", m.grace, 0, 1_000_000)?;
+            within("migration.cancel", m.cancel.unwrap_or(0), 0, 1_000_000)?;
+            within("migration.page_ns", m.page_ns, 1, 1_000_000)?;
+            within("migration.latency", m.latency, 1, 1_000_000)?;
+            within("migration.rounds", m.rounds, 1, 1_000)?;
+        }
+        self.actions.iter().try_for_each(|action| self.check_action(action))
+    }
+
+    fn check_action(&self, action: &Action) -> Result<(), String> {
+        let t = &self.topology;
+        let fits = match *action {
+            Action::Request(r) => r.vring < t.queues && r.sectors <= t.max_sectors,
+            Action::Rest { vring, us } => vring < t.queues && us <= 10_000_000,
+            Action::Migrate(m) => t.migration.is_some() && m.after <= 10_000_000,
+            Action::Pause { after } | Action::Break { after } => after <= 10_000_000,
+            Action::Kill(_) => true,
+        };
+        if fits {
+            return Ok(());
+        }
+        Err(format!(
+            "{action}: does not fit {} vrings, requests of up to {} sectors{}",
+            t.queues,
+            t.max_sectors,
+            if t.migration.is_some() { "" } else { ", one host" }
+        ))
+    }
+}
