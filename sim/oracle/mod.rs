@@ -7,9 +7,9 @@ mod cause;
 mod dirty;
 mod durability;
 mod ledger;
-mod onlooker;
 mod order;
 mod promise;
+mod reading;
 mod region;
 mod rings;
 mod sectors;
@@ -21,6 +21,7 @@ use crate::trace::Verb;
 pub use dirty::Pair;
 pub use ledger::{Ask, Expect, Ledger, SERIAL};
 pub use promise::promise;
+pub use reading::{Asked, Reading};
 pub use region::RegionView;
 pub use rings::RingView;
 use sectors::Sectors;
@@ -254,9 +255,6 @@ impl Oracle {
         }
         for vring in 0..self.ledger.vrings() {
             region::check(&self.ledger, mem, region, vring, runs(vring))?;
-            if !runs(vring) {
-                onlooker::check(self.ledger.ring(vring), mem, region, vring, self.tick)?;
-            }
         }
         Ok(())
     }

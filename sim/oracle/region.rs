@@ -21,6 +21,12 @@ impl RegionView<'_> {
         self.bytes.len() as u64 / u64::from(self.queues.max(1))
     }
 
+    /// Entries of each part, once somebody has used the region.
+    pub fn entries(&self) -> Option<u16> {
+        let first = Part(self.bytes.get(..self.stride() as usize)?);
+        (first.version() != 0).then(|| first.desc_num())
+    }
+
     /// Entries that are marked as in flight.
     pub fn flagged(&self) -> u64 {
         let parts = self.bytes.chunks_exact(self.stride().max(1) as usize);

@@ -4,13 +4,14 @@ use super::link::Inbox;
 use super::objects::{Handles, ObjectId};
 use super::vows::Vows;
 use super::{Event, Slip, StepShape, World};
+use crate::choices::Ratio;
 use crate::disk::Job;
 use crate::memory::Mem;
 use crate::oracle::Violation;
 use crate::topology::{Migration, Policy};
 use crate::trace::{Lane, Wake, What};
 use midflight::backend::{Backend, Input, MapRegion, SuspendPolicy};
-use midflight::blk::{Completion, DeviceConfig, ReqId};
+use midflight::blk::{Completion, DeviceConfig, DiskError, ReqId};
 use midflight::time::{Duration, Instant};
 use midflight::wire::Dialect;
 
@@ -34,8 +35,10 @@ pub struct BackProcess {
     pub ending: bool,
     /// Vrings it has taken up.
     pub runs: Vec<bool>,
-    /// A vring has stopped, and the front-end is about to be told.
-    pub stopped: Option<u16>,
+    /// Vrings that have stopped, and the front-end is about to be told.
+    pub stopped: Vec<u16>,
+    /// It has guest memory mapped.
+    pub mapped: bool,
     /// Requests that wait until the store is this host's.
     pub held: Vec<ReqId>,
     /// It has asked for the store.
@@ -88,7 +91,8 @@ impl BackProcess {
             timer: None,
             ending: false,
             runs: vec![false; vrings],
-            stopped: None,
+            stopped: Vec::new(),
+            mapped: false,
             held: Vec::new(),
             wants_store: false,
             grace,
@@ -230,6 +234,7 @@ impl World<'_> {
             },
         );
         self.back_step(Wake::Received, Input::Received { bytes: &piece.bytes, handles })?;
+        self.note_reset();
         Ok(())
     }
 
@@ -309,6 +314,9 @@ impl World<'_> {
         if result.is_err() {
             self.oracle.borrow_mut().disk_failed(vring, head);
         }
+        // A system may also give up what nobody has cancelled.
+        let gives_up = result.is_err() && self.host.chance("gives up", Ratio::new(1, 4));
+        let result = if gives_up { Err(DiskError::Cancelled) } else { result };
         // Its driver has said long ago that it is over.
         if !adrift {
             self.push_finished(job.life, Completion { id: job.id, result });

@@ -34,7 +34,8 @@ impl World<'_> {
             self.focus(host);
             self.happen(event)?;
             let over = self.migration.as_ref().is_none_or(Migrating::is_over);
-            if over && self.guest.borrow().is_done() && !self.disk.has_adrift() {
+            let parted = self.guest_host().front.parting.is_none();
+            if over && self.guest.borrow().is_done() && !self.disk.has_adrift() && parted {
                 return Ok(());
             }
             if self.settling_since.is_none() && self.is_settling() {
@@ -101,11 +102,8 @@ impl World<'_> {
                 }
             }
             Event::Break(conn) => {
-                if self.here.front.conn == Some(conn) {
-                    self.stats.breaks += 1;
-                    self.hang_up_front(conn);
-                    let delay = self.host_delay();
-                    self.schedule(delay, Event::BackHangup(conn));
+                if self.here.front.conn == Some(conn) && !self.part()? {
+                    self.break_off_connection();
                 }
             }
             Event::Shutdown(life) => self.shutdown(life)?,

@@ -86,6 +86,11 @@ pub struct Wire {
 }
 
 impl Wire {
+    /// Whether everything that was sent has arrived.
+    pub fn is_past(&self, now: u64) -> bool {
+        self.last < now
+    }
+
     /// When something sent now arrives.
     pub fn arrival(&mut self, now: u64, latency: u64) -> u64 {
         self.last = self.last.max(now + latency);

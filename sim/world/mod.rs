@@ -9,7 +9,9 @@ mod host;
 mod link;
 mod migrate;
 mod objects;
+mod onlooker;
 mod outcome;
+mod parting;
 mod plan;
 mod race;
 mod store;
@@ -357,7 +359,8 @@ impl<'a> World<'a> {
         self.arena.with_image(region, |bytes| {
             let view = RegionView { bytes, queues: self.topology.queues };
             let runs = |vring| self.here.back.as_ref().is_some_and(|b| b.runs(vring));
-            self.oracle.borrow().check_region(&self.here.guest_memory.mem, view, runs)
+            self.oracle.borrow().check_region(&self.here.guest_memory.mem, view, runs)?;
+            self.check_onlooker(bytes)
         })
     }
 

@@ -6,13 +6,13 @@ use super::World;
 use crate::oracle::{RegionView, Violation};
 use midflight::backend::{CHAINS_PER_CALL, CHAINS_UNDIVIDED, Event};
 use midflight::blk::ReqId;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 /// What one back-end process has said so far.
 #[derive(Debug, Default)]
 pub(super) struct Vows {
-    /// Requests it has asked for and was not told of.
-    asked: BTreeSet<ReqId>,
+    /// Requests it has asked for and was not told of, and their vrings.
+    asked: BTreeMap<ReqId, u16>,
     /// The newest of all.
     newest: Option<u64>,
     /// Nothing in flight is cancelled before this moment.
@@ -21,18 +21,18 @@ pub(super) struct Vows {
     store: bool,
 }
 
-fn vow(message: impl Into<String>) -> Violation {
+pub(super) fn vow(message: impl Into<String>) -> Violation {
     Violation::new("vows", message)
 }
 
 impl Vows {
     /// A request goes to the disk.
-    pub fn asks(&mut self, id: ReqId) -> Result<(), Violation> {
+    pub fn asks(&mut self, id: ReqId, vring: u16) -> Result<(), Violation> {
         if self.newest.is_some_and(|newest| newest >= id.epoch) {
             return Err(vow(format!("{id} is not the first with its epoch")));
         }
         self.newest = Some(id.epoch);
-        self.asked.insert(id);
+        self.asked.insert(id, vring);
         if self.store { Ok(()) } else { Err(vow(format!("{id} without the store"))) }
     }
 
@@ -49,7 +49,7 @@ impl Vows {
     }
 
     pub fn releases(&mut self) -> Result<(), Violation> {
-        if let Some(id) = self.asked.first() {
+        if let Some(id) = self.asked.keys().next() {
             return Err(vow(format!("the store is given back, and {id} is there still")));
         }
         match std::mem::replace(&mut self.store, false) {
@@ -92,6 +92,11 @@ impl Vows {
                     )));
                 }
             }
+            Event::VringStopped { vring, .. } => {
+                if let Some((id, _)) = self.asked.iter().find(|(_, of)| **of == vring) {
+                    return Err(vow(format!("vring {vring} is at rest, and {id} is at the disk")));
+                }
+            }
             Event::Draining { vring, inflight: 0 } | Event::Suspending { vring, inflight: 0 } => {
                 return Err(vow(format!("a stop of vring {vring} waits for nothing")));
             }
@@ -131,6 +136,20 @@ impl World<'_> {
         if left > 0 && !self.here.front.may_leave {
             return Err(vow(format!(
                 "a stop of vring {vring} that was to drain it leaves {left} requests in flight"
+            )));
+        }
+        Ok(())
+    }
+
+    /// The base of a stop counts what is used and what is in flight.
+    // spec: vhost-user, "Vring descriptor indices for split virtqueues"
+    pub(super) fn check_base(&self, vring: u16, base: u16) -> Result<(), Violation> {
+        let Some(left) = self.flagged(vring) else { return Ok(()) };
+        let oracle = self.oracle.borrow();
+        let used = oracle.ledger().ring(vring).used_index(&self.here.guest_memory.mem);
+        if base != used.wrapping_add(left as u16) {
+            return Err(vow(format!(
+                "vring {vring} stops with base {base}: {used} used and {left} in flight"
             )));
         }
         Ok(())

@@ -3,6 +3,7 @@
 use super::back::{Answer, BackProcess, contract};
 use super::link::Inbox;
 use super::objects::{Object, ObjectId};
+use super::vows::vow;
 use super::{Event, World};
 use crate::disk::Job;
 use crate::memory::{Mem, RegionId};
@@ -26,18 +27,24 @@ impl World<'_> {
                 let objects =
                     handles.iter().map(|h| open(back, *h)).collect::<Result<Vec<_>, _>>()?;
                 let conn = back.conn.ok_or_else(|| contract("sends without a connection"))?;
-                let stopped = back.stopped.take();
+                let stopped = std::mem::take(&mut back.stopped);
                 self.send_to_front(conn, &bytes, objects);
-                if let Some(vring) = stopped {
+                for vring in stopped {
                     self.check_drained(vring)?;
                     self.at_rest(life, vring);
                 }
             }
             Output::Map { regions } => {
+                back.mapped = true;
                 let delay = self.host_delay();
                 self.schedule(delay, Event::BackAnswer(life, Answer::Map(regions)));
             }
-            Output::Unmap => {}
+            Output::Unmap => {
+                back.mapped = false;
+                if let Some(vring) = back.runs.iter().position(|runs| *runs) {
+                    return Err(vow(format!("memory is unmapped while vring {vring} runs")));
+                }
+            }
             Output::AllocInflight { size } => {
                 let delay = self.host_delay();
                 self.schedule(delay, Event::BackAnswer(life, Answer::Alloc(size)));
@@ -73,7 +80,8 @@ impl World<'_> {
                 )));
             }
             Output::Disk(id) => {
-                back.vows.asks(id)?;
+                let vring = back.core.request(id).map_or(u16::MAX, |request| request.vring);
+                back.vows.asks(id, vring)?;
                 if self.store == Some(self.here.id) {
                     self.issue(id)?;
                 } else {
@@ -108,7 +116,15 @@ impl World<'_> {
             Output::Close(reason) => {
                 let conn = back.conn.take().ok_or_else(|| contract("closes no connection"))?;
                 back.inbox = Inbox::default();
+                back.runs.fill(false);
+                back.vows.hung_up();
                 self.hang_up_front(conn);
+                if let CloseReason::FrontendMisbehaved(fault) = &reason
+                    && self.expects(fault)
+                {
+                    self.note_loss();
+                    return Ok(());
+                }
                 return Err(Violation::new("contract", format!("back-end closes: {reason}")));
             }
             Output::Event(event) => self.back_event(event)?,
@@ -153,7 +169,8 @@ impl World<'_> {
             }
             E::VringStopped { vring, base } => {
                 back.runs[usize::from(vring)] = false;
-                back.stopped = Some(vring);
+                back.stopped.push(vring);
+                self.check_base(vring, base)?;
                 What::VringStopped { vring, base }
             }
             E::Negotiated { features, protocol } => {
@@ -182,6 +199,7 @@ impl World<'_> {
             E::VringBroken { vring, fault } => {
                 return Err(Violation::new("rings", format!("vring {vring} broken: {fault}")));
             }
+            E::Refused(fault) if self.expects(&fault) => return Ok(()),
             E::Refused(fault) => {
                 return Err(Violation::new("session", format!("back-end refuses: {fault}")));
             }
