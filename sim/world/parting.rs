@@ -96,9 +96,11 @@ impl World<'_> {
                 return self.say_parting(parting, FrontendRequest::SetOwner);
             }
             Parting::Owner { running } => {
-                let mapped = self.here.back.as_ref().is_some_and(|back| back.mapped);
-                if mapped != running {
-                    return Err(vow(format!("after {parting:?}, memory is mapped: {mapped}")));
+                // The one that answered may be dead.
+                let conn = self.here.front.conn;
+                let back = self.here.back.as_ref().filter(|back| back.conn == conn);
+                if back.is_some_and(|back| back.mapped != running) {
+                    return Err(vow(format!("after {parting:?}, memory is mapped: {}", !running)));
                 }
             }
             Parting::Nonsense => {}

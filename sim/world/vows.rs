@@ -85,12 +85,12 @@ impl Vows {
                     )));
                 }
             }
-            Event::BaseContradicted { vring, base, used, inflight } => {
-                if base == used || base == used.wrapping_add(inflight) {
-                    return Err(vow(format!(
-                        "base {base} of vring {vring} is called wrong: {used} used, {inflight} in flight"
-                    )));
-                }
+            Event::BaseContradicted { vring, base, used, inflight }
+                if base == used || base == used.wrapping_add(inflight) =>
+            {
+                return Err(vow(format!(
+                    "base {base} of vring {vring} is called wrong: {used} used, {inflight} in flight"
+                )));
             }
             Event::VringStopped { vring, .. } => {
                 if let Some((id, _)) = self.asked.iter().find(|(_, of)| **of == vring) {
