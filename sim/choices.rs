@@ -201,10 +201,11 @@ impl Stream {
 /// Multiply and keep the high half; the low half tells the few draws that
 /// would make small values more likely, and those are drawn again.
 fn sample(rng: &mut ChaCha8Rng, n: u64) -> u64 {
-    let threshold = n.wrapping_neg() % n;
     loop {
         let wide = u128::from(rng.next_u64()) * u128::from(n);
-        if (wide as u64) >= threshold {
+        let low = wide as u64;
+        // The threshold is below n, so most draws need no division.
+        if low >= n || low >= n.wrapping_neg() % n {
             return (wide >> 64) as u64;
         }
     }

@@ -1,5 +1,7 @@
 //! One scenario, one run; many seeds, one sum.
 
+mod panics;
+
 use crate::hash::Rolling;
 use crate::memory::Arena;
 use crate::oracle::Violation;
@@ -7,7 +9,6 @@ use crate::scenario::Scenario;
 use crate::topology::Topology;
 use crate::trace::Trace;
 use crate::world::{Options, Outcome, Stats, World};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Run a scenario.
 ///
@@ -18,16 +19,11 @@ pub fn run(arena: &mut Arena, scenario: &Scenario, options: &Options) -> Outcome
         Ok(world) => world.run(),
         Err(violation) => nothing(scenario.topology.clone(), violation),
     };
-    match catch_unwind(AssertUnwindSafe(world)) {
+    match panics::caught(world) {
         Ok(outcome) => outcome,
-        Err(cause) => {
+        Err(text) => {
             // Whatever state the memory is in, nobody uses it again.
             *arena = Arena::new();
-            let text = cause
-                .downcast_ref::<String>()
-                .cloned()
-                .or_else(|| cause.downcast_ref::<&str>().map(|s| (*s).into()))
-                .unwrap_or_else(|| "no message".into());
             nothing(scenario.topology.clone(), Violation::new("panic", text))
         }
     }

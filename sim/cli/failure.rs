@@ -13,7 +13,9 @@ use std::fs;
 use std::path::PathBuf;
 
 /// Lines of the story that fit on a screen with the rest.
-const LINES: usize = 16;
+const LINES: usize = 14;
+/// The same for actions: more than a small failure has.
+const ACTIONS: usize = 12;
 
 /// What broke, in the words of the documents, and who noticed.
 pub fn verdict(origin: Option<SeedId>, violation: &Violation) {
@@ -59,7 +61,7 @@ impl Keeper {
         let file = self.save(&shrunk.scenario, violation)?;
         let file = file.display();
         println!("\n  replay   cargo sim replay {file}");
-        println!("  look     cargo sim replay {file} --full");
+        println!("  look     cargo sim trace {file} --text, --mermaid or --json");
         println!("  keep     cargo sim keep {file}");
         println!("  whole    cargo sim {again} --no-shrink");
         Ok(())
@@ -96,7 +98,9 @@ fn story(scenario: &Scenario, options: &Options) {
     let options = Options { trace: true, ..options.clone() };
     let outcome = run(&mut Arena::new(), scenario, &options);
     let text = render(outcome.trace.events(), Detail::Story);
-    let lines: Vec<_> = text.lines().collect();
+    let mut lines = text.lines();
+    let head = lines.next().unwrap_or_default();
+    let lines: Vec<_> = lines.collect();
     let from = lines.len().saturating_sub(LINES);
     println!(
         "\n  story    {}",
@@ -105,10 +109,14 @@ fn story(scenario: &Scenario, options: &Options) {
             n => format!("its last {LINES} lines of {}", n + LINES),
         }
     );
+    println!("  {head}");
     for line in &lines[from..] {
         println!("  {line}");
     }
-    for action in &scenario.actions {
+    for action in scenario.actions.iter().take(ACTIONS) {
         println!("  action   {action}");
+    }
+    if let Some(more) = scenario.actions.len().checked_sub(ACTIONS).filter(|n| *n > 0) {
+        println!("  action   and {more} more");
     }
 }

@@ -14,6 +14,7 @@ mod progress;
 mod seeds;
 mod story;
 mod summary;
+mod trace;
 
 use clap::{Parser, Subcommand};
 use midflight_sim::profile::parse_number;
@@ -48,6 +49,8 @@ enum Command {
     Show(ShowArgs),
     /// Run a scenario document again
     Replay(ReplayArgs),
+    /// Print the events of a run: as text, JSON lines or a Mermaid diagram
+    Trace(trace::TraceArgs),
     /// Make a failing scenario document as small as it gets
     Shrink(document::ShrinkArgs),
     /// Keep a scenario document among the regressions, which are run as tests
@@ -178,6 +181,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run(args),
         Command::Show(args) => document::show(&args.seed, &args.story),
         Command::Replay(args) => document::replay(&args),
+        Command::Trace(args) => trace::show(&args),
         Command::Shrink(args) => document::shrink(&args),
         Command::Keep(args) => document::keep(&args),
         Command::CrashEveryStore(args) => Ok(crash::explore(&args)),

@@ -37,10 +37,14 @@ pub fn of_many(sum: &Sum, elapsed_ms: u64) {
     println!("requests    {} completed and checked", grouped(s.requests));
     println!("stores      {} of the back-end to shared memory", grouped(s.stores));
     println!(
-        "trouble     {} kills, {} shutdowns, {} lost connections, {} pauses, guest between stores {} times",
+        "trouble     {} kills, {} shutdowns, {} unfit back-ends, {} lost connections, {} stalls, front-end gone {} times, both hosts awake {} times, {} pauses, guest between stores {} times",
         grouped(s.kills),
         grouped(s.shutdowns),
+        grouped(s.unfit),
         grouped(s.breaks),
+        grouped(s.stalls),
+        grouped(s.gone),
+        grouped(s.wakes),
         grouped(s.pauses),
         grouped(s.races)
     );

@@ -6,6 +6,10 @@
 //! of its stores, so a crash copies the shadow back over what the step has
 //! touched and does the first *k* stores again.
 
+use super::log::StoreLog;
+use std::sync::Arc;
+use vm_memory::{MmapRegion, VolatileMemory};
+
 /// Bytes of a page, as a dirty log counts them.
 pub const PAGE: usize = 4096;
 
@@ -68,6 +72,7 @@ impl Race {
 pub(super) struct Meeting {
     pub race: Race,
     pub old: Vec<u8>,
+    pub mapping: Arc<MmapRegion<StoreLog>>,
 }
 
 /// See the module.
@@ -80,76 +85,97 @@ pub struct Journal {
     settled: usize,
     data: Vec<u8>,
     shadows: Vec<Shadow>,
+    /// Contents that were given a name.
+    contents: u64,
 }
 
 /// Image of a region.
 struct Shadow {
+    /// What it is the image of. The mapping's own log knows this journal, so
+    /// whoever made both has to part them again.
+    mapping: Arc<MmapRegion<StoreLog>>,
     bytes: Vec<u8>,
-    /// Everything outside of this was never written.
-    touched: std::ops::Range<usize>,
-    /// By page: stored to by anybody but back-end and disk.
-    dirty: Vec<bool>,
+    /// By page.
+    pages: Vec<Page>,
+}
+
+/// What is known of a page.
+#[derive(Clone, Copy, Debug, Default)]
+struct Page {
+    /// Name of its content: two pages with the same are equal. 0: zeroes.
+    content: u64,
+    /// Stored to by anybody but back-end and disk.
+    dirty: bool,
 }
 
 impl Shadow {
-    fn mark(&mut self, at: usize, len: usize) {
-        self.dirty[at / PAGE..=(at + len - 1) / PAGE].fill(true);
+    /// A place that is about to get a content of this name.
+    fn touch(&mut self, at: usize, len: usize, content: u64, dirty: bool) -> &mut [u8] {
+        for page in &mut self.pages[at / PAGE..=(at + len - 1) / PAGE] {
+            page.content = content;
+            page.dirty |= dirty;
+        }
+        &mut self.bytes[at..at + len]
     }
 
-    fn touch(&mut self, at: usize, len: usize) -> &mut [u8] {
-        let touched = &mut self.touched;
-        *touched = if touched.start == touched.end {
-            at..at + len
-        } else {
-            touched.start.min(at)..touched.end.max(at + len)
-        };
-        &mut self.bytes[at..at + len]
+    fn page(&self, page: usize) -> &[u8] {
+        let at = page * PAGE;
+        &self.bytes[at..(at + PAGE).min(self.bytes.len())]
     }
 }
 
+/// Copy bytes of a mapping.
+fn read(mapping: &MmapRegion<StoreLog>, offset: usize, into: &mut [u8]) {
+    // vm-memory has checked this before it stored there.
+    let slice = mapping.get_slice(offset, into.len()).expect("a store inside its region");
+    slice.copy_to(into);
+}
+
 impl Journal {
-    pub(super) fn add_region(&mut self, len: usize) -> u32 {
-        let dirty = vec![false; len.div_ceil(PAGE)];
-        self.shadows.push(Shadow { bytes: vec![0; len], touched: 0..0, dirty });
-        u32::try_from(self.shadows.len() - 1).expect("a handful of regions")
+    pub(super) fn add_region(&mut self, mapping: Arc<MmapRegion<StoreLog>>) {
+        let len = mapping.size();
+        let pages = vec![Page::default(); len.div_ceil(PAGE)];
+        self.shadows.push(Shadow { mapping, bytes: vec![0; len], pages });
     }
 
-    pub(super) fn saw(
-        &mut self,
-        region: u32,
-        offset: usize,
-        len: usize,
-        read: impl FnOnce(&mut [u8]),
-    ) -> Option<Meeting> {
+    /// Forget every region, so that their mappings can go away.
+    pub(super) fn part(&mut self) {
+        self.shadows.clear();
+    }
+
+    pub(super) fn saw(&mut self, region: u32, offset: usize, len: usize) -> Option<Meeting> {
+        if len == 0 {
+            return None;
+        }
+        let shadow = self.shadows.get_mut(region as usize)?;
         match self.writer {
-            _ if len == 0 => return None,
             Writer::Nobody => return None,
-            Writer::Others => {
-                let shadow = &mut self.shadows[region as usize];
-                read(shadow.touch(offset, len));
-                shadow.mark(offset, len);
-                return None;
-            }
-            Writer::Disk => {
-                read(self.shadows[region as usize].touch(offset, len));
+            Writer::Others | Writer::Disk => {
+                self.contents += 1;
+                let mapping = Arc::clone(&shadow.mapping);
+                let dirty = self.writer == Writer::Others;
+                read(&mapping, offset, shadow.touch(offset, len, self.contents, dirty));
                 return None;
             }
             Writer::BackEnd => {}
         }
-        let index = self.stores.len() as u64;
-        let meets = self.race.as_ref().is_some_and(|race| race.at == index);
-        let old = if meets { self.image(region, offset, len) } else { Vec::new() };
         let data = self.data.len();
         self.data.resize(data + len, 0);
-        read(&mut self.data[data..]);
+        read(&shadow.mapping, offset, &mut self.data[data..]);
+        let index = self.stores.len() as u64;
+        let race = self.race.take_if(|race| race.at == index);
+        let meeting = race.map(|race| {
+            let old = self.image(region, offset, len);
+            let mapping = Arc::clone(&self.shadows[region as usize].mapping);
+            Meeting { race, old, mapping }
+        });
         self.stores.push(Store {
             region,
             offset: offset as u64,
             len: u32::try_from(len).expect("a region is below 4 GiB"),
             data,
         });
-        let race = if meets { self.race.take() } else { None };
-        race.map(|race| Meeting { race, old })
+        meeting
     }
 
     /// Bytes as the stores of this step have left them so far.
@@ -186,16 +212,12 @@ impl Journal {
         &self.shadows[region as usize].bytes
     }
 
-    /// What of a region may not be zero.
-    pub(super) fn touched(&self, region: u32) -> std::ops::Range<usize> {
-        self.shadows[region as usize].touched.clone()
-    }
-
     /// The first `count` stores have surely happened.
     pub(super) fn settle(&mut self, count: usize) {
         for store in &self.stores[self.settled..count] {
+            self.contents += 1;
             self.shadows[store.region as usize]
-                .touch(store.offset as usize, store.len as usize)
+                .touch(store.offset as usize, store.len as usize, self.contents, false)
                 .copy_from_slice(&self.data[store.data..][..store.len as usize]);
         }
         self.settled = count;
@@ -223,18 +245,44 @@ impl Journal {
         self.settled = 0;
     }
 
-    pub(super) fn untouch(&mut self, region: u32) {
-        let shadow = &mut self.shadows[region as usize];
-        shadow.touched = 0..0;
-        shadow.dirty.fill(false);
+    /// Make the image of a region zeroes. Pages that were not.
+    pub(super) fn wipe(&mut self, region: u32) -> Vec<usize> {
+        let Shadow { bytes, pages, .. } = &mut self.shadows[region as usize];
+        let mut wiped = Vec::new();
+        for (at, (page, bytes)) in pages.iter_mut().zip(bytes.chunks_mut(PAGE)).enumerate() {
+            if std::mem::take(page).content != 0 {
+                bytes.fill(0);
+                wiped.push(at);
+            }
+        }
+        wiped
+    }
+
+    /// Make a page of one region like that of another; whether it was not.
+    pub(super) fn copy_page(&mut self, from: u32, to: u32, page: usize) -> bool {
+        let [from, to] = self
+            .shadows
+            .get_disjoint_mut([from as usize, to as usize])
+            .expect("two regions of this arena");
+        let content = from.pages[page].content;
+        if content == to.pages[page].content {
+            return false;
+        }
+        let bytes = from.page(page);
+        to.touch(page * PAGE, bytes.len(), content, true).copy_from_slice(bytes);
+        true
+    }
+
+    /// A page of two regions, if it may not be the same in both.
+    pub(super) fn pair(&self, regions: [u32; 2], page: usize) -> Option<[&[u8]; 2]> {
+        let shadows = regions.map(|region| &self.shadows[region as usize]);
+        let [source, destination] = shadows.map(|shadow| shadow.pages[page].content);
+        (source != destination).then(|| shadows.map(|shadow| shadow.page(page)))
     }
 
     /// Pages that the guest has stored to since the last call.
     pub(super) fn take_dirty(&mut self, region: u32) -> Vec<u64> {
-        let dirty = &mut self.shadows[region as usize].dirty;
-        let pages = (0u64..).zip(dirty.iter()).filter_map(|(page, dirty)| dirty.then_some(page));
-        let pages = pages.collect();
-        dirty.fill(false);
-        pages
+        let pages = (0u64..).zip(&mut self.shadows[region as usize].pages);
+        pages.filter_map(|(at, page)| std::mem::take(&mut page.dirty).then_some(at)).collect()
     }
 }

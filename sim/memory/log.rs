@@ -1,12 +1,11 @@
 //! The `Bitmap` that sees every store to shared memory.
 
 use super::journal::{Journal, Meeting, Writer};
-use std::cell::{OnceCell, RefCell};
+use std::cell::RefCell;
 use std::fmt;
 use std::rc::Rc;
-use std::sync::Weak;
 use vm_memory::bitmap::{Bitmap, BitmapSlice, WithBitmapSlice};
-use vm_memory::{MmapRegion, VolatileMemory, VolatileSlice};
+use vm_memory::{VolatileMemory, VolatileSlice};
 
 /// Tells the journal of every store into one region, in program order.
 ///
@@ -15,38 +14,26 @@ use vm_memory::{MmapRegion, VolatileMemory, VolatileSlice};
 pub struct StoreLog {
     region: u32,
     journal: Rc<RefCell<Journal>>,
-    mapping: OnceCell<Weak<MmapRegion<StoreLog>>>,
 }
 
 impl StoreLog {
     pub(super) fn new(region: u32, journal: Rc<RefCell<Journal>>) -> Self {
-        Self { region, journal, mapping: OnceCell::new() }
+        Self { region, journal }
     }
 
-    /// Tell the log where its own bytes are; before that it sees nothing.
-    pub(super) fn attach(&self, mapping: Weak<MmapRegion<StoreLog>>) {
-        assert!(self.mapping.set(mapping).is_ok(), "a region is attached once");
-    }
-
+    #[inline]
     fn saw(&self, offset: usize, len: usize) {
-        let Some(mapping) = self.mapping.get().and_then(Weak::upgrade) else {
-            return;
-        };
-        // A store that runs over the end of the region is impossible;
-        // vm-memory checks before it stores.
-        let Ok(slice) = mapping.get_slice(offset, len) else {
-            return;
-        };
-        let meeting = self.journal.borrow_mut().saw(self.region, offset, len, |into| {
-            slice.copy_to(into);
-        });
+        let meeting = self.journal.borrow_mut().saw(self.region, offset, len);
         if let Some(meeting) = meeting {
-            self.meet(meeting, &slice);
+            let mapping = std::sync::Arc::clone(&meeting.mapping);
+            if let Ok(slice) = mapping.get_slice(offset, len) {
+                self.meet(meeting, &slice);
+            }
         }
     }
 
     /// Let somebody act next to the store that was just seen.
-    fn meet(&self, Meeting { race, old }: Meeting, slice: &VolatileSlice<'_, LogSlice<'_>>) {
+    fn meet(&self, Meeting { race, old, .. }: Meeting, slice: &VolatileSlice<'_, LogSlice<'_>>) {
         let mut new = vec![0; old.len()];
         slice.copy_to(&mut new);
         // What is before this moment stays, whenever the back-end dies.
@@ -109,6 +96,7 @@ impl WithBitmapSlice<'_> for LogSlice<'_> {
 impl BitmapSlice for LogSlice<'_> {}
 
 impl Bitmap for LogSlice<'_> {
+    #[inline]
     fn mark_dirty(&self, offset: usize, len: usize) {
         self.log.saw(self.base + offset, len);
     }

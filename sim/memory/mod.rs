@@ -3,6 +3,7 @@
 
 mod journal;
 mod log;
+mod view;
 
 use journal::{Journal, Writer};
 pub use journal::{PAGE, Race, Store};
@@ -10,13 +11,9 @@ pub use log::{LogSlice, StoreLog};
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
-use vm_memory::{
-    GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion, VolatileMemory,
-    mmap::MmapRegionBuilder,
-};
-
-/// What the core sees as guest memory and as an inflight region.
-pub type Mem = GuestMemoryMmap<StoreLog>;
+pub use view::Mem;
+use view::Span;
+use vm_memory::{MmapRegion, VolatileMemory, mmap::MmapRegionBuilder};
 
 /// The stores of the step that is open or has ended.
 #[derive(Clone)]
@@ -42,6 +39,13 @@ struct Region {
 pub struct Arena {
     journal: Rc<RefCell<Journal>>,
     regions: Vec<Region>,
+}
+
+impl Drop for Arena {
+    /// Mappings and journal know each other.
+    fn drop(&mut self) {
+        self.journal.borrow_mut().part();
+    }
 }
 
 impl Default for Arena {
@@ -85,25 +89,34 @@ impl Arena {
     // The arena lives in one thread; the `Arc` is what vm-memory asks for.
     #[allow(clippy::arc_with_non_send_sync)]
     fn map(&mut self, size: usize) -> usize {
-        let id = self.journal.borrow_mut().add_region(size);
+        let id = RegionId::try_from(self.regions.len()).expect("a handful of regions");
         let log = StoreLog::new(id, Rc::clone(&self.journal));
         let mapping = MmapRegionBuilder::new_with_bitmap(size, log)
             .with_mmap_prot(3) // readable and writable
             .build()
             .expect("anonymous memory for the simulator");
         let mapping = Arc::new(mapping);
-        mapping.bitmap().attach(Arc::downgrade(&mapping));
+        self.journal.borrow_mut().add_region(Arc::clone(&mapping));
         self.regions.push(Region { mapping, used: false });
         self.regions.len() - 1
     }
 
     fn zero(&self, id: RegionId) {
-        let touched = self.journal.borrow().touched(id);
-        if touched.start < touched.end {
-            let zeroes = vec![0u8; touched.len()];
-            self.slice(id, touched.start, zeroes.len()).copy_from(&zeroes);
-        }
-        self.journal.borrow_mut().untouch(id);
+        let wiped = self.journal.borrow_mut().wipe(id);
+        let size = self.regions[id as usize].mapping.size();
+        self.as_nobody(|| {
+            for page in wiped {
+                let len = PAGE.min(size - page * PAGE);
+                self.slice(id, page * PAGE, len).copy_from(&[0; PAGE][..len]);
+            }
+        });
+    }
+
+    /// Store to memory without the journal's knowledge, which has it already.
+    fn as_nobody(&self, act: impl FnOnce()) {
+        self.journal.borrow_mut().set_writer(Writer::Nobody);
+        act();
+        self.journal.borrow_mut().set_writer(Writer::Others);
     }
 
     fn slice(
@@ -116,18 +129,11 @@ impl Arena {
     }
 
     /// A view of regions at guest addresses, in rising order.
-    #[allow(clippy::arc_with_non_send_sync)]
     pub fn view(&self, regions: &[(u64, RegionId)]) -> Mem {
-        let regions = regions
-            .iter()
-            .map(|(addr, id)| {
-                let mapping = Arc::clone(&self.regions[*id as usize].mapping);
-                let region = GuestRegionMmap::with_arc(mapping, GuestAddress(*addr))
-                    .expect("guest addresses do not overflow");
-                Arc::new(region)
-            })
-            .collect();
-        Mem::from_arc_regions(regions).expect("regions in order and apart")
+        let span = |(addr, id): &(u64, RegionId)| {
+            Span::new(*addr, Arc::clone(&self.regions[*id as usize].mapping))
+        };
+        Mem::new(regions.iter().map(span))
     }
 
     /// Bytes of a region.
@@ -171,11 +177,33 @@ impl Arena {
 
     /// Copy a page of one region to the same place in another.
     pub fn copy_page(&self, from: RegionId, to: RegionId, page: u64) {
-        let at = page as usize * PAGE;
-        let bytes = self.with_image(from, |image| image[at..(at + PAGE).min(image.len())].to_vec());
-        if self.with_image(to, |image| image[at..at + bytes.len()] != bytes[..]) {
-            self.write(to, at as u64, &bytes);
+        let page = page as usize;
+        let changed = self.journal.borrow_mut().copy_page(from, to, page);
+        if !changed {
+            return;
         }
+        let len = PAGE.min(self.len(from) as usize - page * PAGE);
+        self.as_nobody(|| {
+            let from = self.slice(from, page * PAGE, len);
+            from.copy_to_volatile_slice(self.slice(to, page * PAGE, len));
+        });
+    }
+
+    /// Look at each page of two regions of one size that was not copied from one
+    /// to the other since it was written: its offset in bytes, and how it is in
+    /// either.
+    pub fn each_pair<E>(
+        &self,
+        regions: [RegionId; 2],
+        mut look: impl FnMut(u64, [&[u8]; 2]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let journal = self.journal.borrow();
+        (0..self.len(regions[0]).div_ceil(PAGE as u64)).try_for_each(|page| {
+            match journal.pair(regions, page as usize) {
+                Some(bytes) => look(page * PAGE as u64, bytes),
+                None => Ok(()),
+            }
+        })
     }
 
     /// In the next step, let somebody else act between two stores.
@@ -248,14 +276,16 @@ impl Arena {
             if !region.used {
                 return None;
             }
-            let mut now = vec![0u8; region.mapping.size()];
-            region.mapping.get_slice(0, now.len()).ok()?.copy_to(&mut now);
-            let shadow = journal.shadow(id);
-            if now == shadow {
-                return None;
-            }
-            let at = (0u64..).zip(now.iter().zip(shadow)).find(|(_, (a, b))| a != b)?;
-            Some((id, at.0))
+            journal.shadow(id).chunks(PAGE).enumerate().find_map(|(page, shadow)| {
+                let mut now = [0; PAGE];
+                let now = &mut now[..shadow.len()];
+                region.mapping.get_slice(page * PAGE, now.len()).ok()?.copy_to(now);
+                if *now == *shadow {
+                    return None;
+                }
+                let at = now.iter().zip(shadow).position(|(is, was)| is != was)?;
+                Some((id, (page * PAGE + at) as u64))
+            })
         })
     }
 }
@@ -264,7 +294,7 @@ impl Arena {
 mod tests {
     use super::*;
     use std::sync::atomic::Ordering;
-    use vm_memory::Bytes;
+    use vm_memory::{Bytes, GuestAddress};
 
     fn arena() -> (Arena, RegionId, Mem) {
         let mut arena = Arena::new();

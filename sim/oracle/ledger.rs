@@ -84,16 +84,16 @@ pub struct Ledger {
     completed: u64,
 }
 
-/// Pieces of memory with neighbours made one.
-pub(super) fn joined(pieces: impl Iterator<Item = (u64, u64)>) -> Vec<(u64, u64)> {
-    let mut out: Vec<(u64, u64)> = Vec::new();
-    for (addr, len) in pieces {
-        match out.last_mut() {
-            Some((last, size)) if *last + *size == addr => *size += len,
-            _ => out.push((addr, len)),
+/// Pieces of memory, address and bytes, with neighbours made one.
+pub(super) fn joined(pieces: &[(u64, u32)]) -> impl Iterator<Item = (u64, u64)> + '_ {
+    let mut pieces = pieces.iter().map(|(addr, len)| (*addr, u64::from(*len))).peekable();
+    std::iter::from_fn(move || {
+        let (first, mut size) = pieces.next()?;
+        while let Some((_, more)) = pieces.next_if(|(addr, _)| first + size == *addr) {
+            size += more;
         }
-    }
-    out
+        Some((first, size))
+    })
 }
 
 fn broken(message: String) -> Violation {
@@ -172,32 +172,29 @@ impl Ledger {
         self.entries.push(Entry { ask, used_len: None, disk_failed: false, issued_in: None });
     }
 
-    /// Requests that became visible in a vring.
+    /// The next request that became visible in a vring.
     pub(super) fn scan_avail(
         &mut self,
         mem: &Mem,
         vring: u16,
         tick: u64,
-    ) -> Result<Vec<u64>, Violation> {
-        let mut fresh = Vec::new();
+    ) -> Result<Option<u64>, Violation> {
         let queue = &mut self.queues[usize::from(vring)];
-        while let Some(head) = queue.ring.next_avail(mem) {
-            // The newest request with this head that nobody has published.
-            let entry = self
-                .entries
-                .iter_mut()
-                .rev()
-                .find(|e| e.ask.vring == vring && e.ask.head == head && e.ask.published.is_none())
-                .ok_or_else(|| {
-                    Violation::new("guest", format!("vring {vring}: head {head} is no request"))
-                })?;
-            entry.ask.published = Some(tick);
-            entry.ask.order = queue.order.len() as u64;
-            queue.order.push(entry.ask.request);
-            queue.holds[usize::from(head)] = Some(entry.ask.request);
-            fresh.push(entry.ask.request);
-        }
-        Ok(fresh)
+        let Some(head) = queue.ring.next_avail(mem) else { return Ok(None) };
+        // The newest request with this head that nobody has published.
+        let entry = self
+            .entries
+            .iter_mut()
+            .rev()
+            .find(|e| e.ask.vring == vring && e.ask.head == head && e.ask.published.is_none())
+            .ok_or_else(|| {
+                Violation::new("guest", format!("vring {vring}: head {head} is no request"))
+            })?;
+        entry.ask.published = Some(tick);
+        entry.ask.order = queue.order.len() as u64;
+        queue.order.push(entry.ask.request);
+        queue.holds[usize::from(head)] = Some(entry.ask.request);
+        Ok(Some(entry.ask.request))
     }
 
     /// The next request with a new used element in this vring.
@@ -297,7 +294,7 @@ impl Ledger {
 
     /// The disk may only be asked for what a guest is waiting for, once on a
     /// connection.
-    pub(super) fn check_issue(&mut self, job: &Job) -> Result<Ask, Violation> {
+    pub(super) fn check_issue(&mut self, job: &Job) -> Result<&Ask, Violation> {
         let Job { vring, head, life, conn, .. } = *job;
         let Some(request) = self.holder(vring, head) else {
             return Err(broken(format!(
@@ -325,16 +322,14 @@ impl Ledger {
                 job.offset
             )));
         }
-        let moved = job.segments.iter().map(|(addr, len)| (*addr, u64::from(*len)));
-        let meant = ask.data.iter().map(|(addr, len)| (*addr, u64::from(*len)));
         let moves = matches!(job.verb, Verb::Read | Verb::Write);
-        if moves && joined(moved) != joined(meant) {
+        if moves && !joined(&job.segments).eq(joined(&ask.data)) {
             return Err(broken(format!(
                 "request {request} has its data at {:x?}, the disk is given {:x?}",
                 ask.data, job.segments
             )));
         }
         entry.issued_in = Some((life, conn));
-        Ok(entry.ask.clone())
+        Ok(&entry.ask)
     }
 }

@@ -123,7 +123,7 @@ impl Oracle {
     /// The guest has stored an available index.
     pub fn published(&mut self, mem: &Mem, vring: u16) -> Result<(), Violation> {
         self.tick += 1;
-        for id in self.ledger.scan_avail(mem, vring, self.tick)? {
+        while let Some(id) = self.ledger.scan_avail(mem, vring, self.tick)? {
             let ask = self.ledger.ask(id);
             if ask.expect == Expect::Ok {
                 self.sectors.submitted(ask, self.tick);
@@ -170,9 +170,10 @@ impl Oracle {
             most = most.max(self.ledger.used_count(vring) - before);
         }
         if let Some(image) = image {
-            for id in std::mem::take(&mut self.unchecked) {
-                self.check_durable(id, image)?;
+            for id in &self.unchecked {
+                self.check_durable(*id, image)?;
             }
+            self.unchecked.clear();
         }
         Ok(most)
     }
@@ -203,17 +204,16 @@ impl Oracle {
 
     /// A back-end has asked the disk.
     pub fn issued(&mut self, job: &Job) -> Result<(), Violation> {
-        let ask = self.ledger.check_issue(job)?;
-        self.order.issued(job.conn, job.vring, ask.order, ask.request)
+        let Ask { order, request, .. } = *self.ledger.check_issue(job)?;
+        self.order.issued(job.conn, job.vring, order, request)
     }
 
-    /// Compare memory of a destination with what its source last held; pages
-    /// that were compared. `open`: a back-end of the source was lost while it
-    /// logged, so buffers of requests in flight may differ.
-    pub fn check_arrival(&self, pairs: &[Pair<'_>], open: bool) -> Result<u64, Violation> {
+    /// Compare some memory of a destination with what its source last held.
+    /// `open`: a back-end of the source was lost while it logged, so buffers of
+    /// requests in flight may differ.
+    pub fn check_arrival(&self, pair: &Pair<'_>, open: bool) -> Result<(), Violation> {
         // Who looks away from old requests does not see where their reads land.
-        let open = open || !self.judges.late;
-        pairs.iter().try_fold(0, |pages, pair| Ok(pages + dirty::check(&self.ledger, pair, open)?))
+        dirty::check(&self.ledger, pair, open || !self.judges.late)
     }
 
     /// A front-end was told that a vring is at rest.

@@ -24,14 +24,13 @@ pub(super) struct Watch<'a> {
     mem: &'a Mem,
     /// Requests given back in this step.
     ended: Vec<u64>,
-    /// By vring: next used index to look at.
-    seen: Vec<u16>,
+    /// By vring, if it was published in this step: next used index to look at.
+    seen: Vec<(u16, u16)>,
 }
 
 impl<'a> Watch<'a> {
     pub fn new(ledger: &'a Ledger, mem: &'a Mem) -> Self {
-        let seen = (0..ledger.vrings()).map(|v| ledger.ring(v).used_seen).collect();
-        Self { ledger, mem, ended: Vec::new(), seen }
+        Self { ledger, mem, ended: Vec::new(), seen: Vec::new() }
     }
 
     /// `value`: what was stored, where it is a used index.
@@ -64,7 +63,11 @@ impl<'a> Watch<'a> {
     }
 
     fn publish(&mut self, vring: u16, index: u16) {
-        let seen = &mut self.seen[usize::from(vring)];
+        let at = self.seen.iter().position(|(of, _)| *of == vring).unwrap_or_else(|| {
+            self.seen.push((vring, self.ledger.ring(vring).used_seen));
+            self.seen.len() - 1
+        });
+        let seen = &mut self.seen[at].1;
         // More than a ring at once is for the oracle of rings to say.
         while *seen != index && self.ended.len() < 1 << 16 {
             let head = self.ledger.ring(vring).used_head(self.mem, *seen);
@@ -79,9 +82,7 @@ impl<'a> Watch<'a> {
         (0..self.ledger.vrings()).flat_map(|v| self.ledger.outstanding(v)).find_map(|ask| {
             let answer = inside(ask.status, 1)
                 || (ask.verb == Verb::GetId
-                    && joined(ask.data.iter().map(|(addr, len)| (*addr, u64::from(*len))))
-                        .into_iter()
-                        .any(|(addr, len)| inside(addr, len)));
+                    && joined(&ask.data).any(|(addr, len)| inside(addr, len)));
             answer.then_some(ask.request)
         })
     }

@@ -2,7 +2,7 @@
 
 use super::{Profile, Rates, Workload};
 use crate::choices::{Component, Ratio, Stream};
-use crate::scenario::{Action, Fate, KillAt, Migrate, Request};
+use crate::scenario::{Action, Fate, KillAt, Migrate, Request, Successor, Trouble};
 use crate::topology::Topology;
 use crate::trace::Verb;
 
@@ -12,10 +12,13 @@ impl Profile {
         let mut s = Stream::new(number, Component::Action);
         let Self { topology, rates } = self;
         let mut actions = Vec::new();
-        actions.extend((0..rates.kills).map(|_| Action::Kill(kill(&mut s, rates))));
-        let mut moment = |name| 1 + s.below(name, 3_000);
-        actions.extend((0..rates.pauses).map(|_| Action::Pause { after: moment("pause.after") }));
-        actions.extend((0..rates.breaks).map(|_| Action::Break { after: moment("break.after") }));
+        actions.extend((0..rates.kills).map(|_| kill(&mut s, rates)));
+        actions.extend(
+            (0..rates.pauses).map(|_| Action::Pause { after: s.range("pause.after", 1, 3_000) }),
+        );
+        actions.extend((0..rates.breaks).map(|_| connection(&mut s, Family::Break)));
+        actions.extend((0..rates.stalls).map(|_| connection(&mut s, Family::Stall)));
+        actions.extend((0..rates.gone).map(|_| connection(&mut s, Family::Gone)));
         actions.extend((0..rates.migrations).map(|_| Action::Migrate(migrate(&mut s, rates))));
         let mut writer = Writer { topology, rates, next: 0 };
         for _ in 0..rates.requests {
@@ -30,24 +33,46 @@ impl Profile {
     }
 }
 
-fn kill(s: &mut Stream, rates: &Rates) -> KillAt {
-    if s.chance("kill.gentle", rates.gentle) {
+fn kill(s: &mut Stream, rates: &Rates) -> Action {
+    let at = if s.chance("kill.gentle", rates.gentle) {
         KillAt::Asked { after: s.range("kill.after", 1, 4_000) }
     } else if s.chance("kill.idle", rates.kill_idle) {
         KillAt::Idle { after: s.range("kill.after", 1, 4_000) }
     } else {
         KillAt::Stores(s.below("kill.stores", rates.kill_stores))
-    }
+    };
+    let other = s.chance("successor", rates.successors);
+    let next =
+        if other { *s.pick("successor.kind", &Successor::ALL[1..]) } else { Successor::Same };
+    Action::Kill { at, next }
+}
+
+enum Family {
+    Break,
+    Stall,
+    Gone,
+}
+
+fn connection(s: &mut Stream, family: Family) -> Action {
+    let after = s.range("connection.after", 1, 3_000);
+    let us = *s.pick("connection.for", &[5, 50, 500, 5_000]);
+    let trouble = match family {
+        Family::Break => Trouble::Break { lag: us, back_first: s.below("back.first", 2) == 1 },
+        Family::Stall => Trouble::Stall { us },
+        Family::Gone => Trouble::Gone { us: 10 * us },
+    };
+    Action::Connection { after, trouble }
 }
 
 fn migrate(s: &mut Stream, rates: &Rates) -> Migrate {
     let after = s.range("migrate.after", 1, rates.apart);
     let fate = if s.chance("broken off", rates.aborts) {
-        match s.below("fate", 6) {
+        match s.below("fate", 7) {
             0 | 1 => Fate::BrokenOffInRound(s.below("fate.round", 3)),
             2 => Fate::BrokenOffAtRest,
             3 | 4 => Fate::LinkLost,
-            _ => Fate::Refused,
+            5 => Fate::Refused,
+            _ => Fate::SourceWakes(*s.pick("wakes", &[20, 500, 5_000])),
         }
     } else {
         Fate::Completes

@@ -85,6 +85,9 @@ fn rates(s: &mut Stream) -> Rates {
         gentle: *s.pick("gentle", &[Ratio::NEVER, Ratio::new(1, 4)]),
         pauses: if pauses { s.range("pauses", 1, 3) } else { 0 },
         breaks: if breaks { s.range("breaks", 1, 2) } else { 0 },
+        successors: Ratio::NEVER,
+        stalls: 0,
+        gone: 0,
         migrations: 0,
         apart: 1_000,
         aborts: Ratio::NEVER,
@@ -123,6 +126,9 @@ fn storm(s: &mut Stream, profile: &mut Profile) {
     rates.kills = *s.pick("storm.kills", &[rates.kills, 4, 12]);
     rates.breaks = *s.pick("storm.breaks", &[rates.breaks, 3, 6]);
     rates.pauses = *s.pick("storm.pauses", &[rates.pauses, 3, 6]);
+    rates.successors = *s.pick("storm.successors", &[Ratio::NEVER, Ratio::new(1, 4), HALF]);
+    rates.stalls = *s.pick("storm.stalls", &[0, 0, 2, 5]);
+    rates.gone = *s.pick("storm.gone", &[0, 0, 1, 3]);
     rates.kill_idle = *s.pick("storm.kill_idle", &[rates.kill_idle, HALF]);
     profile.topology.races = *s.pick("storm.races", &[profile.topology.races, HALF]);
 }

@@ -89,8 +89,14 @@ settings! {
         gentle: Ratio,
         /// Times the guest is paused and resumed.
         pauses: u64,
+        /// Back-ends that come back with something else to offer.
+        successors: Ratio,
         /// Times the connection breaks though nobody dies.
         breaks: u64,
+        /// Times nothing gets through for a while.
+        stalls: u64,
+        /// Times the front-end is gone for a while.
+        gone: u64,
         /// Migrations that are begun.
         migrations: u64,
         /// Microseconds from one migration to the next, at most.
@@ -114,7 +120,10 @@ impl Rates {
             kill_idle: Ratio::NEVER,
             gentle: Ratio::NEVER,
             pauses: 0,
+            successors: Ratio::NEVER,
             breaks: 0,
+            stalls: 0,
+            gone: 0,
             migrations: 0,
             apart: 1_000,
             aborts: Ratio::NEVER,
@@ -135,8 +144,16 @@ impl core::fmt::Display for Rates {
         )?;
         write!(
             f,
-            "trouble    {} kills within {} stores each (between steps {}, gentle {}), {} pauses, {} lost connections",
-            self.kills, self.kill_stores, self.kill_idle, self.gentle, self.pauses, self.breaks
+            "trouble    {} kills within {} stores each (between steps {}, gentle {}, other successors {}), {} pauses, {} lost connections, {} stalls, front-end gone {} times",
+            self.kills,
+            self.kill_stores,
+            self.kill_idle,
+            self.gentle,
+            self.successors,
+            self.pauses,
+            self.breaks,
+            self.stalls,
+            self.gone
         )?;
         if self.migrations > 0 {
             write!(

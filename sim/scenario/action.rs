@@ -18,16 +18,24 @@ pub enum Action {
         us: u64,
     },
     /// A life of the back-end ends: one action for each life, in turn.
-    Kill(KillAt),
+    Kill {
+        /// When.
+        at: KillAt,
+        /// What comes after it.
+        next: Successor,
+    },
     /// The guest is paused, so long after the vrings began to run.
     Pause {
         /// Microseconds.
         after: u64,
     },
-    /// The connection breaks, so long after the vrings began to run.
-    Break {
-        /// Microseconds.
+    /// Something happens to the connection, one for each time the vrings begin
+    /// to run.
+    Connection {
+        /// Microseconds after that.
         after: u64,
+        /// What.
+        trouble: Trouble,
     },
     /// The guest moves to the other host.
     Migrate(Migrate),
@@ -79,6 +87,77 @@ impl Request {
     }
 }
 
+/// What can happen to a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// It breaks: one side learns it at once, the other this much later.
+    Break {
+        /// Microseconds.
+        lag: u64,
+        /// The back-end is the first to know.
+        back_first: bool,
+    },
+    /// Nothing gets through for so long.
+    Stall {
+        /// Microseconds.
+        us: u64,
+    },
+    /// The front-end is gone in the middle of whatever it says, and comes back
+    /// after so long.
+    Gone {
+        /// Microseconds.
+        us: u64,
+    },
+}
+
+/// What the back-end offers that comes after one that ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Successor {
+    /// The same.
+    #[default]
+    Same,
+    /// More vrings than the device has.
+    MoreQueues,
+    /// Larger vrings.
+    LargerRings,
+    /// A vring less than the device has, which cannot do.
+    FewerQueues,
+    /// No discard, though the guest has accepted it, which cannot do.
+    FewerFeatures,
+    /// Vrings smaller than those of the guest, which cannot do.
+    SmallerRings,
+}
+
+impl Successor {
+    /// Every successor, the calmest first.
+    pub const ALL: [Self; 6] = [
+        Self::Same,
+        Self::MoreQueues,
+        Self::LargerRings,
+        Self::FewerQueues,
+        Self::FewerFeatures,
+        Self::SmallerRings,
+    ];
+
+    /// As a document has it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Same => "same",
+            Self::MoreQueues => "more-queues",
+            Self::LargerRings => "larger-rings",
+            Self::FewerQueues => "fewer-queues",
+            Self::FewerFeatures => "fewer-features",
+            Self::SmallerRings => "smaller-rings",
+        }
+    }
+
+    /// The device cannot go on with it, so it has to be told from one that can,
+    /// before anything is lost.
+    pub const fn is_unfit(self) -> bool {
+        matches!(self, Self::FewerQueues | Self::FewerFeatures | Self::SmallerRings)
+    }
+}
+
 /// When a life of the back-end ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KillAt {
@@ -120,6 +199,9 @@ pub enum Fate {
     LinkLost,
     /// The destination does not take it.
     Refused,
+    /// It completes, and then the source wakes as if it had failed: both hosts
+    /// are awake for so many microseconds.
+    SourceWakes(u64),
 }
 
 const VERBS: [Verb; 7] = [
@@ -159,12 +241,27 @@ impl fmt::Display for Action {
                 if *short { f.write_str(" short") } else { Ok(()) }
             }
             Self::Rest { vring, us } => write!(f, "rest vring {vring} {us} us"),
-            Self::Kill(KillAt::Stores(n)) => write!(f, "kill after {n} stores"),
-            Self::Kill(KillAt::Idle { after }) => write!(f, "kill after {after} us"),
-            Self::Kill(KillAt::Asked { after }) => write!(f, "end after {after} us"),
-            Self::Kill(KillAt::Never) => f.write_str("live"),
+            Self::Kill { at, next } => {
+                match at {
+                    KillAt::Stores(n) => write!(f, "kill after {n} stores")?,
+                    KillAt::Idle { after } => write!(f, "kill after {after} us")?,
+                    KillAt::Asked { after } => write!(f, "end after {after} us")?,
+                    KillAt::Never => f.write_str("live")?,
+                }
+                match next {
+                    Successor::Same => Ok(()),
+                    other => write!(f, " next {}", other.name()),
+                }
+            }
             Self::Pause { after } => write!(f, "pause after {after} us"),
-            Self::Break { after } => write!(f, "break after {after} us"),
+            Self::Connection { after, trouble } => match trouble {
+                Trouble::Break { lag, back_first } => {
+                    let first = if *back_first { "back-end" } else { "front-end" };
+                    write!(f, "break after {after} us {first} first lag {lag} us")
+                }
+                Trouble::Stall { us } => write!(f, "stall after {after} us for {us} us"),
+                Trouble::Gone { us } => write!(f, "gone after {after} us for {us} us"),
+            },
             Self::Migrate(Migrate { after, fate }) => {
                 write!(f, "migrate after {after} us")?;
                 match fate {
@@ -173,6 +270,7 @@ impl fmt::Display for Action {
                     Fate::BrokenOffAtRest => f.write_str(" broken-off-at-rest"),
                     Fate::LinkLost => f.write_str(" link-lost"),
                     Fate::Refused => f.write_str(" refused"),
+                    Fate::SourceWakes(us) => write!(f, " source-wakes for {us} us"),
                 }
             }
         }
@@ -180,7 +278,7 @@ impl fmt::Display for Action {
 }
 
 /// How each action is written, for who has written one that is none.
-pub(super) const FORMS: &str = "request vring V VERB [N @SECTOR] [flags F] [short], rest vring V US us, kill after N stores, kill after US us, end after US us, live, pause after US us, break after US us, or migrate after US us [FATE]";
+pub(super) const FORMS: &str = "request vring V VERB [N @SECTOR] [flags F] [short], rest vring V US us, kill after N stores, kill after US us, end after US us or live [next SUCCESSOR], pause after US us, break after US us front-end|back-end first lag US us, stall or gone after US us for US us, or migrate after US us [FATE]";
 
 /// Read one line; `None` if it is no action.
 pub(super) fn parse(line: &str) -> Option<Action> {
@@ -210,12 +308,39 @@ pub(super) fn parse(line: &str) -> Option<Action> {
         ["rest", "vring", vring, us, "us"] => {
             Action::Rest { vring: vring.parse().ok()?, us: number(us)? }
         }
-        ["kill", "after", n, "stores"] => Action::Kill(KillAt::Stores(number(n)?)),
-        ["kill", "after", us, "us"] => Action::Kill(KillAt::Idle { after: number(us)? }),
-        ["end", "after", us, "us"] => Action::Kill(KillAt::Asked { after: number(us)? }),
-        ["live"] => Action::Kill(KillAt::Never),
+        ["kill" | "end" | "live", ..] => {
+            let (words, next) = match words[..] {
+                [ref words @ .., "next", name] => {
+                    (words, Successor::ALL.into_iter().find(|s| s.name() == name)?)
+                }
+                ref words => (words, Successor::Same),
+            };
+            let at = match words {
+                ["kill", "after", n, "stores"] => KillAt::Stores(number(n)?),
+                ["kill", "after", us, "us"] => KillAt::Idle { after: number(us)? },
+                ["end", "after", us, "us"] => KillAt::Asked { after: number(us)? },
+                ["live"] => KillAt::Never,
+                _ => return None,
+            };
+            Action::Kill { at, next }
+        }
         ["pause", "after", us, "us"] => Action::Pause { after: number(us)? },
-        ["break", "after", us, "us"] => Action::Break { after: number(us)? },
+        ["break", "after", us, "us", first, "first", "lag", lag, "us"] => {
+            let back_first = match first {
+                "back-end" => true,
+                "front-end" => false,
+                _ => return None,
+            };
+            let trouble = Trouble::Break { lag: number(lag)?, back_first };
+            Action::Connection { after: number(us)?, trouble }
+        }
+        ["stall", "after", after, "us", "for", us, "us"] => Action::Connection {
+            after: number(after)?,
+            trouble: Trouble::Stall { us: number(us)? },
+        },
+        ["gone", "after", after, "us", "for", us, "us"] => {
+            Action::Connection { after: number(after)?, trouble: Trouble::Gone { us: number(us)? } }
+        }
         ["migrate", "after", us, "us", ref fate @ ..] => {
             let fate = match fate {
                 [] => Fate::Completes,
@@ -223,6 +348,7 @@ pub(super) fn parse(line: &str) -> Option<Action> {
                 ["broken-off-at-rest"] => Fate::BrokenOffAtRest,
                 ["link-lost"] => Fate::LinkLost,
                 ["refused"] => Fate::Refused,
+                ["source-wakes", "for", us, "us"] => Fate::SourceWakes(number(us)?),
                 _ => return None,
             };
             Action::Migrate(Migrate { after: number(us)?, fate })

@@ -1,6 +1,6 @@
 //! Whether a world as it is written can exist.
 
-use super::{Action, Scenario};
+use super::{Action, Scenario, Trouble};
 use crate::guest::memory::{SLOTS, slot_len};
 
 /// Vrings the guest has room for.
@@ -53,8 +53,15 @@ impl Scenario {
             Action::Request(r) => r.vring < t.queues && r.sectors <= t.max_sectors,
             Action::Rest { vring, us } => vring < t.queues && us <= 10_000_000,
             Action::Migrate(m) => t.migration.is_some() && m.after <= 10_000_000,
-            Action::Pause { after } | Action::Break { after } => after <= 10_000_000,
-            Action::Kill(_) => true,
+            Action::Pause { after } => after <= 10_000_000,
+            Action::Connection { after, trouble } => {
+                let us = match trouble {
+                    Trouble::Break { lag: us, .. } | Trouble::Stall { us } => us,
+                    Trouble::Gone { us } => us,
+                };
+                after <= 10_000_000 && us <= 1_000_000
+            }
+            Action::Kill { .. } => true,
         };
         if fits {
             return Ok(());

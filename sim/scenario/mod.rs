@@ -8,7 +8,7 @@ mod document;
 use crate::choices::Choices;
 use crate::profile::{Profile, ProfileName, SeedId};
 use crate::topology::Topology;
-pub use action::{Action, Fate, KillAt, Migrate, Request};
+pub use action::{Action, Fate, KillAt, Migrate, Request, Successor, Trouble};
 pub use check::MAX_RING;
 pub use document::DocumentError;
 

@@ -5,8 +5,8 @@ use crate::scenario::{Action, Scenario};
 
 /// What is taken out as a whole before single actions are.
 const FAMILIES: [fn(&Action) -> bool; 5] = [
-    |action| matches!(action, Action::Kill(_)),
-    |action| matches!(action, Action::Pause { .. } | Action::Break { .. }),
+    |action| matches!(action, Action::Kill { .. }),
+    |action| matches!(action, Action::Pause { .. } | Action::Connection { .. }),
     |action| matches!(action, Action::Migrate(_)),
     |action| matches!(action, Action::Rest { .. }),
     |action| !matches!(action, Action::Request(_)),

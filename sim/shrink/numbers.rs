@@ -1,7 +1,7 @@
 //! Smaller numbers in actions.
 
 use super::Shrinker;
-use crate::scenario::{Action, Fate, KillAt, Migrate, Request};
+use crate::scenario::{Action, Fate, KillAt, Migrate, Request, Successor, Trouble};
 use crate::trace::Verb;
 
 impl Shrinker<'_> {
@@ -32,23 +32,29 @@ fn plainer(action: Action) -> Vec<Action> {
         Action::Rest { vring, us } => {
             smaller(us).into_iter().map(|us| Action::Rest { vring, us }).collect()
         }
-        Action::Kill(KillAt::Stores(n)) => {
-            smaller(n).into_iter().map(|n| Action::Kill(KillAt::Stores(n))).collect()
-        }
-        Action::Kill(KillAt::Idle { after }) => {
-            let earlier = smaller(after).into_iter();
-            earlier.map(|after| Action::Kill(KillAt::Idle { after })).collect()
-        }
-        Action::Kill(KillAt::Asked { after }) => {
-            let earlier = smaller(after).into_iter();
-            earlier.map(|after| Action::Kill(KillAt::Asked { after })).collect()
-        }
-        Action::Kill(KillAt::Never) => Vec::new(),
+        Action::Kill { at, next } => plainer_kill(at, next),
         Action::Pause { after } => {
             smaller(after).into_iter().map(|after| Action::Pause { after }).collect()
         }
-        Action::Break { after } => {
-            smaller(after).into_iter().map(|after| Action::Break { after }).collect()
+        Action::Connection { after, trouble } => {
+            let earlier = smaller(after).into_iter();
+            let mut plainer: Vec<_> =
+                earlier.map(|after| Action::Connection { after, trouble }).collect();
+            let shorter = match trouble {
+                Trouble::Break { lag, back_first } => {
+                    let lags = smaller(lag).into_iter();
+                    lags.map(|lag| Trouble::Break { lag, back_first }).collect::<Vec<_>>()
+                }
+                Trouble::Stall { us } => {
+                    smaller(us).into_iter().map(|us| Trouble::Stall { us }).collect()
+                }
+                Trouble::Gone { us } => {
+                    smaller(us).into_iter().map(|us| Trouble::Gone { us }).collect()
+                }
+            };
+            plainer
+                .extend(shorter.into_iter().map(|trouble| Action::Connection { after, trouble }));
+            plainer
         }
         Action::Migrate(migrate) => {
             let earlier = smaller(migrate.after).into_iter();
@@ -60,6 +66,24 @@ fn plainer(action: Action) -> Vec<Action> {
             plainer
         }
     }
+}
+
+fn plainer_kill(at: KillAt, next: Successor) -> Vec<Action> {
+    let earlier: Vec<KillAt> = match at {
+        KillAt::Stores(n) => smaller(n).into_iter().map(KillAt::Stores).collect(),
+        KillAt::Idle { after } => {
+            smaller(after).into_iter().map(|after| KillAt::Idle { after }).collect()
+        }
+        KillAt::Asked { after } => {
+            smaller(after).into_iter().map(|after| KillAt::Asked { after }).collect()
+        }
+        KillAt::Never => Vec::new(),
+    };
+    let mut plainer: Vec<_> = earlier.into_iter().map(|at| Action::Kill { at, next }).collect();
+    if next != Successor::Same {
+        plainer.insert(0, Action::Kill { at, next: Successor::Same });
+    }
+    plainer
 }
 
 fn plainer_request(request: Request) -> Vec<Action> {

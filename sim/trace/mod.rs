@@ -3,15 +3,22 @@
 //! Every event goes into the hash; only a run that somebody looks at keeps
 //! them. No event holds a pointer, a `usize` or a host address.
 
+mod filter;
+pub mod json;
 mod late;
+mod life;
+pub mod mermaid;
 mod text;
 
 use crate::hash::Rolling;
+pub use filter::{Bound, Filter};
 pub use late::late_writes;
+use serde::Serialize;
 pub use text::{Detail, render};
 
 /// Who an event is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
 #[repr(u8)]
 pub enum Lane {
     /// The guest's driver.
@@ -47,7 +54,8 @@ impl Lane {
 }
 
 /// Kind of a guest request or disk operation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
 #[repr(u8)]
 #[allow(missing_docs)] // The names of the VIRTIO document.
 pub enum Verb {
@@ -76,7 +84,8 @@ impl Verb {
 }
 
 /// What woke the back-end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
 #[repr(u8)]
 #[allow(missing_docs)] // The variants of `midflight::backend::Input`.
 pub enum Wake {
@@ -113,7 +122,8 @@ impl Wake {
 }
 
 /// What the front-end reports.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
 #[repr(u8)]
 pub enum FrontEvent {
     /// Negotiated.
@@ -132,6 +142,8 @@ pub enum FrontEvent {
     NotLogging,
     /// The connection was closed because the guest is elsewhere.
     Left,
+    /// The back-end cannot carry the device.
+    Unfit,
 }
 
 impl FrontEvent {
@@ -146,12 +158,14 @@ impl FrontEvent {
             Self::Logging => "the back-end logs what it writes",
             Self::NotLogging => "the back-end logs no more",
             Self::Left => "closes the connection",
+            Self::Unfit => "the back-end cannot carry the device, nothing is started",
         }
     }
 }
 
 /// What the back-end reports beside its vrings; two numbers go with it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
 #[repr(u8)]
 pub enum BackEvent {
     /// Features and protocol features in force.
@@ -179,7 +193,8 @@ pub enum BackEvent {
 }
 
 /// A step of a migration; two numbers go with it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
 #[repr(u8)]
 pub enum Moving {
     /// It begins: number of this attempt.
@@ -204,10 +219,15 @@ pub enum Moving {
     LinkLost,
     /// Broken off; the guest stays where it was.
     BrokenOff,
+    /// The source wakes though the guest has gone.
+    SourceWakes,
+    /// And sleeps again.
+    SourceSleeps,
 }
 
 /// One thing that happened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "what", rename_all = "snake_case")]
 #[allow(missing_docs)] // Field names are those of the documents; units are bytes and sectors.
 pub enum What {
     /// The guest put a request into its ring, not visible yet.
@@ -273,12 +293,22 @@ pub struct TraceEvent {
     pub at: u64,
     /// Number of the scheduler event it belongs to.
     pub seq: u64,
+    /// Number of the scheduler event that scheduled that one; 0 if it was there
+    /// from the beginning. Not hashed: it follows from all that is.
+    pub cause: u64,
     /// On which host: 0 is A, 1 is B.
     pub host: u8,
     /// Who.
     pub lane: Lane,
     /// What.
     pub what: What,
+}
+
+impl TraceEvent {
+    /// The letter of its host.
+    pub const fn host_name(&self) -> char {
+        if self.host == 0 { 'A' } else { 'B' }
+    }
 }
 
 impl What {
@@ -346,6 +376,7 @@ pub struct Trace {
     hash: Rolling,
     at: u64,
     seq: u64,
+    cause: u64,
     host: u8,
     kept: Option<Vec<TraceEvent>>,
 }
@@ -356,9 +387,10 @@ impl Trace {
         Self { kept: keep.then(Vec::new), ..Self::default() }
     }
 
-    /// Virtual time, and the number of the scheduler event, of what follows.
-    pub fn clock(&mut self, at: u64, seq: u64) {
-        (self.at, self.seq) = (at, seq);
+    /// Virtual time, the number of the scheduler event, and of the one that
+    /// scheduled it, of what follows.
+    pub fn clock(&mut self, at: u64, seq: u64, cause: u64) {
+        (self.at, self.seq, self.cause) = (at, seq, cause);
     }
 
     /// The host of what follows.
@@ -368,16 +400,16 @@ impl Trace {
 
     /// Something happened.
     pub fn say(&mut self, lane: Lane, what: What) {
-        let event = TraceEvent { at: self.at, seq: self.seq, host: self.host, lane, what };
-        let (tag, fields) = event.what.fields();
-        self.hash.u64(event.at);
-        self.hash.u64(event.seq);
-        self.hash.u64(u64::from(event.host) << 40 | u64::from(event.lane as u8) << 32 | tag);
+        let Self { at, seq, cause, host, .. } = *self;
+        let (tag, fields) = what.fields();
+        self.hash.u64(at);
+        self.hash.u64(seq);
+        self.hash.u64(u64::from(host) << 40 | u64::from(lane as u8) << 32 | tag);
         for field in fields {
             self.hash.u64(field);
         }
         if let Some(kept) = &mut self.kept {
-            kept.push(event);
+            kept.push(TraceEvent { at, seq, cause, host, lane, what });
         }
     }
 
@@ -401,9 +433,9 @@ mod tests {
         let mut kept = Trace::new(true);
         let mut bare = Trace::new(false);
         for t in [&mut kept, &mut bare] {
-            t.clock(5, 1);
+            t.clock(5, 1, 0);
             t.say(Lane::Host, What::Settling);
-            t.clock(6, 1);
+            t.clock(6, 1, 0);
             t.say(Lane::Host, What::Started { life: 2 });
         }
         assert_eq!(kept.hash(), bare.hash());

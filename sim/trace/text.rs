@@ -17,37 +17,50 @@ pub enum Detail {
 }
 
 /// Render a slice of events. Pure: the same events give the same text.
+///
+/// The columns: virtual time, number of the scheduler event, number of the one
+/// that scheduled it, lanes by place, lane by name, what happened. With two
+/// hosts the lanes of A are left of the bar and those of B right of it.
 pub fn render(events: &[TraceEvent], detail: Detail) -> String {
+    let hosts = if events.iter().any(|e| e.host > 0) { 2 } else { 1 };
     let mut out = String::new();
-    let hosts = events.iter().any(|e| e.host > 0);
-    for event in events.iter().filter(|e| shown(e.what, detail)) {
-        let mut lanes = String::new();
-        for lane in Lane::ALL {
-            lanes.push(if lane == event.lane { '●' } else { '·' });
-            lanes.push(' ');
-        }
+    let initials: String = Lane::ALL.iter().filter_map(|lane| lane.name().chars().next()).collect();
+    let heads = vec![initials; hosts].join("│");
+    let lane = if hosts == 1 { "lane  " } else { "lane    " };
+    let _ =
+        writeln!(out, "{:>13} {:>6} {:<7} {heads}  {lane} what happened", "time", "event", "after");
+    for event in events.iter().filter(|e| detail.shows(e.what)) {
         let at = Instant::from_nanos(event.at).to_string();
-        let host = match (hosts, event.host) {
-            (false, _) => "",
-            (true, 0) => "A ",
-            (true, _) => "  B ",
-        };
-        let (name, text) = (event.lane.name(), sentence(event.what));
-        let width = if hosts { 4 } else { 0 };
-        let _ = writeln!(out, "{at:>13}  {host:<width$}{lanes} {name:<6} {text}");
+        let cause = if event.seq == 0 { String::new() } else { format!("<{}", event.cause) };
+        let host = if hosts == 1 { String::new() } else { format!("{} ", event.host_name()) };
+        let (seq, name, text) = (event.seq, event.lane.name(), sentence(event.what));
+        let lanes = lanes(event, hosts);
+        let _ = writeln!(out, "{at:>13} {seq:>6} {cause:<7} {lanes}  {host}{name:<6} {text}");
     }
     out
 }
 
-fn shown(what: What, detail: Detail) -> bool {
-    match what {
-        What::Delivered { .. } | What::Step { stores: 0, .. } => detail == Detail::Everything,
-        What::Sent { .. } => detail != Detail::Story,
-        _ => true,
+fn lanes(event: &TraceEvent, hosts: usize) -> String {
+    let of_host = |host: usize| -> String {
+        let here = |lane| lane == event.lane && host == usize::from(event.host);
+        Lane::ALL.map(|lane| if here(lane) { '●' } else { '·' }).iter().collect()
+    };
+    let groups: Vec<String> = (0..hosts).map(of_host).collect();
+    groups.join("│")
+}
+
+impl Detail {
+    /// An event of this kind is shown.
+    pub fn shows(self, what: What) -> bool {
+        match what {
+            What::Delivered { .. } | What::Step { stores: 0, .. } => self == Self::Everything,
+            What::Sent { .. } => self != Self::Story,
+            _ => true,
+        }
     }
 }
 
-fn plural(n: u64, what: &str) -> String {
+pub(super) fn plural(n: u64, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
@@ -59,7 +72,8 @@ fn place(sector: u64, sectors: u64) -> String {
     if sectors == 0 { String::new() } else { format!(" {} @{sector}", plural(sectors, "sector")) }
 }
 
-fn sentence(what: What) -> String {
+/// An event as a sentence.
+pub(super) fn sentence(what: What) -> String {
     match what {
         What::Offered { vring, head, request, verb, sector, sectors } => format!(
             "vring {vring}: request {request} at head {head}: {}{}",
@@ -78,7 +92,8 @@ fn sentence(what: What) -> String {
                 other => format!("status {other}"),
             };
             format!(
-                "vring {vring}: request {request} at head {head} used: {status}, {len} bytes written"
+                "vring {vring}: request {request} at head {head} used: {status}, {} written",
+                plural(len.into(), "byte")
             )
         }
         What::Paused { on: true } => "paused".into(),
@@ -193,6 +208,8 @@ fn moving(step: Moving, a: u64, b: u64) -> String {
         }
         Moving::Refused => "the destination refuses what arrives".into(),
         Moving::LinkLost => "the link is lost, nothing arrives".into(),
+        Moving::SourceWakes => "the source WAKES though the guest has gone".into(),
+        Moving::SourceSleeps => "the source sleeps again".into(),
         Moving::BrokenOff => "migration is broken off, the guest stays here".into(),
     }
 }

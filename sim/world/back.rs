@@ -8,6 +8,7 @@ use crate::choices::Ratio;
 use crate::disk::Job;
 use crate::memory::Mem;
 use crate::oracle::Violation;
+use crate::scenario::Successor;
 use crate::topology::{Migration, Policy};
 use crate::trace::{Lane, Wake, What};
 use midflight::backend::{Backend, Input, MapRegion, SuspendPolicy};
@@ -20,6 +21,8 @@ pub struct BackProcess {
     pub core: Backend<Mem>,
     /// Which one this is, from 1.
     pub life: u32,
+    /// What it offers, next to the device.
+    pub kind: Successor,
     pub handles: Handles,
     /// The connection it has, by number.
     pub conn: Option<u32>,
@@ -67,11 +70,13 @@ pub(super) fn contract(message: impl Into<String>) -> Violation {
 
 impl BackProcess {
     pub fn new(
-        config: DeviceConfig,
+        device: &DeviceConfig,
+        kind: Successor,
         suspend: Option<SuspendPolicy>,
         life: u32,
     ) -> Result<Self, Violation> {
-        let vrings = usize::from(config.num_queues);
+        let config = offers(device, kind);
+        let vrings = usize::from(config.num_queues.max(device.num_queues));
         let grace = suspend.map_or(0, |policy| policy.grace.as_nanos() as u64);
         let core = match suspend {
             None => Backend::new(config),
@@ -81,6 +86,7 @@ impl BackProcess {
         Ok(Self {
             core,
             life,
+            kind,
             handles: Handles::default(),
             conn: None,
             inbox: Inbox::default(),
@@ -140,7 +146,7 @@ impl World<'_> {
 
         let stores = self.arena.step_len();
         let (checked, seen) = self.settle_race(race)?;
-        if stores > 0 {
+        if stores > 0 && !self.here.awake {
             self.here.check.run(&self.oracle.borrow(), checked, u64::MAX)?;
         }
         self.stats.stores += stores;
@@ -203,6 +209,7 @@ impl World<'_> {
         back.vows.hung_up();
         back.inbox = Inbox::default();
         self.trace.say(Lane::Link, What::Hangup { to_back: true });
+        self.give_held_up();
         self.note_loss();
         self.back_step(Wake::PeerClosed, Input::PeerClosed)?;
         Ok(())
@@ -346,6 +353,20 @@ impl World<'_> {
         }
         Ok(())
     }
+}
+
+/// What a back-end offers in the place of one for this device.
+fn offers(device: &DeviceConfig, kind: Successor) -> DeviceConfig {
+    let mut config = device.clone();
+    match kind {
+        Successor::Same => {}
+        Successor::MoreQueues => config.num_queues += 2,
+        Successor::LargerRings => config.queue_size_max *= 2,
+        Successor::FewerQueues => config.num_queues = (config.num_queues - 1).max(1),
+        Successor::FewerFeatures => config.discard = false,
+        Successor::SmallerRings => config.queue_size_max = 2,
+    }
+    config
 }
 
 /// How a back-end suspends, if it does.

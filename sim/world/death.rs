@@ -117,7 +117,8 @@ impl World<'_> {
         self.last_life += 1;
         let life = self.last_life;
         let suspend = self.topology.migration.as_ref().and_then(suspend_policy);
-        self.here.back = Some(BackProcess::new(self.device.clone(), suspend, life)?);
+        let kind = std::mem::take(&mut self.here.next);
+        self.here.back = Some(BackProcess::new(&self.device, kind, suspend, life)?);
         self.trace.say(Lane::Host, What::Started { life });
         self.plan_kill();
         Ok(())

@@ -14,7 +14,7 @@ const MAX_SETTLE_EVENTS: u64 = 60_000;
 
 impl World<'_> {
     pub(super) fn run_events(&mut self) -> Result<(), Violation> {
-        self.trace.clock(0, 0);
+        self.trace.clock(0, 0, 0);
         self.start_back()?;
         self.front_begin()?;
         self.plan_migration();
@@ -27,7 +27,7 @@ impl World<'_> {
                 return Err(self.stuck("nothing is left to happen"));
             };
             let done = self.scheduler.done();
-            self.trace.clock(self.scheduler.now(), done);
+            self.trace.clock(self.scheduler.now(), done, self.scheduler.cause());
             if let Some(clock) = &self.clock {
                 clock.set(self.scheduler.now());
             }
@@ -101,11 +101,10 @@ impl World<'_> {
                     self.die(0, 0, 0, 0)?;
                 }
             }
-            Event::Break(conn) => {
-                if self.here.front.conn == Some(conn) && !self.part()? {
-                    self.break_off_connection();
-                }
-            }
+            Event::Trouble(conn, trouble) => self.trouble(conn, trouble)?,
+            Event::FrontRetry => self.front_retry()?,
+            Event::Wake => self.wake()?,
+            Event::Sleep => self.sleep()?,
             Event::Shutdown(life) => self.shutdown(life)?,
             Event::BackHangup(conn) => self.back_hangup(conn)?,
             Event::DiskCancel(key) => self.disk_cancel(key)?,

@@ -5,7 +5,7 @@ use super::back::dialect;
 use super::link::Inbox;
 use super::objects::{Handles, Object, Objects};
 use super::parting::Parting;
-use super::{Event, World};
+use super::{Event, UNFIT_LIVES, World};
 use crate::guest::memory::{GuestMemory, REGIONS};
 use crate::oracle::Violation;
 use crate::topology::{Policy, Topology};
@@ -41,6 +41,10 @@ pub struct FrontProcess {
     wanted: bool,
     /// The last stop told where to go on.
     bases_known: bool,
+    /// The back-end it is connected to cannot be used.
+    pub unfit: bool,
+    /// It does not reach anybody before this moment.
+    pub gone_until: u64,
     started_before: bool,
     /// What it said before it breaks its connection.
     pub parting: Option<Parting>,
@@ -113,6 +117,8 @@ pub fn new(
         reading: false,
         wanted: true,
         bases_known: false,
+        unfit: false,
+        gone_until: 0,
         started_before: false,
         parting: None,
         may_leave: false,
@@ -172,6 +178,14 @@ impl World<'_> {
                     self.schedule(delay, Event::BackHangup(conn));
                 }
             }
+            Output::Close(failure) if self.is_unfit(&failure) => {
+                self.stats.unfit += 1;
+                if let Some(conn) = self.here.front.conn.take() {
+                    self.here.front.inbox = Inbox::default();
+                    let delay = self.host_delay();
+                    self.schedule(delay, Event::BackHangup(conn));
+                }
+            }
             Output::Close(failure) => {
                 return Err(Violation::new("session", format!("front-end closes: {failure}")));
             }
@@ -192,12 +206,15 @@ impl World<'_> {
             E::NotLogging => FrontEvent::NotLogging,
             E::Disconnected { failure: Failure::Disconnected, .. } => FrontEvent::Left,
             E::RawReply(reply) => return self.parted(&reply),
+            E::Disconnected { failure, .. } if self.is_unfit(&failure) => FrontEvent::Unfit,
             other => return Err(Violation::new("session", format!("front-end: {other:?}"))),
         };
         let here = self.here.id;
         let stopping = self.migration.as_ref().is_some_and(|m| m.stops(here));
         self.trace.say(Lane::Front, What::Front(say));
         match say {
+            // A driver that has accepted nothing yet has nothing to insist on.
+            FrontEvent::Ready if self.here.front.unfit && !self.here.front.started_before => {}
             FrontEvent::Ready if self.here.front.wanted => self.start_vrings()?,
             FrontEvent::Running => {
                 self.vrings_run();
@@ -212,8 +229,11 @@ impl World<'_> {
                     false => self.plan_resume(),
                 }
             }
-            FrontEvent::Lost => {
+            FrontEvent::Lost | FrontEvent::Unfit => {
                 self.here.front.conn = None;
+                if self.here.front.phase() == Phase::Failed {
+                    self.schedule(UNFIT_LIVES, Event::FrontRetry);
+                }
                 self.note_loss();
                 if stopping {
                     return self.on_lost_while_stopping();
@@ -226,6 +246,20 @@ impl World<'_> {
             _ => {}
         }
         Ok(())
+    }
+
+    /// The back-end is one that the device cannot use, and this says so.
+    fn is_unfit(&self, failure: &Failure) -> bool {
+        self.here.front.unfit
+            && matches!(failure, Failure::BackendUnfit(_) | Failure::BackendRefused { .. })
+    }
+
+    /// Whoever looks after the host has the front-end try again.
+    pub(super) fn front_retry(&mut self) -> Result<(), Violation> {
+        match self.here.front.phase() {
+            Phase::Failed => self.front_command(Command::Connect),
+            _ => Ok(()),
+        }
     }
 
     fn start_vrings(&mut self) -> Result<(), Violation> {
@@ -269,6 +303,9 @@ impl World<'_> {
             self.here.kicks[usize::from(vring)].count += 1;
             self.wake_kick(vring);
         }
+        if self.here.id != self.guest_at {
+            return;
+        }
         if self.guest.borrow().is_paused() {
             self.guest.borrow_mut().pause(false);
             self.stats.pauses += 1;
@@ -281,9 +318,9 @@ impl World<'_> {
         if let Some(after) = self.pauses.pop_front() {
             self.schedule(1_000 * after, Event::Pause);
         }
-        if let Some(after) = self.breaks.pop_front() {
+        if let Some((after, trouble)) = self.troubles.pop_front() {
             let conn = self.here.front.conn.unwrap_or(0);
-            self.schedule(1_000 * after, Event::Break(conn));
+            self.schedule(1_000 * after, Event::Trouble(conn, trouble));
         }
     }
 
@@ -338,9 +375,12 @@ impl World<'_> {
         if self.here.front.core.phase() != Phase::Connecting {
             return Ok(());
         }
-        match self.accept()? {
+        let gone = self.now() < self.here.front.gone_until;
+        match if gone { None } else { self.accept()? } {
             Some(conn) => {
                 self.here.front.conn = Some(conn);
+                self.here.front.unfit =
+                    self.here.back.as_ref().is_some_and(|back| back.kind.is_unfit());
                 self.here.front.inbox = Inbox::default();
                 self.front_step(Input::Connected { channel: None })
             }

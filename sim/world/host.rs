@@ -12,6 +12,7 @@ use super::race::StoreCheck;
 use crate::guest::memory::GuestMemory;
 use crate::memory::{Arena, RegionId};
 use crate::oracle::Violation;
+use crate::scenario::Successor;
 use crate::topology::Topology;
 
 /// See the module.
@@ -30,6 +31,10 @@ pub(super) struct Host {
     pub to_front: Wire,
     /// Stores of the back-end that still happen before it is killed.
     pub stores_left: Option<u64>,
+    /// What the next life of the back-end offers.
+    pub next: Successor,
+    /// It thinks it has the guest, and is wrong.
+    pub awake: bool,
     /// The dirty log that the front-end has shared.
     pub log: Option<RegionId>,
 }
@@ -55,6 +60,8 @@ impl Host {
             to_back: Wire::default(),
             to_front: Wire::default(),
             stores_left: None,
+            next: Successor::Same,
+            awake: false,
             log: None,
             guest_memory,
         })

@@ -91,6 +91,11 @@ impl Wire {
         self.last < now
     }
 
+    /// Nothing arrives before this moment.
+    pub fn stall(&mut self, until: u64) {
+        self.last = self.last.max(until);
+    }
+
     /// When something sent now arrives.
     pub fn arrival(&mut self, now: u64, latency: u64) -> u64 {
         self.last = self.last.max(now + latency);

@@ -193,6 +193,7 @@ impl World<'_> {
             counter.count = 0;
         }
         self.here.check.inflight = None;
+        self.here.awake = false;
         if self.here.back.is_none() && !self.here.restarting {
             self.start_back()?;
         }
@@ -200,7 +201,7 @@ impl World<'_> {
     }
 
     /// This host's front-end has nothing to do with the guest any more.
-    fn leave(&mut self) -> Result<(), Violation> {
+    pub(super) fn leave(&mut self) -> Result<(), Violation> {
         match self.here.front.phase() {
             Phase::Idle => Ok(()),
             _ => self.front_command(Command::Disconnect),
@@ -417,7 +418,8 @@ impl World<'_> {
         let (fate, open) = (m.fate, m.open);
         let Some(Image { state, stream }) = m.image.take() else { return Ok(()) };
         self.focus(1 - source);
-        if fate == Fate::Refused {
+        // A back-end that cannot carry the device is no destination.
+        if fate == Fate::Refused || self.here.front.unfit {
             self.say_moving(Moving::Refused, 0, 0);
             self.focus(source);
             return self.break_off();
@@ -440,7 +442,8 @@ impl World<'_> {
         let inflight = self.region_flags();
         self.say_moving(Moving::Arrives, pages, inflight);
         self.check_region()?;
-        if self.migrating().stream.below("leave at once", 2) == 0 {
+        let wakes = matches!(fate, Fate::SourceWakes(_));
+        if !wakes && self.migrating().stream.below("leave at once", 2) == 0 {
             self.focus(source);
             self.leave()?;
             self.focus(1 - source);
@@ -454,12 +457,11 @@ impl World<'_> {
         let ids = there.guest_memory.ids.into_iter().zip(self.here.guest_memory.ids);
         let mut pages = 0;
         for (region, (from, to)) in REGIONS.iter().zip(ids) {
-            pages += self.arena.with_image(from, |source| {
-                self.arena.with_image(to, |destination| {
-                    let pair = Pair { guest: region.guest, source, destination };
-                    self.oracle.borrow().check_arrival(&[pair], open)
-                })
+            self.arena.each_pair([from, to], |offset, [source, destination]| {
+                let pair = Pair { guest: region.guest + offset, source, destination };
+                self.oracle.borrow().check_arrival(&pair, open)
             })?;
+            pages += region.size / PAGE as u64;
         }
         Ok(pages)
     }
@@ -488,7 +490,10 @@ impl World<'_> {
             return;
         }
         m.stage = Stage::Idle;
-        let downtime = now - m.paused_at;
+        let (fate, downtime) = (m.fate, now - m.paused_at);
+        if let Fate::SourceWakes(us) = fate {
+            self.plan_wake(us);
+        }
         self.stats.arrivals += 1;
         self.stats.downtime += downtime;
         self.stats.downtime_max = self.stats.downtime_max.max(downtime);

@@ -1,6 +1,7 @@
 //! One host or two: a guest, a front-end and a back-end on each, one disk, and
 //! what connects them.
 
+mod awake;
 mod back;
 mod death;
 mod events;
@@ -15,6 +16,7 @@ mod parting;
 mod plan;
 mod race;
 mod store;
+mod trouble;
 mod vows;
 mod wishes;
 
@@ -25,7 +27,7 @@ use crate::guest::memory::ring_view;
 use crate::hash::Rolling;
 use crate::memory::{Arena, Mem};
 use crate::oracle::{Judges, Oracle, RegionView, SERIAL, Violation};
-use crate::scenario::{KillAt, MAX_RING, Scenario};
+use crate::scenario::{KillAt, MAX_RING, Scenario, Successor, Trouble};
 use crate::scheduler::Scheduler;
 use crate::topology::Topology;
 use crate::trace::{Lane, Trace, What};
@@ -41,7 +43,6 @@ use plan::Plan;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
-use vm_memory::GuestMemoryRegion;
 
 /// Something that will happen.
 enum Event {
@@ -67,8 +68,13 @@ enum Event {
     Kill(u32),
     /// Ask this life of the back-end to end.
     Shutdown(u32),
-    /// This connection breaks though nobody dies.
-    Break(u32),
+    /// Something happens to this connection though nobody dies.
+    Trouble(u32, Trouble),
+    /// The front-end's owner has it try again.
+    FrontRetry,
+    /// The source of a migration that is over wakes, and sleeps again.
+    Wake,
+    Sleep,
     BackHangup(u32),
     /// The disk has come to a cancel.
     DiskCancel(u64),
@@ -84,11 +90,14 @@ enum Event {
     LinkLost(u64),
 }
 
+/// Nanoseconds that a back-end lives which the device cannot use.
+const UNFIT_LIVES: u64 = 2_000_000;
+
 /// Where kills fall.
 struct Kill {
     stream: Stream,
     /// For this life and those after it.
-    planned: VecDeque<KillAt>,
+    planned: VecDeque<(KillAt, Successor)>,
     /// Beside those: moments by step, the next one first.
     exact: VecDeque<CrashPoint>,
 }
@@ -146,9 +155,10 @@ pub struct World<'a> {
     last_life: u32,
     next_conn: u32,
     kill: Kill,
-    /// Pauses and lost connections to come: microseconds after the vrings run.
+    /// Pauses to come: microseconds after the vrings run.
     pauses: VecDeque<u64>,
-    breaks: VecDeque<u64>,
+    /// The same for what happens to connections.
+    troubles: VecDeque<(u64, Trouble)>,
     host: Stream,
     link: Stream,
     race: Stream,
@@ -214,14 +224,14 @@ impl<'a> World<'a> {
             oracle: Rc::new(RefCell::new(oracle)),
             disk,
             trace: Trace::new(options.trace),
-            scheduler: Scheduler::new(),
+            scheduler: Scheduler::with_causes(options.trace),
             objects,
             front_stream: stream(Component::Front),
             last_life: 0,
             next_conn: 1,
             kill,
             pauses: plan.pauses,
-            breaks: plan.breaks,
+            troubles: plan.troubles,
             host: stream(Component::Host),
             link: stream(Component::Link),
             race: stream(Component::Race),
@@ -318,11 +328,18 @@ impl<'a> World<'a> {
     fn plan_kill(&mut self) {
         self.here.stores_left = None;
         let life = self.last_life;
-        match self.kill.planned.pop_front() {
-            None | Some(KillAt::Never) => {}
-            Some(KillAt::Asked { after }) => self.schedule(1_000 * after, Event::Shutdown(life)),
-            Some(KillAt::Idle { after }) => self.schedule(1_000 * after, Event::Kill(life)),
-            Some(KillAt::Stores(stores)) => self.here.stores_left = Some(stores),
+        if self.here.back.as_ref().is_some_and(|back| back.kind.is_unfit()) {
+            // Somebody notices, and puts the right one in its place.
+            self.schedule(UNFIT_LIVES, Event::Kill(life));
+            return;
+        }
+        let Some((at, next)) = self.kill.planned.pop_front() else { return };
+        self.here.next = next;
+        match at {
+            KillAt::Never => {}
+            KillAt::Asked { after } => self.schedule(1_000 * after, Event::Shutdown(life)),
+            KillAt::Idle { after } => self.schedule(1_000 * after, Event::Kill(life)),
+            KillAt::Stores(stores) => self.here.stores_left = Some(stores),
         }
     }
 
@@ -342,12 +359,7 @@ impl<'a> World<'a> {
             view.push((map.region.guest_addr, region));
         }
         view.sort_unstable();
-        let mem = self.arena.view(&view);
-        debug_assert!(
-            vm_memory::GuestMemoryBackend::iter(&mem).all(|r| r.len() > 0),
-            "regions are not empty"
-        );
-        Ok(mem)
+        Ok(self.arena.view(&view))
     }
 
     fn check_region(&self) -> Result<(), Violation> {
@@ -379,7 +391,7 @@ impl<'a> World<'a> {
             && self.migration.as_ref().is_none_or(Migrating::is_over)
             && self.kill.exact.is_empty()
             && self.pauses.is_empty()
-            && self.breaks.is_empty()
+            && self.troubles.is_empty()
     }
 
     /// Run to the end.

@@ -54,6 +54,14 @@ pub struct Stats {
     pub pauses: u64,
     /// Connections that broke though nobody died.
     pub breaks: u64,
+    /// Times nothing got through for a while.
+    pub stalls: u64,
+    /// Times a front-end was gone for a while.
+    pub gone: u64,
+    /// Back-ends that were told from one the device can use.
+    pub unfit: u64,
+    /// Times both hosts were awake.
+    pub wakes: u64,
     /// Migrations that were begun.
     pub migrations: u64,
     /// Migrations after which the guest ran on the other host.
@@ -112,6 +120,10 @@ impl Stats {
             resubmitted,
             pauses,
             breaks,
+            stalls,
+            gone,
+            unfit,
+            wakes,
             races,
             migrations,
             arrivals,
@@ -135,6 +147,10 @@ impl Stats {
         self.resubmitted += resubmitted;
         self.pauses += pauses;
         self.breaks += breaks;
+        self.stalls += stalls;
+        self.gone += gone;
+        self.unfit += unfit;
+        self.wakes += wakes;
         self.races += races;
         self.migrations += migrations;
         self.arrivals += arrivals;

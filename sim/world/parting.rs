@@ -4,7 +4,7 @@
 //! other break.
 
 use super::vows::vow;
-use super::{Event, Migrating, World};
+use super::{Migrating, World};
 use crate::guest::memory::REGIONS;
 use crate::oracle::Violation;
 use midflight::backend::FrontendFault;
@@ -105,7 +105,11 @@ impl World<'_> {
             }
             Parting::Nonsense => {}
         }
-        self.break_off_connection();
+        self.here.front.parting = None;
+        if let Some(conn) = self.here.front.conn {
+            self.stats.breaks += 1;
+            self.break_connection(conn, 0, false);
+        }
         Ok(())
     }
 
@@ -126,15 +130,5 @@ impl World<'_> {
     pub(super) fn expects(&self, fault: &FrontendFault) -> bool {
         self.here.front.parting == Some(Parting::Nonsense)
             && matches!(fault, FrontendFault::VringAlign { .. })
-    }
-
-    /// The connection breaks, and nobody dies.
-    pub(super) fn break_off_connection(&mut self) {
-        self.here.front.parting = None;
-        let Some(conn) = self.here.front.conn else { return };
-        self.stats.breaks += 1;
-        self.hang_up_front(conn);
-        let delay = self.host_delay();
-        self.schedule(delay, Event::BackHangup(conn));
     }
 }

@@ -1,16 +1,17 @@
 //! What a scenario wants to happen, by who does it.
 
 use crate::guest::Todo;
-use crate::scenario::{Action, KillAt, Migrate, Scenario};
+use crate::scenario::{Action, KillAt, Migrate, Scenario, Successor, Trouble};
 use std::collections::VecDeque;
 
 /// See the module.
 pub(super) struct Plan {
     /// By vring.
     pub todo: Vec<VecDeque<Todo>>,
-    pub kills: VecDeque<KillAt>,
+    pub kills: VecDeque<(KillAt, Successor)>,
     pub pauses: VecDeque<u64>,
-    pub breaks: VecDeque<u64>,
+    /// Microseconds after the vrings run, and what happens then.
+    pub troubles: VecDeque<(u64, Trouble)>,
     pub migrations: VecDeque<Migrate>,
 }
 
@@ -20,7 +21,7 @@ impl Plan {
             todo: vec![VecDeque::new(); usize::from(scenario.topology.queues)],
             kills: VecDeque::new(),
             pauses: VecDeque::new(),
-            breaks: VecDeque::new(),
+            troubles: VecDeque::new(),
             migrations: VecDeque::new(),
         };
         for action in &scenario.actions {
@@ -31,9 +32,9 @@ impl Plan {
                 Action::Rest { vring, us } => {
                     plan.todo[usize::from(vring)].push_back(Todo::Rest { us });
                 }
-                Action::Kill(at) => plan.kills.push_back(at),
+                Action::Kill { at, next } => plan.kills.push_back((at, next)),
                 Action::Pause { after } => plan.pauses.push_back(after),
-                Action::Break { after } => plan.breaks.push_back(after),
+                Action::Connection { after, trouble } => plan.troubles.push_back((after, trouble)),
                 Action::Migrate(migrate) => plan.migrations.push_back(migrate),
             }
         }

@@ -23,6 +23,7 @@ impl World<'_> {
         let Some(back) = &mut self.here.back else { return };
         back.wants_store = true;
         match self.store {
+            None if self.here.awake => self.say_back(BackEvent::WaitsForStore, 0, 0),
             None => self.store = Some(self.here.id),
             Some(id) if id == self.here.id => {}
             Some(_) => self.say_back(BackEvent::WaitsForStore, 0, 0),
@@ -46,13 +47,22 @@ impl World<'_> {
     /// The lock is free, maybe; who waits for it takes it.
     pub(super) fn store_free(&mut self) -> Result<(), Violation> {
         let Some(back) = self.here.back.as_mut().filter(|b| b.wants_store) else { return Ok(()) };
-        if self.store.is_some() {
+        if self.store.is_some() || self.here.awake {
             return Ok(());
         }
         let held = back.take_held();
         self.store = Some(self.here.id);
         self.say_back(BackEvent::HasStore, 0, 0);
         held.into_iter().try_for_each(|id| self.issue(id))
+    }
+
+    /// The connection is gone: what waits for the store is over.
+    pub(super) fn give_held_up(&mut self) {
+        let Some(back) = &mut self.here.back else { return };
+        let (life, held) = (back.life, back.take_held());
+        for id in held {
+            self.push_finished(life, Completion { id, result: Err(DiskError::Cancelled) });
+        }
     }
 
     fn say_back(&mut self, event: BackEvent, a: u64, b: u64) {

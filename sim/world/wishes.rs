@@ -116,16 +116,20 @@ impl World<'_> {
             Output::Close(reason) => {
                 let conn = back.conn.take().ok_or_else(|| contract("closes no connection"))?;
                 back.inbox = Inbox::default();
+                let unfit = back.kind.is_unfit();
                 back.runs.fill(false);
                 back.vows.hung_up();
+                self.give_held_up();
                 self.hang_up_front(conn);
-                if let CloseReason::FrontendMisbehaved(fault) = &reason
-                    && self.expects(fault)
-                {
+                let expected = match &reason {
+                    CloseReason::FrontendMisbehaved(fault) => self.expects(fault),
+                    CloseReason::Shutdown => false,
+                };
+                if expected {
                     self.note_loss();
-                    return Ok(());
+                } else if !unfit {
+                    return Err(Violation::new("contract", format!("back-end closes: {reason}")));
                 }
-                return Err(Violation::new("contract", format!("back-end closes: {reason}")));
             }
             Output::Event(event) => self.back_event(event)?,
         }
@@ -141,6 +145,13 @@ impl World<'_> {
         let oracle = self.oracle.borrow();
         let holder = oracle.ledger().holder(request.vring, request.head);
         drop(oracle);
+        if self.here.id != self.guest_at {
+            let message = format!(
+                "request of vring {}, head {} goes to the store for a host that has no guest",
+                request.vring, request.head
+            );
+            return Err(Violation::new("ownership", message));
+        }
         let asker = (back.life, back.conn.unwrap_or(0));
         let job = job(&request, asker, holder.unwrap_or(u64::MAX));
         self.stats.disk_requests += 1;
@@ -160,6 +171,7 @@ impl World<'_> {
         let now = self.now();
         let Some(back) = &mut self.here.back else { return Ok(()) };
         back.vows.says(&event, now, back.grace)?;
+        let unfit = back.kind.is_unfit();
         let what = match event {
             E::VringRunning { vring, next_avail, used, resubmitted, .. } => {
                 back.runs[usize::from(vring)] = true;
@@ -200,6 +212,7 @@ impl World<'_> {
                 return Err(Violation::new("rings", format!("vring {vring} broken: {fault}")));
             }
             E::Refused(fault) if self.expects(&fault) => return Ok(()),
+            E::Refused(_) if unfit => return Ok(()),
             E::Refused(fault) => {
                 return Err(Violation::new("session", format!("back-end refuses: {fault}")));
             }

@@ -435,6 +435,8 @@ impl EventLoop {
         }
         // What the back-end wanted to know is void without a front-end.
         self.answers.clear();
+        // Whoever has the store may have got these requests too, and newer ones.
+        self.disk.give_up();
     }
 
     /// Nothing of a client survives it, whatever the back-end forgot.

@@ -153,6 +153,11 @@ pub enum Output {
     /// The requests that follow need the store. A driver whose store has one
     /// owner at a time keeps [`Output::Disk`] back until it is the owner; no
     /// answer is expected. What is kept back can be cancelled at once.
+    ///
+    /// What is kept back when the connection ends has to be given up: it is
+    /// answered with [`DiskError::Cancelled`](crate::blk::DiskError::Cancelled).
+    /// The guest may run elsewhere by then, and when the store becomes free, an
+    /// old write would land on what it has written since.
     AcquireStore,
     /// No vring runs and no request is at the disk: another owner may have the
     /// store. Comes before the answer that lets the front-end go elsewhere.

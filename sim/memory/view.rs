@@ -1,0 +1,123 @@
+//! Shared memory as one process has it mapped.
+//!
+//! The collection of vm-memory does the same, but each access passes through
+//! several layers of results, and a simulated request has some hundred of them.
+
+use super::log::{LogSlice, StoreLog};
+use std::iter::FusedIterator;
+use std::rc::Rc;
+use std::sync::Arc;
+use vm_memory::guest_memory::GuestMemorySliceIterator;
+use vm_memory::{
+    GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryMmap, MmapRegion, Permissions,
+    VolatileMemory, VolatileSlice,
+};
+
+/// What the core sees as guest memory and as an inflight region.
+#[derive(Clone)]
+pub struct Mem {
+    /// By rising guest address; none overlap.
+    spans: Rc<[Span]>,
+}
+
+/// One region.
+pub(super) struct Span {
+    /// Guest-physical address of the first byte.
+    guest: u64,
+    /// Bytes.
+    len: u64,
+    mapping: Arc<MmapRegion<StoreLog>>,
+}
+
+impl Span {
+    pub fn new(guest: u64, mapping: Arc<MmapRegion<StoreLog>>) -> Self {
+        let len = mapping.size() as u64;
+        assert!(guest.checked_add(len).is_some(), "guest addresses do not overflow");
+        Self { guest, len, mapping }
+    }
+}
+
+impl std::fmt::Debug for Mem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.spans.iter().map(|s| s.guest..s.guest + s.len)).finish()
+    }
+}
+
+impl Mem {
+    pub(super) fn new(spans: impl Iterator<Item = Span>) -> Self {
+        let spans: Rc<[Span]> = spans.collect();
+        let apart = |pair: &[Span]| pair[0].guest + pair[0].len <= pair[1].guest;
+        assert!(spans.windows(2).all(apart), "regions in order and apart");
+        Self { spans }
+    }
+
+    /// The region of an address, and how far into it that is.
+    #[inline]
+    fn find(&self, addr: u64) -> Option<(&Span, u64)> {
+        // Three regions at most, and they are in order.
+        let span = self.spans.iter().rev().find(|span| span.guest <= addr)?;
+        let skip = addr - span.guest;
+        (skip < span.len).then_some((span, skip))
+    }
+}
+
+impl GuestMemory for Mem {
+    type PhysicalMemory = GuestMemoryMmap<StoreLog>;
+    type Bitmap = StoreLog;
+
+    #[inline]
+    fn check_range(&self, addr: GuestAddress, count: usize, _access: Permissions) -> bool {
+        Slices { mem: self, addr: addr.0, left: count }.all(|slice| slice.is_ok())
+    }
+
+    #[inline]
+    fn get_slices<'a>(
+        &'a self,
+        addr: GuestAddress,
+        count: usize,
+        _access: Permissions,
+    ) -> Result<impl GuestMemorySliceIterator<'a, LogSlice<'a>>, GuestMemoryError> {
+        Ok(Slices { mem: self, addr: addr.0, left: count })
+    }
+}
+
+/// The pieces of one range, one for each region that it touches.
+struct Slices<'a> {
+    mem: &'a Mem,
+    addr: u64,
+    left: usize,
+}
+
+impl<'a> Iterator for Slices<'a> {
+    type Item = Result<VolatileSlice<'a, LogSlice<'a>>, GuestMemoryError>;
+
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.left == 0 {
+            return None;
+        }
+        let Some((span, skip)) = self.mem.find(self.addr) else {
+            self.left = 0;
+            return Some(Err(GuestMemoryError::InvalidGuestAddress(GuestAddress(self.addr))));
+        };
+        let take = self.left.min((span.len - skip) as usize);
+        self.left -= take;
+        // Does not wrap: no span ends beyond 64 bits.
+        self.addr += take as u64;
+        Some(span.mapping.get_slice(skip as usize, take).map_err(GuestMemoryError::from))
+    }
+}
+
+impl FusedIterator for Slices<'_> {}
+
+impl<'a> GuestMemorySliceIterator<'a, LogSlice<'a>> for Slices<'a> {
+    #[inline]
+    fn stop_on_error(
+        self,
+    ) -> Result<impl Iterator<Item = VolatileSlice<'a, LogSlice<'a>>>, GuestMemoryError> {
+        if self.left > 0 && self.mem.find(self.addr).is_none() {
+            return Err(GuestMemoryError::InvalidGuestAddress(GuestAddress(self.addr)));
+        }
+        Ok(self.map_while(Result::ok))
+    }
+}

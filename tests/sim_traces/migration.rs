@@ -1,0 +1,93 @@
+//! A guest moves from host A to host B with two requests in flight, after a
+//! first attempt that the destination refused.
+
+use super::Row;
+use midflight_sim::trace::{
+    BackEvent, FrontEvent,
+    Lane::{Back, Disk, Front, Guest, Host, Link},
+    Moving, Verb, Wake, What,
+};
+
+const GET_VRING_BASE: u32 = 11;
+
+pub const ROWS: &[Row] = &[
+    (0, 0, 0, 0, Host, What::Started { life: 1 }),
+    (0, 0, 0, 1, Host, What::Started { life: 2 }),
+    (900, 12, 0, 0, Host, What::Moving { step: Moving::Begins, a: 1, b: 0 }),
+    (910, 13, 12, 0, Back, What::Step { wake: Wake::LogMapped, stores: 0, outputs: 2 }),
+    (910, 13, 12, 0, Back, What::Back { event: BackEvent::LogMapped, a: 64, b: 0 }),
+    (920, 14, 13, 0, Front, What::Front(FrontEvent::Logging)),
+    (930, 15, 14, 0, Host, What::Moving { step: Moving::Round, a: 1, b: 352 }),
+    (940, 16, 15, 0, Host, What::Moving { step: Moving::Refused, a: 0, b: 0 }),
+    (940, 16, 15, 0, Host, What::Moving { step: Moving::BrokenOff, a: 0, b: 0 }),
+    (950, 17, 16, 0, Front, What::Front(FrontEvent::NotLogging)),
+    (1_000, 20, 16, 0, Host, What::Moving { step: Moving::Begins, a: 2, b: 0 }),
+    (
+        1_100,
+        21,
+        0,
+        0,
+        Guest,
+        What::Offered { vring: 0, head: 3, request: 8, verb: Verb::Write, sector: 64, sectors: 16 },
+    ),
+    (1_100, 21, 0, 0, Guest, What::Published { vring: 0, index: 41, kick: true }),
+    (
+        1_101,
+        22,
+        21,
+        0,
+        Disk,
+        What::Issued { vring: 0, head: 3, verb: Verb::Write, sector: 64, sectors: 16 },
+    ),
+    (1_200, 23, 20, 0, Host, What::Moving { step: Moving::Stops, a: 17, b: 0 }),
+    (
+        1_210,
+        24,
+        23,
+        0,
+        Link,
+        What::Sent { to_back: true, code: GET_VRING_BASE, bytes: 20, handles: 0 },
+    ),
+    (1_230, 25, 24, 0, Back, What::Back { event: BackEvent::Suspending, a: 0, b: 1 }),
+    (2_230, 26, 25, 0, Back, What::Back { event: BackEvent::Cancels, a: 5, b: 31 }),
+    (2_400, 27, 26, 0, Back, What::Back { event: BackEvent::Suspended, a: 0, b: 1 }),
+    (2_400, 27, 26, 0, Back, What::VringStopped { vring: 0, base: 41 }),
+    (
+        2_400,
+        27,
+        26,
+        0,
+        Link,
+        What::Sent { to_back: false, code: GET_VRING_BASE, bytes: 20, handles: 0 },
+    ),
+    (2_420, 28, 27, 0, Front, What::Front(FrontEvent::Stopped)),
+    (2_420, 28, 27, 0, Host, What::Moving { step: Moving::Remainder, a: 17, b: 1 }),
+    (2_450, 29, 28, 0, Host, What::Moving { step: Moving::HandsOver, a: 3_337, b: 0 }),
+    (2_460, 30, 29, 0, Front, What::Front(FrontEvent::Left)),
+    (2_750, 31, 29, 1, Host, What::Moving { step: Moving::Arrives, a: 352, b: 1 }),
+    (2_760, 32, 31, 1, Front, What::Connecting),
+    (2_900, 33, 32, 1, Back, What::Back { event: BackEvent::WaitsForStore, a: 0, b: 0 }),
+    (2_950, 34, 30, 1, Back, What::Back { event: BackEvent::HasStore, a: 0, b: 0 }),
+    (
+        2_960,
+        35,
+        34,
+        1,
+        Back,
+        What::VringRunning { vring: 0, next_avail: 41, used: 40, resubmitted: 1 },
+    ),
+    (
+        2_960,
+        35,
+        34,
+        1,
+        Disk,
+        What::Issued { vring: 0, head: 3, verb: Verb::Write, sector: 64, sectors: 16 },
+    ),
+    (3_000, 36, 31, 1, Host, What::Moving { step: Moving::Runs, a: 1_800_000, b: 0 }),
+    (3_100, 37, 35, 1, Disk, What::Done { vring: 0, head: 3, ok: true }),
+    (3_101, 38, 37, 1, Guest, What::Completed { vring: 0, head: 3, request: 8, status: 0, len: 1 }),
+    (4_000, 39, 0, 1, Host, What::Moving { step: Moving::Begins, a: 3, b: 0 }),
+    (4_100, 40, 39, 1, Host, What::Moving { step: Moving::WithoutBases, a: 0, b: 0 }),
+    (4_200, 41, 40, 1, Host, What::Moving { step: Moving::LinkLost, a: 0, b: 0 }),
+];
