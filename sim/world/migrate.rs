@@ -192,7 +192,8 @@ impl World<'_> {
         for counter in self.here.kicks.iter_mut().chain(&mut self.here.calls) {
             counter.count = 0;
         }
-        self.here.check.inflight = None;
+        let past = self.here.check.inflight.take();
+        self.here.check.past.extend(past);
         self.here.awake = false;
         if self.here.back.is_none() && !self.here.restarting {
             self.start_back()?;
