@@ -241,7 +241,7 @@ impl World<'_> {
             },
         );
         self.back_step(Wake::Received, Input::Received { bytes: &piece.bytes, handles })?;
-        self.note_reset();
+        self.note_parting();
         Ok(())
     }
 

@@ -87,7 +87,7 @@ impl World<'_> {
             Event::BackKick(vring) => self.back_kick(vring)?,
             Event::BackTimer(life, at) => self.back_timer(life, at)?,
             Event::BackReap(life) => self.back_reap(life)?,
-            Event::BackAnswer(life, answer) => self.back_answer(life, answer)?,
+            Event::BackAnswer(conn, answer) => self.back_answer(conn, answer)?,
             Event::DiskApply(key) => {
                 self.check_landing(key)?;
                 let place = |job: &Job| What::Applied { vring: job.vring, head: job.head };
@@ -102,6 +102,7 @@ impl World<'_> {
                 }
             }
             Event::Trouble(conn, trouble) => self.trouble(conn, trouble)?,
+            Event::Parted(conn) => self.parted_at(conn)?,
             Event::FrontRetry => self.front_retry()?,
             Event::Wake => self.wake()?,
             Event::Sleep => self.sleep()?,

@@ -4,7 +4,7 @@
 use super::back::dialect;
 use super::link::Inbox;
 use super::objects::{Handles, Object, Objects};
-use super::parting::Parting;
+use super::parting::{Frozen, Parting};
 use super::{Event, UNFIT_LIVES, World};
 use crate::guest::memory::{GuestMemory, REGIONS};
 use crate::oracle::Violation;
@@ -48,6 +48,8 @@ pub struct FrontProcess {
     started_before: bool,
     /// What it said before it breaks its connection.
     pub parting: Option<Parting>,
+    /// What must not move after it.
+    pub frozen: Option<Frozen>,
     /// The stop that was asked for last may leave requests in flight.
     pub may_leave: bool,
 }
@@ -121,6 +123,7 @@ pub fn new(
         gone_until: 0,
         started_before: false,
         parting: None,
+        frozen: None,
         may_leave: false,
     })
 }

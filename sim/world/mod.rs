@@ -70,6 +70,8 @@ enum Event {
     Shutdown(u32),
     /// Something happens to this connection though nobody dies.
     Trouble(u32, Trouble),
+    /// What the front-end said before it breaks this connection has had its time.
+    Parted(u32),
     /// The front-end's owner has it try again.
     FrontRetry,
     /// The source of a migration that is over wakes, and sleeps again.

@@ -171,10 +171,13 @@ impl World<'_> {
         if self.here.id != self.guest_at || !self.here.back.as_ref()?.runs(vring) {
             return None;
         }
-        let oracle = self.oracle.borrow();
-        let ledger = oracle.ledger();
-        let fetched = ledger.used_count(vring) + self.flagged(vring)?;
-        Some(Progress { available: ledger.published_count(vring), fetched })
+        let available = self.oracle.borrow().ledger().published_count(vring);
+        Some(Progress { available, fetched: self.fetched(vring)? })
+    }
+
+    /// Chains that were fetched from a vring of which no batch is open.
+    pub(super) fn fetched(&self, vring: u16) -> Option<u64> {
+        Some(self.oracle.borrow().ledger().used_count(vring) + self.flagged(vring)?)
     }
 
     /// Of a few chains one call fetches all, of many half: nobody waits for

@@ -3,6 +3,7 @@
 use super::back::{Answer, BackProcess, contract};
 use super::link::Inbox;
 use super::objects::{Object, ObjectId};
+use super::parting::Parting;
 use super::vows::vow;
 use super::{Event, World};
 use crate::disk::Job;
@@ -17,6 +18,8 @@ impl World<'_> {
         let now = self.now();
         let Some(back) = &mut self.here.back else { return Ok(()) };
         let life = back.life;
+        // What it wants to know is void without this connection.
+        let wanted_on = back.conn.unwrap_or(0);
         let open = |back: &BackProcess, handle| {
             back.handles
                 .get(handle)
@@ -37,7 +40,7 @@ impl World<'_> {
             Output::Map { regions } => {
                 back.mapped = true;
                 let delay = self.host_delay();
-                self.schedule(delay, Event::BackAnswer(life, Answer::Map(regions)));
+                self.schedule(delay, Event::BackAnswer(wanted_on, Answer::Map(regions)));
             }
             Output::Unmap => {
                 back.mapped = false;
@@ -47,13 +50,13 @@ impl World<'_> {
             }
             Output::AllocInflight { size } => {
                 let delay = self.host_delay();
-                self.schedule(delay, Event::BackAnswer(life, Answer::Alloc(size)));
+                self.schedule(delay, Event::BackAnswer(wanted_on, Answer::Alloc(size)));
             }
             Output::MapInflight { handle, offset, size } => {
                 let object = back.handles.get(handle);
                 let delay = self.host_delay();
                 let answer = Answer::MapInflight { object, offset, size };
-                self.schedule(delay, Event::BackAnswer(life, answer));
+                self.schedule(delay, Event::BackAnswer(wanted_on, answer));
             }
             Output::WatchKick { vring, handle } => {
                 let object = handle.map(|h| open(back, h)).transpose()?;
@@ -92,7 +95,7 @@ impl World<'_> {
                 let object = back.handles.get(handle);
                 let delay = self.host_delay();
                 let answer = Answer::MapLog { object, offset, size };
-                self.schedule(delay, Event::BackAnswer(life, answer));
+                self.schedule(delay, Event::BackAnswer(wanted_on, answer));
             }
             Output::Cancel(id) => {
                 back.vows.cancels(id, now)?;
@@ -222,8 +225,8 @@ impl World<'_> {
     }
 
     /// The process has mapped or allocated something.
-    pub(super) fn back_answer(&mut self, life: u32, answer: Answer) -> Result<(), Violation> {
-        if self.here.back.as_ref().is_none_or(|b| b.life != life || b.conn.is_none()) {
+    pub(super) fn back_answer(&mut self, conn: u32, answer: Answer) -> Result<(), Violation> {
+        if self.here.back.as_ref().is_none_or(|b| b.conn != Some(conn)) {
             return Ok(());
         }
         match answer {
@@ -257,7 +260,9 @@ impl World<'_> {
         size: u64,
     ) -> Result<Mem, MapFailed> {
         let (region, mem) = self.map_whole(object, offset, size)?;
-        self.watch_region(region);
+        if self.here.front.parting != Some(Parting::Forged) {
+            self.watch_region(region);
+        }
         Ok(mem)
     }
 
