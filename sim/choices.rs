@@ -45,11 +45,13 @@ pub enum Component {
     Migration = 9,
     /// What happens, before it does: requests, kills, faults.
     Action = 10,
+    /// What a loss of power leaves of the disk's cache.
+    Power = 11,
 }
 
 impl Component {
     /// Those that decide while a world runs, in their order.
-    pub const LIVE: [Self; 8] = [
+    pub const LIVE: [Self; 9] = [
         Self::Guest,
         Self::Front,
         Self::Link,
@@ -58,6 +60,7 @@ impl Component {
         Self::Host,
         Self::Race,
         Self::Migration,
+        Self::Power,
     ];
 
     /// Its name in documents.
@@ -73,6 +76,7 @@ impl Component {
             Self::Race => "race",
             Self::Migration => "migration",
             Self::Action => "action",
+            Self::Power => "power",
         }
     }
 }

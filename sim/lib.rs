@@ -1,12 +1,12 @@
 //! Deterministic simulator for the midflight core.
 
+pub mod catalogue;
 pub mod choices;
 pub mod compare;
 pub mod crash;
 pub mod disk;
 pub mod guest;
 pub mod hash;
-pub mod hunt;
 pub mod memory;
 pub mod oracle;
 pub mod pattern;

@@ -1,38 +1,82 @@
 //! Does the simulator find what it is for?
 
+use super::exit::End;
 use super::progress::Progress;
-use midflight::bugs::set;
-use midflight_sim::hunt::TRIALS;
-use midflight_sim::oracle::{Judges, Violation};
+use midflight_sim::catalogue::{self, ENTRIES, Effort, Row, Switch};
+use midflight_sim::memory::Arena;
 
-/// Run seeds until each mistake is caught, once with every oracle, and then it
-/// has to be the right one; and once without the one that looks into the
-/// inflight region: what a guest, a disk or a front-end could notice must do as
-/// well.
-pub fn find(limit: u64) -> bool {
-    let mut caught = 0;
-    let mut sought = 0;
-    println!("{:<24} {:<16} {:>6}  {:<10} what it saw", "mistake", "oracles", "seed", "caught by");
-    for trial in TRIALS {
-        let name = trial.name();
-        for region in [true, false] {
-            let oracles = if region { "all" } else { "all but region" };
-            let judges = Judges { region, ..Judges::default() };
-            let mut progress = Progress::new("seeds");
-            let found = trial.hunt(set, judges, limit, |seed| progress.show(seed, limit, ""));
-            progress.clear();
-            sought += 1;
-            match found {
-                Some((seed, Violation { oracle, message })) => {
-                    let right = !region || trial.oracles.contains(&oracle);
-                    caught += u64::from(right);
-                    let note = if right { "" } else { " (not the right oracle)" };
-                    println!("{name:<24} {oracles:<16} {seed:>6}  {oracle:<10} {message}{note}");
-                }
-                None => println!("{name:<24} {oracles:<16} not caught in {limit} seeds"),
+#[derive(clap::Args)]
+pub struct BugsArgs {
+    /// Only entries whose name contains this
+    name: Option<String>,
+    /// Independent starts of each; start i tries seeds from i * 1000000 on
+    #[arg(long, default_value_t = 20)]
+    starts: u64,
+    /// Seeds to try from each start
+    #[arg(long, default_value_t = 1000)]
+    limit: u64,
+    /// Runs to make the first catch of each small in; 0: leave it as it is
+    #[arg(long, default_value_t = 1000)]
+    shrink_runs: u64,
+    /// Print the table of the documentation instead
+    #[arg(long)]
+    markdown: bool,
+    /// Print what was seen first of each
+    #[arg(long)]
+    seen: bool,
+}
+
+/// Hunt every entry from every start.
+pub fn run(args: &BugsArgs) -> End {
+    // A mistake may well make the core panic; the table says so.
+    std::panic::set_hook(Box::new(|_| {}));
+    let switch = Switch { set: midflight::bugs::set, reached: midflight::bugs::reached };
+    let asked = |name: &str| args.name.as_ref().is_none_or(|part| name.contains(part.as_str()));
+    let entries: Vec<_> = ENTRIES.iter().filter(|entry| asked(entry.name())).collect();
+    let all = entries.len() as u64;
+    let effort = Effort { starts: args.starts, limit: args.limit, shrink: args.shrink_runs };
+    let mut arena = Arena::new();
+    let mut progress = Progress::new("bugs");
+    let mut rows: Vec<Row> = Vec::new();
+    if !args.markdown {
+        println!("{}", catalogue::text(None));
+    }
+    for (done, entry) in (0u64..).zip(entries) {
+        progress.show(done, all, entry.name());
+        let row = catalogue::measure(&mut arena, entry, switch, effort);
+        progress.clear();
+        if !args.markdown {
+            println!("{}", catalogue::text(Some(&row)));
+            if args.seen
+                && let Some(found) = row.found.first()
+            {
+                println!("    seed {}: {}", found.seed, found.violation);
+            }
+            if let Some(found) = row.unexpected() {
+                let expected = row.entry.oracles.join(" or ");
+                println!("    expected {expected}; seed {}: {}", found.seed, found.violation);
             }
         }
+        rows.push(row);
     }
-    println!("{caught} of {sought} caught");
-    caught == sought
+    if args.markdown {
+        print!("{}", catalogue::markdown(&rows));
+    }
+    verdict(&rows, args.markdown)
+}
+
+/// The last line.
+fn verdict(rows: &[Row], quiet: bool) -> End {
+    let (canaries, bugs): (Vec<_>, Vec<_>) = rows.iter().partition(|row| row.entry.is_canary());
+    let caught = bugs.iter().filter(|row| row.is_caught()).count();
+    let sings = canaries.iter().all(|row| row.is_caught());
+    let canary = match (canaries.is_empty(), sings) {
+        (true, _) => "canary not asked for",
+        (_, true) => "canary failed as it must",
+        (_, false) => "the canary did not fail: nothing above can be trusted",
+    };
+    if !quiet {
+        println!("{caught} of {} caught, {canary}", bugs.len());
+    }
+    (caught == bugs.len() && sings).into()
 }

@@ -69,11 +69,7 @@ enum Command {
     Compare(CompareArgs),
     /// Break the core on purpose, one rule at a time, and find it out
     #[cfg(feature = "bugs")]
-    Bugs {
-        /// Seeds to try for each bug
-        #[arg(long, default_value_t = 1000)]
-        limit: u64,
-    },
+    Bugs(bugs::BugsArgs),
 }
 
 #[derive(clap::Args)]
@@ -190,7 +186,7 @@ pub fn main() -> ExitCode {
             Ok(compare::table(&args.policies(), &args.latency, &args.depth).into())
         }
         #[cfg(feature = "bugs")]
-        Command::Bugs { limit } => Ok(bugs::find(limit).into()),
+        Command::Bugs(args) => Ok(bugs::run(&args)),
     };
     match result {
         Ok(end) => end.code(),

@@ -54,6 +54,10 @@ pub fn of_many(sum: &Sum, elapsed_ms: u64) {
         grouped(s.resubmitted),
         s.largest_batch
     );
+    if s.disk_faults.sum() > 0 {
+        println!("faults      {} at the disk", s.disk_faults);
+        println!("power       {} sectors went back to an older version", grouped(s.sectors_lost));
+    }
     migrations(s);
     println!(
         "speed       {} seeds/s, {} events/s, {} simulated in {}.{:03}s",

@@ -1,6 +1,7 @@
 //! What is on the disk: the content that reads see, and what of it would
 //! survive a loss of power.
 
+use super::versions::Versions;
 use std::collections::BTreeMap;
 
 /// Bytes of a sector.
@@ -8,9 +9,10 @@ pub const SECTOR: u64 = 512;
 
 /// Content of every sector, and which of it waits in the volatile cache.
 ///
-/// The host stays up in this model: only processes die. So the cache is never
-/// lost, and what it holds beyond the durable image is kept to judge whether a
-/// flush that was acknowledged has done its work.
+/// Where only processes die the cache is never lost, and what it holds beyond the
+/// durable image is kept to judge whether a flush that was acknowledged has done
+/// its work. Where power can be lost, the contents since the durable one are kept
+/// as well.
 #[derive(Debug)]
 pub struct Image {
     bytes: Vec<u8>,
@@ -18,12 +20,24 @@ pub struct Image {
     /// durable still).
     cached: BTreeMap<u64, (u64, u64)>,
     stores: u64,
+    versions: Option<Versions>,
 }
 
 impl Image {
     /// A disk of zeroes.
     pub fn new(sectors: u64) -> Self {
-        Self { bytes: vec![0; (sectors * SECTOR) as usize], cached: BTreeMap::new(), stores: 0 }
+        Self {
+            bytes: vec![0; (sectors * SECTOR) as usize],
+            cached: BTreeMap::new(),
+            stores: 0,
+            versions: None,
+        }
+    }
+
+    /// Keep what a loss of power may bring back. Only right while nothing is in
+    /// the cache.
+    pub fn keep_versions(&mut self) {
+        self.versions = Some(Versions::default());
     }
 
     /// Sectors there are.
@@ -62,6 +76,18 @@ impl Image {
                 let tag = self.tag(sector);
                 self.cached.entry(sector).or_insert((self.stores, tag));
             }
+            if self.versions.is_some() {
+                self.keep(sector, durable);
+            }
+        }
+    }
+
+    fn keep(&mut self, sector: u64, durable: bool) {
+        let before = &self.bytes[(sector * SECTOR) as usize..][..SECTOR as usize];
+        match &mut self.versions {
+            Some(versions) if durable => versions.through(sector),
+            Some(versions) => versions.stored(sector, self.stores, before),
+            None => {}
         }
     }
 
@@ -76,9 +102,35 @@ impl Image {
         self.stores
     }
 
-    /// Everything stored up to `mark` is durable now; later stores need not be.
+    /// Everything stored up to `mark` is durable now; later stores need not be,
+    /// and where power can be lost they are not.
     pub fn flush(&mut self, mark: u64) {
-        self.cached.retain(|_, (first, _)| *first > mark);
+        match &mut self.versions {
+            None => self.cached.retain(|_, (first, _)| *first > mark),
+            Some(versions) => {
+                let waits = versions.flush(mark).into_iter();
+                self.cached = waits.map(|(sector, old)| (sector, (old.first, old.tag))).collect();
+            }
+        }
+    }
+
+    /// A flush has failed, and what was stored up to `mark` is taken for durable
+    /// without being so: the sectors where that matters.
+    pub fn forget(&mut self, mark: u64) -> Vec<u64> {
+        self.versions.as_mut().map_or_else(Vec::new, |versions| versions.forget(mark))
+    }
+
+    /// Power is lost, and everything is durable that is left. `pick`: which of so
+    /// many contents is left of a sector, 0 is the newest. How many sectors hold
+    /// something older now.
+    pub fn lose_cache(&mut self, pick: impl FnMut(u64) -> u64) -> u64 {
+        self.cached.clear();
+        let back = self.versions.as_mut().map_or_else(Vec::new, |versions| versions.lose(pick));
+        for (sector, content) in &back {
+            self.bytes[(sector * SECTOR) as usize..][..SECTOR as usize]
+                .copy_from_slice(&content[..]);
+        }
+        back.len() as u64
     }
 
     /// Sectors whose durable content is older than what reads see, with the

@@ -6,14 +6,22 @@
 //! That is a promise somebody has to keep: the daemon holds a lock on its image,
 //! and the kernel does not release it before the dead process' I/O has ended,
 //! so a successor cannot start while a write of its predecessor is under way.
+//!
+//! What else can be wrong with it is in [`faults`].
 
+#[cfg(test)]
+mod fault_tests;
+pub mod faults;
+mod faulty;
 mod image;
 mod late;
 mod latency;
+mod versions;
 
 use crate::choices::{Ratio, Stream};
 use crate::memory::Mem;
 use crate::trace::Verb;
+use faults::{DiskFault, Faults, Injected};
 pub use image::{Image, SECTOR};
 pub use late::Landing;
 pub use latency::Pace;
@@ -58,6 +66,10 @@ struct Pending {
     disowned: bool,
     /// Its driver has said that it is over, and it is not.
     adrift: bool,
+    /// What strikes it.
+    fault: Option<DiskFault>,
+    /// Its completion has waited for its turn.
+    held_back: bool,
 }
 
 /// Requests that a disk of fixed latency works on at once; others wait.
@@ -85,6 +97,10 @@ pub struct Disk {
     /// When each of a fixed number of lanes is free again.
     lanes: Vec<u64>,
     buffer: Vec<u8>,
+    /// `None`: a flawless disk.
+    faults: Option<Box<Faults>>,
+    /// What took effect and nobody was told yet.
+    told: Vec<Injected>,
 }
 
 impl Disk {
@@ -99,6 +115,8 @@ impl Disk {
             next_key: 0,
             lanes: vec![0; LANES],
             buffer: Vec::new(),
+            faults: None,
+            told: Vec::new(),
         }
     }
 
@@ -141,7 +159,17 @@ impl Disk {
         let key = self.next_key;
         self.next_key += 1;
         let mark = self.image.mark();
-        let pending = Pending { job, mark, applied: false, result, disowned: false, adrift: false };
+        let fault = self.faults.as_mut().and_then(|faults| faults.next(job.verb));
+        let pending = Pending {
+            job,
+            mark,
+            applied: false,
+            result,
+            disowned: false,
+            adrift: false,
+            fault,
+            held_back: false,
+        };
         self.pending.insert(key, pending);
         Plan { key, apply_after, done_after }
     }
@@ -163,6 +191,7 @@ impl Disk {
                 Ok(()) => len,
                 Err(_) => self.torn(len),
             };
+            let limit = self.strike(&mut pending, limit);
             self.perform(&pending, limit, mem);
         }
         Some(&self.pending.entry(key).or_insert(pending).job)
@@ -172,6 +201,7 @@ impl Disk {
     pub fn finish(&mut self, key: u64, mem: &Mem) -> Option<(Job, Result<(), DiskError>)> {
         self.apply(key, mem)?;
         let pending = self.pending.remove(&key)?;
+        self.report_again(&pending);
         Some((pending.job, pending.result))
     }
 
@@ -209,12 +239,16 @@ impl Disk {
 
     fn perform(&mut self, pending: &Pending, limit: u64, mem: &Mem) {
         let Pending { ref job, mark, .. } = *pending;
-        let failed = pending.result.is_err();
+        let flushes = pending.result.is_ok() && pending.fault != Some(DiskFault::LyingFlush);
+        let limit = self.reach(job, limit);
         let Job { offset, durable, .. } = *job;
         match job.verb {
             Verb::Read => {
                 self.buffer.resize(limit as usize, 0);
                 self.image.read(offset, &mut self.buffer);
+                if let Some(faults) = &self.faults {
+                    faults.overlay(offset, &mut self.buffer);
+                }
                 each_piece(&job.segments, limit, |addr, piece| {
                     let bytes = &self.buffer[piece];
                     mem.write_slice(bytes, addr).expect("segments lie in guest memory");
@@ -226,16 +260,18 @@ impl Disk {
                     let bytes = &mut self.buffer[piece];
                     mem.read_slice(bytes, addr).expect("segments lie in guest memory");
                 });
+                let old = self.before_write(pending, limit);
                 self.image.write(offset, &self.buffer, durable);
+                self.after_write(pending, limit, old);
             }
-            Verb::Flush if !failed => self.image.flush(mark),
+            Verb::Flush if flushes => self.image.flush(mark),
             // A discarded range may keep its content.
             Verb::Discard => {
                 if self.stream.chance("discard", Ratio::new(1, 2)) {
-                    self.image.zero(offset, limit, durable);
+                    self.zero(pending, limit);
                 }
             }
-            Verb::WriteZeroes => self.image.zero(offset, limit, durable),
+            Verb::WriteZeroes => self.zero(pending, limit),
             Verb::Flush | Verb::GetId | Verb::Unknown => {}
         }
     }

@@ -4,7 +4,7 @@
 //! mappings for the back-end, so buffers may cross from one into the other;
 //! the third lies above 4 GiB.
 
-use crate::memory::{Arena, Mem, PAGE, RegionId};
+use crate::memory::{Arena, Mem, RegionId};
 use crate::oracle::RingView;
 use midflight::driver::RingLayout;
 
@@ -28,9 +28,12 @@ pub const REGIONS: [GuestRegion; 3] = [
     GuestRegion { guest: 1 << 32, size: 1024 * KIB, user: 0x7f20_0000_0000 },
 ];
 
-/// First byte for rings; one ring takes less than a step.
+/// First byte for rings of the low half of memory; one ring takes less than a
+/// step. The high half ends with as many.
 const RINGS: u64 = 4 * KIB;
-const RING_STEP: u64 = 8 * KIB;
+const RING_STEP: u64 = 12 * KIB;
+const HIGH_RINGS: u64 = REGIONS[2].guest + REGIONS[2].size - 2 * RING_STEP;
+const PAGE: u64 = 4 * KIB;
 
 /// Bytes of a slot for an indirect table, before the header.
 pub const TABLE: u64 = KIB;
@@ -54,16 +57,33 @@ impl GuestMemory {
     }
 }
 
-/// Where the ring of a vring lies: in one piece, or with the used ring in a page
-/// of its own, which the guest never stores to.
+/// Where the front-end has a guest address, which lies in one of the regions.
+pub fn user(guest: u64) -> u64 {
+    let inside = |r: &&GuestRegion| (r.guest..r.guest + r.size).contains(&guest);
+    let region = REGIONS.iter().find(inside).expect("the guest has memory there");
+    region.user + (guest - region.guest)
+}
+
+/// Where the ring of a vring lies: in the low half of memory, then in the high
+/// half, and so on. What the device writes shares no page with what the driver
+/// writes, so that a page which is not logged is missed, and lies across two.
 ///
 /// # Panics
 /// If the ring is too large for its place.
 pub fn ring(vring: u16, size: u16) -> RingLayout {
-    let base = RINGS + RING_STEP * u64::from(vring);
-    assert!(RingLayout::footprint(size) <= RING_STEP, "a ring of {size} entries has no room");
-    let layout = RingLayout::contiguous(size, base).expect("aligned and small");
-    if vring.is_multiple_of(2) { RingLayout { used: base + PAGE as u64, ..layout } } else { layout }
+    let (half, place) = (vring % 2, u64::from(vring / 2));
+    let base = if half == 0 { RINGS } else { HIGH_RINGS } + RING_STEP * place;
+    assert!(RingLayout::footprint(size) <= PAGE, "a ring of {size} entries has no room");
+    let desc = base;
+    let avail = desc + RingLayout::desc_bytes(size);
+    let used = base + 2 * PAGE
+        - match vring % 3 {
+            // The used index is alone before the border.
+            0 => 4,
+            // The last element and the event index are alone behind it.
+            _ => (RingLayout::used_bytes(size) & !3) - 8,
+        };
+    RingLayout { size, desc, avail, used }
 }
 
 /// The same for the oracle.
@@ -90,13 +110,16 @@ pub fn slot_len(max_sectors: u64) -> u64 {
 pub fn slots(count: u64, max_sectors: u64) -> Vec<u64> {
     let step = slot_len(max_sectors);
     let [low, middle, high] = REGIONS;
-    let low_first = RINGS + 4 * RING_STEP + 4 * KIB;
+    let low_first = RINGS + 2 * RING_STEP + 4 * KIB;
     let low_end = middle.guest + middle.size;
     // As many below the border as above it, so that one lies across.
     let below = (low.guest + low.size - low_first) / step;
     let in_low = ((low_end - low_first) / step).min(count.div_ceil(2).max(below + 1)).min(count);
     let in_high = count - in_low;
-    assert!(in_high * step <= high.size, "{count} slots of {step} bytes have no room");
+    assert!(
+        high.guest + in_high * step <= HIGH_RINGS,
+        "{count} slots of {step} bytes have no room"
+    );
     let low = (0..in_low).map(|i| low_first + 24 + i * step - (low_first + 24) % 16);
     let high = (0..in_high).map(|i| high.guest + i * step);
     low.chain(high).collect()
@@ -105,6 +128,21 @@ pub fn slots(count: u64, max_sectors: u64) -> Vec<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn guest_rings_lie_apart_and_what_the_device_writes_crosses_a_page() {
+        for size in [8, 16, 32, 64] {
+            let rings = [0, 1, 2, 3].map(|vring| ring(vring, size));
+            for (i, r) in rings.iter().enumerate() {
+                r.check().unwrap();
+                let end = r.used + RingLayout::used_bytes(size);
+                assert!(r.avail + RingLayout::avail_bytes(size) <= r.used / PAGE * PAGE);
+                assert_eq!(r.used / PAGE + 1, r.avail_event() / PAGE);
+                assert_eq!(user(r.desc) - user(r.used), r.desc.wrapping_sub(r.used));
+                assert!(rings[i + 1..].iter().all(|o| o.desc >= end || r.desc > o.desc + 8 * KIB));
+            }
+        }
+    }
 
     #[test]
     fn guest_slots_lie_apart_inside_memory_and_some_cross_a_border() {
@@ -116,8 +154,8 @@ mod tests {
                 assert!(pair[0] + len <= pair[1]);
             }
             for slot in &slots {
-                let low = *slot >= 40 * KIB && slot + len <= 384 * KIB;
-                let high = *slot >= 1 << 32 && slot + len <= (1 << 32) + 1024 * KIB;
+                let low = *slot >= 32 * KIB && slot + len <= 384 * KIB;
+                let high = *slot >= 1 << 32 && slot + len <= (1 << 32) + 1000 * KIB;
                 assert!(low || high, "{slot:#x}");
                 assert_eq!(slot % 16, 0);
             }

@@ -68,7 +68,9 @@ impl Arena {
         let mut journal = self.journal.borrow_mut();
         journal.set_writer(Writer::Others);
         journal.set_race(None);
-        journal.forget();
+        // A run may have ended in the middle of a step; what that has stored
+        // has to be made zero again as well.
+        journal.commit();
         drop(journal);
         for region in &mut self.regions {
             region.used = false;
@@ -245,6 +247,8 @@ impl Arena {
     pub fn crash(&self, keep: u64, cut: u32) {
         let (stores, data, settled) = self.journal.borrow_mut().take_unsettled();
         debug_assert!(keep >= settled, "what somebody has seen has happened");
+        // Nobody sees these pages become dirty but a log.
+        self.set_disk_writes(true);
         for store in &stores {
             let old = self.journal.borrow().shadow(store.region)[store.offset as usize..]
                 [..store.len as usize]
@@ -260,6 +264,7 @@ impl Arena {
             let bytes = &data[store.data_range()][..len as usize];
             self.write(store.region, store.offset, bytes);
         }
+        self.set_disk_writes(false);
     }
 
     fn write(&self, id: RegionId, offset: u64, bytes: &[u8]) {
@@ -388,6 +393,18 @@ mod tests {
             assert_eq!((byte(&arena, id, 0), byte(&arena, id, 0x10)), (left, 99));
             assert_eq!(arena.unseen_store(), None);
         }
+    }
+
+    #[test]
+    fn memory_is_zero_again_after_a_run_that_ended_in_a_step() {
+        let (mut arena, id, mem) = arena();
+        arena.begin_step();
+        mem.write_slice(&[1; 100], GuestAddress(0x1800)).unwrap();
+        arena.reset();
+        assert_eq!(arena.region(4096), id);
+        let mut got = [1; 100];
+        mem.read_slice(&mut got, GuestAddress(0x1800)).unwrap();
+        assert_eq!(got, [0; 100]);
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub(super) fn check(
             ));
         }
         if let Some(newer) = candidates
-            .map(|old| superseded(history, old, deadline))
+            .map(|old| superseded(history, old, deadline, sectors.excuses.lapsed(sector)))
             .collect::<Option<Vec<_>>>()
             .and_then(|all| all.first().copied())
         {
@@ -40,10 +40,16 @@ pub(super) fn check(
 }
 
 /// A write that surely replaced `old` and was acknowledged before `deadline`.
-fn superseded(history: &[Change], old: &Change, deadline: u64) -> Option<u64> {
+/// What was asked for up to `lapsed` is promised to nobody.
+pub(super) fn superseded(
+    history: &[Change],
+    old: &Change,
+    deadline: u64,
+    lapsed: u64,
+) -> Option<u64> {
     let over = old.completed?;
     history
         .iter()
-        .find(|c| c.certain && c.submitted > over && c.completed.is_some_and(|at| at < deadline))
+        .find(|c| c.certain && c.submitted > over && c.is_promised(deadline, lapsed))
         .map(|c| c.request)
 }

@@ -2,6 +2,7 @@
 //! asked for nothing else.
 
 use super::{RingView, Violation};
+use crate::disk::faults::Try;
 use crate::disk::{Job, SECTOR};
 use crate::memory::Mem;
 use crate::trace::Verb;
@@ -13,7 +14,7 @@ pub const SERIAL: [u8; 20] = *b"midflight-sim disk\0\0";
 /// What the document promises for a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expect {
-    /// Status 0, or 1 if the disk failed it.
+    /// What the disk says: status 0, or 1 if it failed.
     Ok,
     /// Status 1 and no disk involved.
     IoErr,
@@ -52,7 +53,12 @@ pub struct Ask {
 struct Entry {
     ask: Ask,
     used_len: Option<u32>,
-    disk_failed: bool,
+    /// What the disk has answered to the last try.
+    answer: Option<bool>,
+    /// A fault was injected into the last try: it fails.
+    fails: bool,
+    /// A fault was injected into the last try: it does nothing.
+    lies: bool,
     /// Life and connection of the back-end that asked the disk last.
     issued_in: Option<(u32, u32)>,
 }
@@ -122,6 +128,11 @@ impl Ledger {
         &self.queues[usize::from(vring)].ring
     }
 
+    /// Requests that were made available in a vring so far.
+    pub fn available_count(&self, vring: u16) -> u64 {
+        self.queues[usize::from(vring)].order.len() as u64
+    }
+
     /// Requests offered so far.
     pub fn offered_count(&self) -> u64 {
         self.entries.len() as u64
@@ -169,7 +180,14 @@ impl Ledger {
 
     pub(super) fn offered(&mut self, ask: Ask) {
         assert_eq!(ask.request, self.entries.len() as u64, "requests are numbered in order");
-        self.entries.push(Entry { ask, used_len: None, disk_failed: false, issued_in: None });
+        self.entries.push(Entry {
+            ask,
+            used_len: None,
+            answer: None,
+            fails: false,
+            lies: false,
+            issued_in: None,
+        });
     }
 
     /// The next request that became visible in a vring.
@@ -230,23 +248,31 @@ impl Ledger {
 
     /// Judge status and length of a request that was just used.
     pub(super) fn verdict(&self, mem: &Mem, request: u64) -> Result<Done, Violation> {
-        let Entry { ask, used_len, disk_failed, .. } = &self.entries[request as usize];
+        let Entry { ask, used_len, answer, .. } = &self.entries[request as usize];
         let len = u64::from(used_len.unwrap_or(0));
         let mut status = [0];
         mem.read_slice(&mut status, GuestAddress(ask.status)).expect("status lies in guest memory");
         let status = status[0];
         let right = match ask.expect {
-            Expect::Ok => status == 0 || (status == 1 && *disk_failed),
+            // The device itself knows its name.
+            Expect::Ok if ask.verb == Verb::GetId => status == 0,
+            Expect::Ok => status <= 1 && *answer == Some(status == 0),
             Expect::IoErr => status == 1,
             Expect::Unsupp => status == 2,
         };
         if !right {
             return Err(broken(format!(
-                "request {request} ({} {} sectors @{}) has status {status}, expected {:?}",
+                "request {request} ({} {} sectors @{}) has status {status}, expected {:?}{}",
                 ask.verb.name(),
                 ask.sectors,
                 ask.sector,
-                ask.expect
+                ask.expect,
+                match (ask.expect, answer) {
+                    (Expect::Ok, None) => ", and the disk has not answered",
+                    (Expect::Ok, Some(true)) => ", and the disk has done it",
+                    (Expect::Ok, Some(false)) => ", and the disk has failed it",
+                    (Expect::IoErr | Expect::Unsupp, _) => "",
+                }
             )));
         }
         // The status byte is always written; data only by what succeeded.
@@ -286,10 +312,47 @@ impl Ledger {
         }
     }
 
-    pub(super) fn disk_failed(&mut self, vring: u16, head: u16) {
-        if let Some(request) = self.holder(vring, head) {
-            self.entries[request as usize].disk_failed = true;
+    /// The request of a try, if it is the last one.
+    fn last_try(&mut self, of: Try) -> Option<&mut Entry> {
+        let request = self.holder(of.vring, of.head).filter(|id| *id == of.request)?;
+        let entry = &mut self.entries[request as usize];
+        (entry.issued_in == Some((of.life, of.conn))).then_some(entry)
+    }
+
+    /// A fault was injected into a try: it fails, by this sector if one is to
+    /// blame.
+    pub(super) fn fails(&mut self, of: Try, sector: Option<u64>) {
+        if let Some(entry) = self.last_try(of) {
+            let Ask { sector: first, sectors, .. } = entry.ask;
+            entry.fails |= sector.is_none_or(|at| (first..first + sectors).contains(&at));
         }
+    }
+
+    /// A fault was injected into a try: it does nothing.
+    pub(super) fn lies(&mut self, of: Try) {
+        if let Some(entry) = self.last_try(of) {
+            entry.lies = true;
+        }
+    }
+
+    /// Whether the last try of this request did nothing, by a fault.
+    pub(super) fn has_lied(&self, request: u64) -> bool {
+        self.entries[request as usize].lies
+    }
+
+    /// The disk has answered to a try.
+    pub(super) fn answered(&mut self, of: Try, ok: bool) -> Result<(), Violation> {
+        let Some(entry) = self.last_try(of) else { return Ok(()) };
+        entry.answer = Some(ok);
+        if ok == entry.fails {
+            let (how, why) = match ok {
+                true => ("has done", "an error was injected"),
+                false => ("has failed", "nothing was injected"),
+            };
+            let message = format!("the disk {how} request {}, but {why}", of.request);
+            return Err(Violation::new("injection", message));
+        }
+        Ok(())
     }
 
     /// The disk may only be asked for what a guest is waiting for, once on a
@@ -330,6 +393,7 @@ impl Ledger {
             )));
         }
         entry.issued_in = Some((life, conn));
+        (entry.answer, entry.fails, entry.lies) = (None, false, false);
         Ok(&entry.ask)
     }
 }

@@ -3,9 +3,13 @@
 //! They share no code with `midflight` itself: rings and the inflight region
 //! are decoded here a second time, from the byte layouts in the documents.
 
+mod calls;
 mod cause;
 mod dirty;
 mod durability;
+mod excuses;
+#[cfg(test)]
+mod fault_tests;
 mod ledger;
 mod order;
 mod promise;
@@ -13,11 +17,14 @@ mod reading;
 mod region;
 mod rings;
 mod sectors;
+pub mod session;
 mod stores;
 
+use crate::disk::faults::{Injected, Try};
 use crate::disk::{Image, Job};
 use crate::memory::Mem;
 use crate::trace::Verb;
+use calls::{Calls, Rest};
 pub use dirty::Pair;
 pub use ledger::{Ask, Expect, Ledger, SERIAL};
 pub use promise::promise;
@@ -74,11 +81,14 @@ pub struct Judges {
     /// Look at requests whose vring is said to be at rest. Without it, only
     /// what a guest can notice counts.
     pub late: bool,
+    /// Hear of the faults that were injected into the disk. Without it, every
+    /// fault looks like a mistake.
+    pub excuses: bool,
 }
 
 impl Default for Judges {
     fn default() -> Self {
-        Self { region: true, late: true }
+        Self { region: true, late: true, excuses: true }
     }
 }
 
@@ -91,14 +101,20 @@ pub struct Oracle {
     sectors: Sectors,
     order: order::Order,
     write_through: bool,
+    /// Tick at which the latest flush that was acknowledged was asked for.
+    flushed: u64,
     /// Completed in the middle of a step, to be checked at its end.
     unchecked: Vec<u64>,
+    calls: Calls,
+    /// By vring: requests fetched when the region was looked at last.
+    fetched: Vec<u64>,
 }
 
 impl Oracle {
     /// Oracles for rings that start at `first_index` with nothing outstanding.
     pub fn new(judges: Judges, rings: Vec<RingView>, sectors: u64, write_through: bool) -> Self {
         let queues = rings.len();
+        let calls = Calls::new(false, &rings);
         Self {
             judges,
             tick: 1,
@@ -106,8 +122,18 @@ impl Oracle {
             sectors: Sectors::new(sectors),
             order: order::Order::new(queues),
             write_through,
+            flushed: 0,
             unchecked: Vec::new(),
+            calls,
+            fetched: vec![0; queues],
         }
+    }
+
+    /// Whether both sides say by indexes when they want to be woken.
+    pub fn with_event_idx(mut self, on: bool) -> Self {
+        let rings: Vec<_> = (0..self.ledger.vrings()).map(|v| *self.ledger.ring(v)).collect();
+        self.calls = Calls::new(on, &rings);
+        self
     }
 
     /// The requests and what became of them.
@@ -123,6 +149,9 @@ impl Oracle {
     /// The guest has stored an available index.
     pub fn published(&mut self, mem: &Mem, vring: u16) -> Result<(), Violation> {
         self.tick += 1;
+        let old = self.ledger.ring(vring).avail_seen;
+        let new = self.ledger.ring(vring).avail_index(mem);
+        self.calls.offered(mem, vring, self.ledger.ring(vring), old, new);
         while let Some(id) = self.ledger.scan_avail(mem, vring, self.tick)? {
             let ask = self.ledger.ask(id);
             if ask.expect == Expect::Ok {
@@ -145,6 +174,84 @@ impl Oracle {
         Ok(())
     }
 
+    /// One of those stores has happened: if it is that of a used index, a call
+    /// may be owed.
+    pub fn stored(&mut self, mem: &Mem, store: GuestStore, value: &[u8]) {
+        for vring in 0..self.ledger.vrings() {
+            let ring = self.ledger.ring(vring);
+            if store.addr == ring.used + 2
+                && let Some(index) = value.first_chunk()
+            {
+                self.calls.published(mem, vring, ring, u16::from_le_bytes(*index));
+            }
+        }
+    }
+
+    /// The back-end hears of kicks.
+    pub fn kick_heard(&mut self, vring: u16) {
+        self.calls.kick_heard(vring);
+    }
+
+    /// The back-end has called.
+    pub fn called(&mut self, vring: u16) {
+        self.calls.called(vring);
+    }
+
+    /// The back-end's step is over. `runs`: vrings it has taken up; `None`: it
+    /// died in this step.
+    pub fn check_calls(
+        &mut self,
+        mem: &Mem,
+        runs: Option<&dyn Fn(u16) -> bool>,
+    ) -> Result<(), Violation> {
+        match runs {
+            Some(runs) => self.calls.check_paid(mem, |vring| self.ledger.ring(vring), runs),
+            None => {
+                self.calls.died();
+                Ok(())
+            }
+        }
+    }
+
+    /// The back-end does nothing more for a vring that may be fetched from until
+    /// it is kicked. To be asked right after [`check_region`](Self::check_region).
+    pub fn check_sleep(&self, mem: &Mem, vring: u16) -> Result<(), Violation> {
+        if !self.judges.region {
+            return Ok(());
+        }
+        let fetched = self.fetched[usize::from(vring)];
+        let fetched_all = fetched == self.ledger.available_count(vring);
+        self.calls.check_sleep(mem, self.ledger.ring(vring), Rest { vring, fetched_all })
+    }
+
+    /// The inflight region knows of a request that goes to the disk.
+    pub fn check_known(
+        &self,
+        region: RegionView<'_>,
+        vring: u16,
+        head: u16,
+    ) -> Result<(), Violation> {
+        match self.judges.region {
+            true => region::check_issue(region, vring, head),
+            false => Ok(()),
+        }
+    }
+
+    /// Used index of a vring, and what its part of the region has in flight.
+    pub fn at_stop(
+        &self,
+        mem: &Mem,
+        region: Option<RegionView<'_>>,
+        vring: u16,
+    ) -> Result<(u16, u16), Violation> {
+        let used = self.ledger.ring(vring).used_index(mem);
+        let live = match region {
+            Some(region) => region::live(&self.ledger, mem, region, vring, false)?.len(),
+            None => 0,
+        };
+        Ok((used, live as u16))
+    }
+
     /// Stores of the back-end have become visible: look for used entries. The
     /// number of them in the vring that has most. Without `image` in the middle
     /// of a step, in which the disk does nothing.
@@ -163,6 +270,9 @@ impl Oracle {
                     self.sectors.check_read(mem, ask)?;
                 }
                 self.sectors.completed(ask, done.ok, self.tick);
+                if done.ok && ask.verb == Verb::Flush && !self.ledger.has_lied(id) {
+                    self.flushed = self.flushed.max(ask.published.unwrap_or(0));
+                }
                 if done.ok {
                     self.unchecked.push(id);
                 }
@@ -183,6 +293,7 @@ impl Oracle {
         match ask.verb {
             // spec: virtio 1.2, "Device Operation": a flush covers the writes
             // that were complete when it was submitted.
+            Verb::Flush if self.ledger.has_lied(id) => Ok(()),
             Verb::Flush => {
                 let submitted = ask.published.unwrap_or(self.tick);
                 durability::check(&self.sectors, image, submitted, |_| true, "flush")
@@ -232,9 +343,38 @@ impl Oracle {
         self.judges
     }
 
-    /// The disk has reported an error for a request.
-    pub fn disk_failed(&mut self, vring: u16, head: u16) {
-        self.ledger.disk_failed(vring, head);
+    /// The disk is done with a try of a request.
+    pub fn disk_done(&mut self, of: Try, ok: bool) -> Result<(), Violation> {
+        self.ledger.answered(of, ok)
+    }
+
+    /// A fault of the disk has taken effect: what it excuses is excused.
+    pub fn injected(&mut self, injected: &Injected) {
+        if !self.judges.excuses {
+            return;
+        }
+        let excuses = &mut self.sectors.excuses;
+        match injected {
+            Injected::Fails { of, sector, .. } => self.ledger.fails(*of, *sector),
+            Injected::Lies { of } => self.ledger.lies(*of),
+            Injected::Shows { sector, content, .. } => {
+                excuses.show(*sector, content.clone(), self.tick);
+            }
+            Injected::Heals { sector } => excuses.heal(*sector, self.tick),
+            Injected::Forgets { sector } => excuses.lapse(*sector, self.tick),
+            // A second report excuses nothing.
+            Injected::Again { .. } => {}
+        }
+    }
+
+    /// Power was lost at the disk, and with it what waited in its cache.
+    pub fn power_lost(&mut self) {
+        if !self.judges.excuses {
+            return;
+        }
+        self.tick += 1;
+        let promised = if self.write_through { self.tick } else { self.flushed };
+        self.sectors.power_lost(promised);
     }
 
     /// Everything is done: the disk holds nothing but what the guest may find.
@@ -245,7 +385,7 @@ impl Oracle {
     /// The inflight region must be recoverable now. `runs`: vrings that a live
     /// back-end runs, where no batch is open between its steps.
     pub fn check_region(
-        &self,
+        &mut self,
         mem: &Mem,
         region: RegionView<'_>,
         runs: impl Fn(u16) -> bool,
@@ -254,7 +394,8 @@ impl Oracle {
             return Ok(());
         }
         for vring in 0..self.ledger.vrings() {
-            region::check(&self.ledger, mem, region, vring, runs(vring))?;
+            let fetched = region::check(&self.ledger, mem, region, vring, runs(vring))?;
+            self.fetched[usize::from(vring)] = fetched;
         }
         Ok(())
     }

@@ -20,8 +20,12 @@ pub fn promise(oracle: &str) -> (&'static str, &'static str) {
             "virtio 1.2, \"Split Virtqueues\"",
         ),
         "notification" => (
-            "a driver that asked to be called for a used entry is called",
+            "who asked to be woken is woken, and who asked not to be looks by itself",
             "virtio 1.2, \"Used Buffer Notification Suppression\"",
+        ),
+        "base" => (
+            "a vring goes on where the used index and what is in flight say",
+            "vhost-user, \"VHOST_USER_GET_VRING_BASE\"",
         ),
         "memory" => (
             "a device writes only to buffers it has been given and not given back",
@@ -57,6 +61,10 @@ pub fn promise(oracle: &str) -> (&'static str, &'static str) {
             "midflight, DESIGN.md, \"The contract between core and driver\"",
         ),
         "stream" => ("what a source hands over, a destination can read", "QEMU, \"Migration\""),
+        "injection" => (
+            "the simulated disk fails what a fault strikes, and nothing else",
+            "midflight, DESIGN.md",
+        ),
         "panic" => ("nothing that happens makes the core panic", "midflight, DESIGN.md"),
         "driver" => {
             ("what the device does makes sense to a driver", "virtio 1.2, \"Split Virtqueues\"")

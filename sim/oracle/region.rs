@@ -99,28 +99,32 @@ impl Part<'_> {
     }
 }
 
-/// `alive`: the back-end is between two steps, so the last batch is closed.
-pub(super) fn check(
+/// A request goes to the disk, so its entry says that it is in flight.
+pub(super) fn check_issue(region: RegionView<'_>, vring: u16, head: u16) -> Result<(), Violation> {
+    let stride = region.bytes.len() / usize::from(region.queues.max(1));
+    let part = Part(&region.bytes[stride * usize::from(vring)..][..stride]);
+    if part.inflight(head) {
+        return Ok(());
+    }
+    let message =
+        format!("vring {vring}: head {head} goes to the disk, and its entry is not in flight");
+    Err(Violation::new("region", message))
+}
+
+/// Heads that a successor would resubmit, in its order. `alive`: the back-end
+/// is between two steps, so the last batch is closed.
+pub(super) fn live(
     ledger: &Ledger,
     mem: &Mem,
     region: RegionView<'_>,
     vring: u16,
     alive: bool,
-) -> Result<(), Violation> {
+) -> Result<Vec<u16>, Violation> {
     let broken =
         |message: String| Err(Violation::new("region", format!("vring {vring}: {message}")));
     let stride = region.bytes.len() / usize::from(region.queues.max(1));
     let part = Part(&region.bytes[stride * usize::from(vring)..][..stride]);
     let ring = ledger.ring(vring);
-    // Mostly no batch is open and all is well, and then no list is needed.
-    if part.version() != 0 && part.used_idx() == ring.used_index(mem) {
-        let flagged = (0..ring.size).filter(|head| part.inflight(*head)).count() as u64;
-        let fetched = ledger.used_count(vring) + flagged;
-        let expected = ledger.outstanding(vring).take_while(|ask| ask.order < fetched);
-        if part.holds(flagged, expected.map(|ask| ask.head)) {
-            return Ok(());
-        }
-    }
     let mut found: Vec<u16> = Vec::new();
     if part.version() != 0 {
         found.extend((0..ring.size).filter(|head| part.inflight(*head)));
@@ -148,6 +152,30 @@ pub(super) fn check(
         }
     }
     found.sort_by_key(|head| part.counter(*head));
+    Ok(found)
+}
+
+/// How many requests of the vring were fetched since the start of the run.
+pub(super) fn check(
+    ledger: &Ledger,
+    mem: &Mem,
+    region: RegionView<'_>,
+    vring: u16,
+    alive: bool,
+) -> Result<u64, Violation> {
+    let stride = region.bytes.len() / usize::from(region.queues.max(1));
+    let part = Part(&region.bytes[stride * usize::from(vring)..][..stride]);
+    let ring = ledger.ring(vring);
+    // Mostly no batch is open and all is well, and then no list is needed.
+    if part.version() != 0 && part.used_idx() == ring.used_index(mem) {
+        let flagged = (0..ring.size).filter(|head| part.inflight(*head)).count() as u64;
+        let fetched = ledger.used_count(vring) + flagged;
+        let expected = ledger.outstanding(vring).take_while(|ask| ask.order < fetched);
+        if part.holds(flagged, expected.map(|ask| ask.head)) {
+            return Ok(fetched);
+        }
+    }
+    let found = live(ledger, mem, region, vring, alive)?;
     let fetched = ledger.used_count(vring) + found.len() as u64;
     let expected: Vec<u16> = ledger
         .outstanding(vring)
@@ -155,9 +183,10 @@ pub(super) fn check(
         .map(|ask| ask.head)
         .collect();
     if found != expected {
-        return broken(format!(
-            "a successor would resubmit heads {found:?}, but {fetched} were fetched and of those {expected:?} are not used"
-        ));
+        let message = format!(
+            "vring {vring}: a successor would resubmit heads {found:?}, but {fetched} were fetched and of those {expected:?} are not used"
+        );
+        return Err(Violation::new("region", message));
     }
-    Ok(())
+    Ok(fetched)
 }

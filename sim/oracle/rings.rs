@@ -20,7 +20,7 @@ pub struct RingView {
     pub used_seen: u16,
 }
 
-fn u16_at(mem: &Mem, addr: u64) -> u16 {
+pub(super) fn u16_at(mem: &Mem, addr: u64) -> u16 {
     let mut bytes = [0; 2];
     mem.read_slice(&mut bytes, GuestAddress(addr)).expect("rings lie in guest memory");
     u16::from_le_bytes(bytes)
@@ -38,11 +38,6 @@ impl RingView {
         self.used..self.used + 6 + 8 * u64::from(self.size)
     }
 
-    /// Available index in memory.
-    pub fn avail_index(&self, mem: &Mem) -> u16 {
-        u16_at(mem, self.avail + 2)
-    }
-
     /// Used index in memory.
     pub fn used_index(&self, mem: &Mem) -> u16 {
         u16_at(mem, self.used + 2)
@@ -51,6 +46,11 @@ impl RingView {
     /// Head of the used element with this index.
     pub fn used_head(&self, mem: &Mem, index: u16) -> u16 {
         u32_at(mem, self.used + 4 + 8 * u64::from(index % self.size)) as u16
+    }
+
+    /// Available index in memory.
+    pub fn avail_index(&self, mem: &Mem) -> u16 {
+        u16_at(mem, self.avail + 2)
     }
 
     /// The next head the guest has made available.

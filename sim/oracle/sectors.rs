@@ -3,6 +3,8 @@
 //! A sector is a register. While writes overlap in time it has a set of values
 //! it may hold; a read that ran alone settles it.
 
+use super::durability::superseded;
+use super::excuses::Excuses;
 use super::{Ask, Violation};
 use crate::disk::{Image, SECTOR};
 use crate::memory::Mem;
@@ -21,8 +23,17 @@ pub(super) struct Change {
     pub submitted: u64,
     /// Tick of the used entry.
     pub completed: Option<u64>,
-    /// Acknowledged, and the sector surely had this tag then.
+    /// Acknowledged, and the sector surely had this tag then, and no loss of
+    /// power may have undone it since.
     pub certain: bool,
+}
+
+impl Change {
+    /// Whether a flush submitted at tick `promised` covers it. What was asked for
+    /// up to `lapsed` is covered by none.
+    pub fn is_promised(&self, promised: u64, lapsed: u64) -> bool {
+        self.submitted > lapsed && self.completed.is_some_and(|at| at < promised)
+    }
 }
 
 #[derive(Clone, Debug, Default)]
@@ -30,10 +41,15 @@ struct Sector {
     history: Vec<Change>,
     /// Indexes into `history` of what the sector may hold.
     possible: Vec<usize>,
+    /// The same when power was lost last, and how long `history` was then.
+    left: Vec<usize>,
+    since: usize,
 }
 
 struct ReadUnderWay {
     sector: u64,
+    /// Tick of publication.
+    submitted: u64,
     /// By sector: tags that would be right, and whether anything was changing.
     allowed: Vec<(Vec<u64>, bool)>,
 }
@@ -42,6 +58,7 @@ pub(super) struct Sectors {
     sectors: Vec<Sector>,
     reads: BTreeMap<u64, ReadUnderWay>,
     buffer: Vec<u8>,
+    pub excuses: Excuses,
 }
 
 impl Sectors {
@@ -49,9 +66,13 @@ impl Sectors {
         let zero =
             Change { request: u64::MAX, tag: 0, submitted: 0, completed: Some(0), certain: true };
         Self {
-            sectors: vec![Sector { history: vec![zero], possible: vec![0] }; sectors as usize],
+            sectors: vec![
+                Sector { history: vec![zero], possible: vec![0], ..Sector::default() };
+                sectors as usize
+            ],
             reads: BTreeMap::new(),
             buffer: Vec::new(),
+            excuses: Excuses::default(),
         }
     }
 
@@ -65,7 +86,7 @@ impl Sectors {
         let tag = match ask.verb {
             Verb::Read => {
                 let allowed = self.sectors[range].iter().map(Sector::tags).collect();
-                let read = ReadUnderWay { sector: ask.sector, allowed };
+                let read = ReadUnderWay { sector: ask.sector, submitted: tick, allowed };
                 self.reads.insert(ask.request, read);
                 return;
             }
@@ -119,6 +140,9 @@ impl Sectors {
         for (i, content) in self.buffer.chunks_exact(SECTOR as usize).enumerate() {
             let at = ask.sector + i as u64;
             let (allowed, changing) = &read.allowed[i];
+            if self.excuses.explain(at, read.submitted, content) {
+                continue;
+            }
             let Some(tag) = pattern::decode(content, at) else {
                 return broken(format!(
                     "request {} read sector {at}: the content is no write's, it begins with {:02x?}",
@@ -134,11 +158,27 @@ impl Sectors {
                     allowed.iter().map(|t| writer(*t)).collect::<Vec<_>>().join(", ")
                 ));
             }
-            if !changing {
+            // Under damage the truth may be another than what was seen.
+            if !changing && !self.excuses.is_damaged(at, read.submitted) {
                 self.sectors[at as usize].settle(tag);
             }
         }
         Ok(())
+    }
+
+    /// Power was lost: of everything that was acknowledged, only what was
+    /// submitted and completed before `promised` is sure to be there.
+    pub fn power_lost(&mut self, promised: u64) {
+        for (at, sector) in (0u64..).zip(&mut self.sectors) {
+            sector.power_lost(promised, self.excuses.lapsed(at));
+        }
+        // Reads under way are asked for again and find what is left.
+        for read in self.reads.values_mut() {
+            for (at, (tags, changing)) in (read.sector as usize..).zip(&mut read.allowed) {
+                tags.extend(self.sectors[at].tags().0);
+                *changing = true;
+            }
+        }
     }
 
     /// Compare what lies on the disk.
@@ -195,6 +235,26 @@ impl Sector {
     fn settle(&mut self, tag: u64) {
         let history = &self.history;
         self.possible.retain(|i| history[*i].tag == tag || history[*i].completed.is_none());
+        // Nobody has written since power was lost, so it has seen what was left.
+        if self.since == history.len() {
+            self.left.clone_from(&self.possible);
+        }
+    }
+
+    /// See [`Sectors::power_lost`]. What was asked for up to `lapsed` was promised
+    /// by nobody.
+    fn power_lost(&mut self, promised: u64, lapsed: u64) {
+        let history = &self.history;
+        let newer = self.since..history.len();
+        let mut left: Vec<usize> = self.left.iter().copied().chain(newer).collect();
+        left.retain(|i| superseded(history, &history[*i], promised, lapsed).is_none());
+        self.since = history.len();
+        self.left.clone_from(&left);
+        self.possible = left;
+        // The others may be gone by right.
+        for change in &mut self.history {
+            change.certain &= change.is_promised(promised, lapsed);
+        }
     }
 }
 

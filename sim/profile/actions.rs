@@ -2,6 +2,7 @@
 
 use super::{Profile, Rates, Workload};
 use crate::choices::{Component, Ratio, Stream};
+use crate::disk::faults::{Family as FaultFamily, draw, draw_timed};
 use crate::scenario::{Action, Fate, KillAt, Migrate, Request, Successor, Trouble};
 use crate::topology::Topology;
 use crate::trace::Verb;
@@ -29,8 +30,21 @@ impl Profile {
             }
             actions.push(Action::Request(writer.request(&mut s, vring)));
         }
+        actions.extend(faults(&mut s, rates));
         actions
     }
+}
+
+/// Microseconds in which most runs are over.
+const SPAN: u64 = 8_000;
+
+fn faults(s: &mut Stream, rates: &Rates) -> Vec<Action> {
+    let lies = rates.lying_flush.then_some(FaultFamily::LyingFlush);
+    let families: Vec<FaultFamily> = FaultFamily::DRAWN.into_iter().chain(lies).collect();
+    let on = draw(s, &families, rates.disk_faults, rates.requests);
+    let at = draw_timed(s, &families, rates.disk_faults, SPAN);
+    let on = on.into_iter().map(|(nth, fault)| Action::Fault { nth, fault });
+    on.chain(at.into_iter().map(|(after, fault)| Action::TimedFault { after, fault })).collect()
 }
 
 fn kill(s: &mut Stream, rates: &Rates) -> Action {

@@ -91,6 +91,8 @@ fn rates(s: &mut Stream) -> Rates {
         migrations: 0,
         apart: 1_000,
         aborts: Ratio::NEVER,
+        disk_faults: Ratio::NEVER,
+        lying_flush: false,
     }
 }
 
@@ -131,4 +133,7 @@ fn storm(s: &mut Stream, profile: &mut Profile) {
     rates.gone = *s.pick("storm.gone", &[0, 0, 1, 3]);
     rates.kill_idle = *s.pick("storm.kill_idle", &[rates.kill_idle, HALF]);
     profile.topology.races = *s.pick("storm.races", &[profile.topology.races, HALF]);
+    // A disk with nothing wrong is one of them: see the draw of families.
+    profile.rates.disk_faults =
+        *s.pick("storm.disk_faults", &[Ratio::NEVER, Ratio::new(1, 50), Ratio::new(1, 10)]);
 }

@@ -103,6 +103,11 @@ settings! {
         apart: u64,
         /// Migrations that do not come to their end.
         aborts: Ratio,
+        /// Requests that each family of disk faults strikes, at most; which
+        /// families there are is drawn.
+        disk_faults: Ratio,
+        /// Flushes that lie may be among them.
+        lying_flush: bool,
     }
 }
 
@@ -127,6 +132,8 @@ impl Rates {
             migrations: 0,
             apart: 1_000,
             aborts: Ratio::NEVER,
+            disk_faults: Ratio::NEVER,
+            lying_flush: false,
         }
     }
 }
@@ -161,6 +168,10 @@ impl core::fmt::Display for Rates {
                 "\nmoves      {} migrations up to {} us apart, broken off {}",
                 self.migrations, self.apart, self.aborts
             )?;
+        }
+        if self.disk_faults.num > 0 {
+            let lies = if self.lying_flush { ", flushes may lie" } else { "" };
+            write!(f, "\nfaults     each family of disk faults {}{lies}", self.disk_faults)?;
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! What happens in a run, each as one line of a document.
 
+use crate::disk::faults::{DiskFault, TimedFault};
 use crate::oracle::Expect;
 use crate::trace::Verb;
 use core::fmt;
@@ -39,6 +40,20 @@ pub enum Action {
     },
     /// The guest moves to the other host.
     Migrate(Migrate),
+    /// The disk has a fault that strikes with a certain request.
+    Fault {
+        /// Which of the requests that the fault is counted by, from 0.
+        nth: u64,
+        /// What is wrong.
+        fault: DiskFault,
+    },
+    /// The disk has a fault that strikes at a certain time.
+    TimedFault {
+        /// Microseconds from the start of the run.
+        after: u64,
+        /// What is wrong.
+        fault: TimedFault,
+    },
 }
 
 /// What a guest asks for.
@@ -273,12 +288,16 @@ impl fmt::Display for Action {
                     Fate::SourceWakes(us) => write!(f, " source-wakes for {us} us"),
                 }
             }
+            Self::Fault { nth, fault } => {
+                write!(f, "disk {} {nth} {fault}", fault.among().name())
+            }
+            Self::TimedFault { after, fault } => write!(f, "disk after {after} us {fault}"),
         }
     }
 }
 
 /// How each action is written, for who has written one that is none.
-pub(super) const FORMS: &str = "request vring V VERB [N @SECTOR] [flags F] [short], rest vring V US us, kill after N stores, kill after US us, end after US us or live [next SUCCESSOR], pause after US us, break after US us front-end|back-end first lag US us, stall or gone after US us for US us, or migrate after US us [FATE]";
+pub(super) const FORMS: &str = "request vring V VERB [N @SECTOR] [flags F] [short], rest vring V US us, kill after N stores, kill after US us, end after US us or live [next SUCCESSOR], pause after US us, break after US us front-end|back-end first lag US us, stall or gone after US us for US us, migrate after US us [FATE], disk read|write|flush|request N FAULT, or disk after US us FAULT";
 
 /// Read one line; `None` if it is no action.
 pub(super) fn parse(line: &str) -> Option<Action> {
@@ -340,6 +359,13 @@ pub(super) fn parse(line: &str) -> Option<Action> {
         },
         ["gone", "after", after, "us", "for", us, "us"] => {
             Action::Connection { after: number(after)?, trouble: Trouble::Gone { us: number(us)? } }
+        }
+        ["disk", "after", us, "us", ref fault @ ..] => {
+            Action::TimedFault { after: number(us)?, fault: fault.join(" ").parse().ok()? }
+        }
+        ["disk", among, nth, ref fault @ ..] => {
+            let fault: DiskFault = fault.join(" ").parse().ok()?;
+            (fault.among().name() == among).then_some(Action::Fault { nth: number(nth)?, fault })?
         }
         ["migrate", "after", us, "us", ref fate @ ..] => {
             let fate = match fate {

@@ -61,7 +61,10 @@ impl Scenario {
                 };
                 after <= 10_000_000 && us <= 1_000_000
             }
-            Action::Kill { .. } => true,
+            Action::TimedFault { after, fault } => {
+                after <= 10_000_000 && fault.lasts() <= 1_000_000
+            }
+            Action::Fault { .. } | Action::Kill { .. } => true,
         };
         if fits {
             return Ok(());

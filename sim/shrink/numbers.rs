@@ -56,6 +56,17 @@ fn plainer(action: Action) -> Vec<Action> {
                 .extend(shorter.into_iter().map(|trouble| Action::Connection { after, trouble }));
             plainer
         }
+        Action::Fault { nth, fault } => {
+            let milder = fault.milder(smaller).into_iter();
+            let earlier = smaller(nth).into_iter().map(|nth| Action::Fault { nth, fault });
+            milder.map(|fault| Action::Fault { nth, fault }).chain(earlier).collect()
+        }
+        Action::TimedFault { after, fault } => {
+            let milder = fault.milder(smaller).into_iter();
+            let earlier = smaller(after).into_iter();
+            let earlier = earlier.map(|after| Action::TimedFault { after, fault });
+            milder.map(|fault| Action::TimedFault { after, fault }).chain(earlier).collect()
+        }
         Action::Migrate(migrate) => {
             let earlier = smaller(migrate.after).into_iter();
             let mut plainer: Vec<_> =

@@ -10,6 +10,7 @@ mod life;
 pub mod mermaid;
 mod text;
 
+use crate::disk::faults::Family;
 use crate::hash::Rolling;
 pub use filter::{Bound, Filter};
 pub use late::late_writes;
@@ -282,6 +283,12 @@ pub enum What {
     Landing { owner: u8, request: u64, sector: u64, sectors: u64, over: u64 },
     /// A driver says that a request is over while the disk still has it.
     Adrift { request: u64, vring: u16, head: u16 },
+    /// A fault of the disk takes effect: `about` is a sector, or a request for
+    /// families that strike one.
+    Injected { family: Family, about: u64 },
+    /// The node with the disk has lost power; so many sectors hold something
+    /// older now.
+    PowerLost { sectors: u64 },
     /// A message is on its way. `code` is that of the request, also in an answer.
     Sent { to_back: bool, code: u32, bytes: u64, handles: u64 },
 }
@@ -365,6 +372,8 @@ impl What {
             Self::Adrift { request, vring, head } => {
                 (26, [request, vring.into(), head.into(), 0, 0, 0])
             }
+            Self::Injected { family, about } => (27, [family as u64, about, 0, 0, 0, 0]),
+            Self::PowerLost { sectors } => (28, [sectors, 0, 0, 0, 0, 0]),
             Self::Sent { code, bytes, handles, .. } => (22, [b, code.into(), bytes, handles, 0, 0]),
         }
     }

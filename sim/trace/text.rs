@@ -175,6 +175,12 @@ pub(super) fn sentence(what: What) -> String {
         What::Adrift { request, vring, head } => format!(
             "vring {vring} head {head}: the driver SAYS that request {request} is over, the disk has it still"
         ),
+        What::Injected { family, about } => {
+            format!("FAULT {} (of {about}): {}", family.name(), family.describe().what)
+        }
+        What::PowerLost { sectors } => {
+            format!("POWER IS LOST at the disk: {} as before", plural(sectors, "sector"))
+        }
         What::Sent { to_back, code, bytes, handles } => {
             let arrow = if to_back { "front → back" } else { "back → front" };
             let name = request_name(code, &Dialect::default()).unwrap_or("unknown message");

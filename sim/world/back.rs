@@ -7,7 +7,8 @@ use super::{Event, Slip, StepShape, World};
 use crate::choices::Ratio;
 use crate::disk::Job;
 use crate::memory::Mem;
-use crate::oracle::Violation;
+use crate::oracle::session::{self, Session};
+use crate::oracle::{RegionView, Violation};
 use crate::scenario::Successor;
 use crate::topology::{Migration, Policy};
 use crate::trace::{Lane, Wake, What};
@@ -42,6 +43,8 @@ pub struct BackProcess {
     pub stopped: Vec<u16>,
     /// It has guest memory mapped.
     pub mapped: bool,
+    /// What it and its front-end have said, by the bytes.
+    pub session: Session,
     /// Requests that wait until the store is this host's.
     pub held: Vec<ReqId>,
     /// It has asked for the store.
@@ -99,6 +102,7 @@ impl BackProcess {
             runs: vec![false; vrings],
             stopped: Vec::new(),
             mapped: false,
+            session: Session::new(vrings as u16),
             held: Vec::new(),
             wants_store: false,
             grace,
@@ -155,12 +159,17 @@ impl World<'_> {
         self.note_shape(stores, count);
         let death = self.due_death(stores, outputs.len(), seen);
         self.steps += 1;
+        let guest_is_here = self.here.id == self.guest_at;
+        if stores > 0 && guest_is_here {
+            let kept = death.as_ref().map_or(stores, |d| d.kept);
+            self.here.check.publications(&mut self.oracle.borrow_mut(), checked, kept);
+        }
         match &death {
             None => self.arena.commit(),
             Some(death) => self.arena.crash(death.kept, death.cut),
         }
         // What is stored where the guest is not, it never sees.
-        if stores > 0 && self.here.id == self.guest_at {
+        if stores > 0 && guest_is_here {
             let used = self
                 .oracle
                 .borrow_mut()
@@ -179,16 +188,65 @@ impl World<'_> {
         self.outputs = outputs;
         result?;
         if let Some(death) = death {
+            self.oracle.borrow_mut().check_calls(&self.here.guest_memory.mem, None)?;
             self.die(death.kept, stores, happened as u64, count)?;
             return Ok(false);
         }
         self.check_vows()?;
+        self.check_calls(guest_is_here)?;
         if stores > 0 {
             self.check_region()?;
+            self.check_sleep()?;
         }
         self.arm_timer();
         self.arm_reading();
         Ok(true)
+    }
+
+    /// What the step has published is told by now, if anybody wants to be.
+    fn check_calls(&mut self, guest_is_here: bool) -> Result<(), Violation> {
+        let mut oracle = self.oracle.borrow_mut();
+        let mem = &self.here.guest_memory.mem;
+        match &self.here.back {
+            Some(back) if guest_is_here => oracle.check_calls(mem, Some(&|vring| back.runs(vring))),
+            Some(_) => Ok(()),
+            None => oracle.check_calls(mem, None),
+        }
+    }
+
+    /// A back-end that is not about to look by itself waits to be kicked.
+    fn check_sleep(&mut self) -> Result<(), Violation> {
+        let now = Instant::from_nanos(self.now());
+        let Some(back) = self.here.back.as_ref().filter(|b| b.conn.is_some() && !b.ending) else {
+            return Ok(());
+        };
+        let awake = back.core.poll_timeout().is_some_and(|(at, _)| at <= now);
+        // Who waits for something else first looks when that is there.
+        let waits = back.core.wanted() == 0;
+        if awake || waits || self.topology.polled || self.here.id != self.guest_at {
+            return Ok(());
+        }
+        let mem = &self.here.guest_memory.mem;
+        let mut asleep = (0..self.topology.queues).filter(|v| back.session.may_fetch(*v));
+        asleep.try_for_each(|vring| self.oracle.borrow().check_sleep(mem, vring))
+    }
+
+    /// Used index and requests in flight of a vring of this host, as guest
+    /// memory and region have them; `None` if the guest is elsewhere.
+    pub(super) fn at_stop(&self, vring: u16) -> Result<Option<(u16, u16)>, Violation> {
+        let oracle = self.oracle.borrow();
+        if self.here.id != self.guest_at || !oracle.judges().region {
+            return Ok(None);
+        }
+        let mem = &self.here.guest_memory.mem;
+        let found = match self.here.check.inflight {
+            None => oracle.at_stop(mem, None, vring),
+            Some(region) => self.arena.with_image(region, |bytes| {
+                let view = RegionView { bytes, queues: self.topology.queues };
+                oracle.at_stop(mem, Some(view), vring)
+            }),
+        };
+        found.map(Some)
     }
 
     fn note_shape(&mut self, stores: u64, outputs: u64) {
@@ -222,6 +280,7 @@ impl World<'_> {
         let conn = self.next_conn;
         self.next_conn += 1;
         back.conn = Some(conn);
+        back.session = Session::new(self.topology.queues);
         Ok(self.back_step(Wake::Connected, Input::Connected)?.then_some(conn))
     }
 
@@ -232,6 +291,11 @@ impl World<'_> {
         let wanted = back.core.wanted();
         let Some(piece) = back.inbox.read(wanted) else { return Ok(()) };
         let handles: Vec<_> = piece.objects.iter().map(|o| back.handles.open(*o)).collect();
+        for base in back.session.heard(&piece.bytes) {
+            if let Some((used, inflight)) = self.at_stop(base.vring)? {
+                session::check_start(base, used, inflight)?;
+            }
+        }
         self.trace.say(
             Lane::Link,
             What::Delivered {
@@ -288,6 +352,7 @@ impl World<'_> {
         if watched && counter.count > 0 {
             // Reading the counter takes all signals at once.
             counter.count = 0;
+            self.oracle.borrow_mut().kick_heard(vring);
             let before = self.progress(vring);
             let lives = self.back_step(Wake::Kick, Input::Kick { vring })?;
             if let Some(before) = before.filter(|_| lives) {
@@ -311,6 +376,10 @@ impl World<'_> {
 
     /// The disk reports to the process that asked.
     pub(super) fn disk_done(&mut self, key: u64) -> Result<(), Violation> {
+        if let Some(at) = self.disk.hold_back(self.now(), key) {
+            self.schedule_at(at, Event::DiskDone(key));
+            return Ok(());
+        }
         self.check_landing(key)?;
         let adrift = self.disk.is_adrift(key);
         let Some((job, result)) = self.with_disk(|disk, mem| disk.finish(key, mem)) else {
@@ -318,9 +387,7 @@ impl World<'_> {
         };
         let Job { vring, head, .. } = job;
         self.trace.say(Lane::Disk, What::Done { vring, head, ok: result.is_ok() });
-        if result.is_err() {
-            self.oracle.borrow_mut().disk_failed(vring, head);
-        }
+        self.oracle.borrow_mut().disk_done((&job).into(), result.is_ok())?;
         // A system may also give up what nobody has cancelled.
         let gives_up = result.is_err() && self.host.chance("gives up", Ratio::new(1, 4));
         let result = if gives_up { Err(DiskError::Cancelled) } else { result };

@@ -18,6 +18,7 @@ impl World<'_> {
         self.start_back()?;
         self.front_begin()?;
         self.plan_migration();
+        self.plan_power_losses();
         for vring in 0..self.topology.queues {
             let delay = 1_000 * self.host.below("first", 2_000);
             self.schedule(delay, Event::GuestTurn(vring));
@@ -96,6 +97,8 @@ impl World<'_> {
                 }
             }
             Event::DiskDone(key) => self.disk_done(key)?,
+            Event::DiskAgain(life, completion) => self.push_finished(life, completion),
+            Event::PowerLoss => self.power_loss()?,
             Event::Kill(life) => {
                 if self.here.back.as_ref().is_some_and(|b| b.life == life) {
                     self.die(0, 0, 0, 0)?;

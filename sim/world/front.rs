@@ -6,7 +6,7 @@ use super::link::Inbox;
 use super::objects::{Handles, Object, Objects};
 use super::parting::{Frozen, Parting};
 use super::{Event, UNFIT_LIVES, World};
-use crate::guest::memory::{GuestMemory, REGIONS};
+use crate::guest::memory::{GuestMemory, REGIONS, user};
 use crate::oracle::Violation;
 use crate::topology::{Policy, Topology};
 use crate::trace::{FrontEvent, Lane, What};
@@ -268,7 +268,6 @@ impl World<'_> {
     fn start_vrings(&mut self) -> Result<(), Violation> {
         let first = self.topology.first_index;
         let front = &mut self.here.front;
-        let user = REGIONS[0].user;
         let mut vrings = Vec::new();
         for index in 0..self.topology.queues {
             let layout = self.guest.borrow().layout(index);
@@ -284,9 +283,9 @@ impl World<'_> {
             vrings.push(VringStart {
                 index,
                 size: layout.size,
-                desc: user + layout.desc,
-                avail: user + layout.avail,
-                used: user + layout.used,
+                desc: user(layout.desc),
+                avail: user(layout.avail),
+                used: user(layout.used),
                 base,
                 kick: (!self.topology.polled).then(|| front.kicks[usize::from(index)]),
                 call: Some(front.calls[usize::from(index)]),

@@ -346,8 +346,12 @@ impl World<'_> {
         // counts the used rings as written when it lets go of them.
         for vring in 0..self.topology.queues {
             let used = self.oracle.borrow().ledger().ring(vring).used_range();
-            let pages = used.start / PAGE as u64..=(used.end - 1) / PAGE as u64;
-            self.migrating().pages.extend(pages.map(|page| (0, page)));
+            let region = (0u8..)
+                .zip(REGIONS)
+                .find(|(_, r)| (r.guest..r.guest + r.size).contains(&used.start));
+            let (region, first) = region.map_or((0, 0), |(i, r)| (i, r.guest));
+            let pages = (used.start - first) / PAGE as u64..=(used.end - 1 - first) / PAGE as u64;
+            self.migrating().pages.extend(pages.map(|page| (region, page)));
         }
         self.on_stopped()
     }

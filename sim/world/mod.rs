@@ -14,6 +14,7 @@ mod onlooker;
 mod outcome;
 mod parting;
 mod plan;
+mod power;
 mod race;
 mod store;
 mod trouble;
@@ -35,7 +36,7 @@ use back::Answer;
 use host::Host;
 use link::Piece;
 use midflight::backend::{MapFailed, MapRegion, Output};
-use midflight::blk::DeviceConfig;
+use midflight::blk::{Completion, DeviceConfig};
 use migrate::Migrating;
 use objects::{Object, ObjectId, Objects};
 pub use outcome::{CrashPoint, Outcome, Stats, StepShape};
@@ -64,6 +65,10 @@ enum Event {
     BackAnswer(u32, Answer),
     DiskApply(u64),
     DiskDone(u64),
+    /// A completion is reported a second time.
+    DiskAgain(u32, Completion),
+    /// The node with the disk loses power.
+    PowerLoss,
     /// Kill this life of the back-end between two steps.
     Kill(u32),
     /// Ask this life of the back-end to end.
@@ -161,6 +166,8 @@ pub struct World<'a> {
     pauses: VecDeque<u64>,
     /// The same for what happens to connections.
     troubles: VecDeque<(u64, Trouble)>,
+    /// Losses of power to come: microseconds from the start.
+    power_losses: VecDeque<u64>,
     host: Stream,
     link: Stream,
     race: Stream,
@@ -207,13 +214,15 @@ impl<'a> World<'a> {
         let rings = (0..topology.queues)
             .map(|v| ring_view(&guest.layout(v), topology.first_index))
             .collect();
-        let oracle = Oracle::new(options.judges, rings, topology.sectors, !topology.flush);
+        let oracle = Oracle::new(options.judges, rings, topology.sectors, !topology.flush)
+            .with_event_idx(topology.event_idx);
         let disk = Disk::new(
             stream(Component::Disk),
             topology.sectors,
             topology.pace,
             topology.disk_errors,
-        );
+        )
+        .with_faults(&plan.faults, stream(Component::Power));
         let exact = options.kill_at.iter().copied().collect();
         let kill = Kill { stream: stream(Component::Kill), planned: plan.kills, exact };
         Ok(Self {
@@ -234,6 +243,7 @@ impl<'a> World<'a> {
             kill,
             pauses: plan.pauses,
             troubles: plan.troubles,
+            power_losses: plan.faults.power_losses().collect(),
             host: stream(Component::Host),
             link: stream(Component::Link),
             race: stream(Component::Race),
@@ -373,7 +383,7 @@ impl<'a> World<'a> {
         self.arena.with_image(region, |bytes| {
             let view = RegionView { bytes, queues: self.topology.queues };
             let runs = |vring| self.here.back.as_ref().is_some_and(|b| b.runs(vring));
-            self.oracle.borrow().check_region(&self.here.guest_memory.mem, view, runs)?;
+            self.oracle.borrow_mut().check_region(&self.here.guest_memory.mem, view, runs)?;
             self.check_onlooker(bytes)
         })
     }
@@ -394,12 +404,14 @@ impl<'a> World<'a> {
             && self.kill.exact.is_empty()
             && self.pauses.is_empty()
             && self.troubles.is_empty()
+            && self.power_losses.is_empty()
     }
 
     /// Run to the end.
     pub fn run(mut self) -> Outcome {
         let verdict = self.run_events().and_then(|()| self.final_checks());
         self.stats.events = self.scheduler.done();
+        self.stats.disk_faults = self.disk.fault_counts();
         self.stats.requests = self.oracle.borrow().ledger().completed_count();
         let made = self.made();
         Outcome {
@@ -426,6 +438,9 @@ impl<'a> World<'a> {
         look(&self.race);
         if let Some(migration) = &self.migration {
             look(&migration.stream);
+        }
+        if let Some(power) = self.disk.fault_stream() {
+            look(power);
         }
     }
 

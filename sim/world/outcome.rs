@@ -1,6 +1,7 @@
 //! What a run leaves behind.
 
 use crate::choices::{Component, Made};
+use crate::disk::faults::Counts;
 use crate::oracle::Violation;
 use crate::topology::Topology;
 use crate::trace::Trace;
@@ -82,6 +83,12 @@ pub struct Stats {
     pub downtime: u64,
     /// The longest of those.
     pub downtime_max: u64,
+    /// Faults of the disk that took effect.
+    pub disk_faults: Counts,
+    /// Second reports of a completion that a back-end has dropped.
+    pub late_completions: u64,
+    /// Sectors that a loss of power put back.
+    pub sectors_lost: u64,
 }
 
 /// A finished run.
@@ -135,7 +142,13 @@ impl Stats {
             landings,
             downtime,
             downtime_max,
+            disk_faults,
+            late_completions,
+            sectors_lost,
         } = other;
+        self.disk_faults.add(disk_faults);
+        self.late_completions += late_completions;
+        self.sectors_lost += sectors_lost;
         self.events += events;
         self.requests += requests;
         self.disk_requests += disk_requests;

@@ -6,7 +6,7 @@
 use super::objects::Object;
 use super::vows::vow;
 use super::{Event, Migrating, World};
-use crate::guest::memory::REGIONS;
+use crate::guest::memory::user;
 use crate::oracle::Violation;
 use midflight::Handle;
 use midflight::backend::FrontendFault;
@@ -81,13 +81,12 @@ impl World<'_> {
     // spec: virtio 1.2, "Split Virtqueues"
     fn nonsense(&mut self, vring: u16) -> VringAddr {
         let layout = self.guest.borrow().layout(vring);
-        let user = REGIONS[0].user;
         let mut addr = VringAddr {
             index: vring.into(),
             flags: 0,
-            desc: user + layout.desc,
-            used: user + layout.used,
-            avail: user + layout.avail,
+            desc: user(layout.desc),
+            used: user(layout.used),
+            avail: user(layout.avail),
             log: 0,
         };
         match self.front_stream.below("parting.part", 3) {

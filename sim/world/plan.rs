@@ -1,5 +1,6 @@
 //! What a scenario wants to happen, by who does it.
 
+use crate::disk::faults::FaultPlan;
 use crate::guest::Todo;
 use crate::scenario::{Action, KillAt, Migrate, Scenario, Successor, Trouble};
 use std::collections::VecDeque;
@@ -13,6 +14,7 @@ pub(super) struct Plan {
     /// Microseconds after the vrings run, and what happens then.
     pub troubles: VecDeque<(u64, Trouble)>,
     pub migrations: VecDeque<Migrate>,
+    pub faults: FaultPlan,
 }
 
 impl Plan {
@@ -23,7 +25,9 @@ impl Plan {
             pauses: VecDeque::new(),
             troubles: VecDeque::new(),
             migrations: VecDeque::new(),
+            faults: FaultPlan::default(),
         };
+        let (mut on, mut at) = (Vec::new(), Vec::new());
         for action in &scenario.actions {
             match *action {
                 Action::Request(request) => {
@@ -36,8 +40,11 @@ impl Plan {
                 Action::Pause { after } => plan.pauses.push_back(after),
                 Action::Connection { after, trouble } => plan.troubles.push_back((after, trouble)),
                 Action::Migrate(migrate) => plan.migrations.push_back(migrate),
+                Action::Fault { nth, fault } => on.push((nth, fault)),
+                Action::TimedFault { after, fault } => at.push((after, fault)),
             }
         }
+        plan.faults = FaultPlan::new(on, at);
         plan
     }
 }

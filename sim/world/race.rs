@@ -62,6 +62,7 @@ impl World<'_> {
             let oracle = &mut oracle.borrow_mut();
             let result = check
                 .run(oracle, 0, happened)
+                .inspect(|()| check.publications(oracle, 0, happened))
                 .and_then(|()| oracle.after_stores(&check.mem, None))
                 .and_then(|_| guest.borrow_mut().turn(vring, oracle, &mut trace));
             *acted.borrow_mut() = Some(Acted { result, trace });
@@ -147,6 +148,19 @@ impl StoreCheck {
         let at = self.ids.iter().position(|id| *id == store.region);
         // A region that is neither has no guest address.
         at.map_or(u64::MAX / 2, |i| REGIONS[i].guest) + store.offset
+    }
+
+    /// Of the stores of the step from one to before another, which have happened,
+    /// note those that publish.
+    pub fn publications(&self, oracle: &mut Oracle, from: u64, to: u64) {
+        self.stores.with(|stores| {
+            for (i, (store, bytes)) in (0u64..).zip(stores) {
+                if (from..to).contains(&i) && store.len == 2 && self.ids.contains(&store.region) {
+                    let at = GuestStore { addr: self.guest_addr(store), len: 2 };
+                    oracle.stored(&self.mem, at, bytes);
+                }
+            }
+        });
     }
 
     /// Judge the stores of the step from one to before another.

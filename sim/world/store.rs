@@ -15,6 +15,9 @@ impl World<'_> {
         self.arena.set_disk_writes(true);
         let result = act(&mut self.disk, &self.here.guest_memory.mem);
         self.arena.set_disk_writes(false);
+        if self.disk.has_news() {
+            self.spread_news();
+        }
         result
     }
 

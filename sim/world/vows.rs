@@ -141,20 +141,6 @@ impl World<'_> {
         Ok(())
     }
 
-    /// The base of a stop counts what is used and what is in flight.
-    // spec: vhost-user, "Vring descriptor indices for split virtqueues"
-    pub(super) fn check_base(&self, vring: u16, base: u16) -> Result<(), Violation> {
-        let Some(left) = self.flagged(vring) else { return Ok(()) };
-        let oracle = self.oracle.borrow();
-        let used = oracle.ledger().ring(vring).used_index(&self.here.guest_memory.mem);
-        if base != used.wrapping_add(left as u16) {
-            return Err(vow(format!(
-                "vring {vring} stops with base {base}: {used} used and {left} in flight"
-            )));
-        }
-        Ok(())
-    }
-
     /// Entries of a vring in its region.
     fn flagged(&self, vring: u16) -> Option<u64> {
         let region = self.here.check.inflight?;

@@ -8,7 +8,7 @@ use super::vows::vow;
 use super::{Event, World};
 use crate::disk::Job;
 use crate::memory::{Mem, RegionId};
-use crate::oracle::Violation;
+use crate::oracle::{RegionView, Violation, session};
 use crate::trace::{BackEvent, Lane, Verb, Wake, What};
 use midflight::backend::{self, CloseReason, Input, MapFailed, Output};
 use midflight::blk::{DiskOp, DiskRequest, ReqId};
@@ -17,30 +17,50 @@ impl World<'_> {
     pub(super) fn carry_out(&mut self, output: Output) -> Result<(), Violation> {
         let now = self.now();
         let Some(back) = &mut self.here.back else { return Ok(()) };
-        let life = back.life;
-        // What it wants to know is void without this connection.
-        let wanted_on = back.conn.unwrap_or(0);
+        // No two lives share a connection; an answer to one that is gone is late.
+        let (life, conn) = (back.life, back.conn.unwrap_or(0));
         let open = |back: &BackProcess, handle| {
             back.handles
                 .get(handle)
                 .ok_or_else(|| contract(format!("back-end names {handle}, which is not open")))
         };
+        if let Output::Disk(id) = output
+            && let Some(request) = back.core.request(id)
+        {
+            let (vring, head) = (request.vring, request.head);
+            back.session.check_fetch(vring, head)?;
+            if let Some(region) = self.here.check.inflight {
+                self.arena.with_image(region, |bytes| {
+                    let view = RegionView { bytes, queues: self.topology.queues };
+                    self.oracle.borrow().check_known(view, vring, head)
+                })?;
+            }
+        }
         match output {
             Output::Send { bytes, handles } => {
                 let objects =
                     handles.iter().map(|h| open(back, *h)).collect::<Result<Vec<_>, _>>()?;
                 let conn = back.conn.ok_or_else(|| contract("sends without a connection"))?;
-                let stopped = std::mem::take(&mut back.stopped);
+                let stopped = session::stop_answer(&bytes);
+                // Without a stop, vrings end only by a reset of the device.
+                let reset = std::mem::take(&mut back.stopped);
                 self.send_to_front(conn, &bytes, objects);
-                for vring in stopped {
-                    self.check_drained(vring)?;
-                    self.at_rest(life, vring);
+                if let Some(base) = stopped {
+                    if let Some((used, inflight)) = self.at_stop(base.vring)? {
+                        session::check_answer(base, used, inflight)?;
+                    }
+                    self.check_drained(base.vring)?;
+                    self.at_rest(life, base.vring);
+                } else {
+                    for vring in reset {
+                        self.at_rest(life, vring);
+                    }
                 }
             }
             Output::Map { regions } => {
                 back.mapped = true;
                 let delay = self.host_delay();
-                self.schedule(delay, Event::BackAnswer(wanted_on, Answer::Map(regions)));
+                self.schedule(delay, Event::BackAnswer(conn, Answer::Map(regions)));
             }
             Output::Unmap => {
                 back.mapped = false;
@@ -50,13 +70,13 @@ impl World<'_> {
             }
             Output::AllocInflight { size } => {
                 let delay = self.host_delay();
-                self.schedule(delay, Event::BackAnswer(wanted_on, Answer::Alloc(size)));
+                self.schedule(delay, Event::BackAnswer(conn, Answer::Alloc(size)));
             }
             Output::MapInflight { handle, offset, size } => {
                 let object = back.handles.get(handle);
                 let delay = self.host_delay();
                 let answer = Answer::MapInflight { object, offset, size };
-                self.schedule(delay, Event::BackAnswer(wanted_on, answer));
+                self.schedule(delay, Event::BackAnswer(conn, answer));
             }
             Output::WatchKick { vring, handle } => {
                 let object = handle.map(|h| open(back, h)).transpose()?;
@@ -66,6 +86,9 @@ impl World<'_> {
             Output::Call { vring, handle } => {
                 let object = open(back, handle)?;
                 self.trace.say(Lane::Back, What::Call { vring });
+                if self.here.id == self.guest_at {
+                    self.oracle.borrow_mut().called(vring);
+                }
                 if let Object::Call(vring) = self.objects.get(object) {
                     self.signal_call(vring);
                 }
@@ -95,7 +118,7 @@ impl World<'_> {
                 let object = back.handles.get(handle);
                 let delay = self.host_delay();
                 let answer = Answer::MapLog { object, offset, size };
-                self.schedule(delay, Event::BackAnswer(wanted_on, answer));
+                self.schedule(delay, Event::BackAnswer(conn, answer));
             }
             Output::Cancel(id) => {
                 back.vows.cancels(id, now)?;
@@ -185,7 +208,6 @@ impl World<'_> {
             E::VringStopped { vring, base } => {
                 back.runs[usize::from(vring)] = false;
                 back.stopped.push(vring);
-                self.check_base(vring, base)?;
                 What::VringStopped { vring, base }
             }
             E::Negotiated { features, protocol } => {
@@ -198,6 +220,7 @@ impl World<'_> {
                 What::Back { event: BackEvent::DiskFailed, a: vring.into(), b: head.into() }
             }
             E::LateCompletion(id) => {
+                self.stats.late_completions += 1;
                 What::Back { event: BackEvent::LateCompletion, a: id.slot.into(), b: id.epoch }
             }
             E::Draining { vring, inflight } => {

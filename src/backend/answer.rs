@@ -2,6 +2,7 @@
 
 use super::{Backend, Event, FrontendFault, Output};
 use crate::Handle;
+use crate::bugs::{self, Bug};
 use crate::wire::features::protocol;
 use crate::wire::{ConfigPayload, FrontendReply, FrontendReplyBody, encode_reply};
 use bytes::Bytes;
@@ -43,7 +44,10 @@ impl<M: GuestMemory> Backend<M> {
 
     /// Acknowledge, if that was asked for and agreed on.
     pub(super) fn answer_ok(&mut self, reply: Reply) {
-        if reply.need_reply && self.session.protocol & protocol::REPLY_ACK != 0 {
+        if reply.need_reply
+            && self.session.protocol & protocol::REPLY_ACK != 0
+            && !bugs::on(Bug::AckForgotten)
+        {
             self.answer(reply, FrontendReplyBody::U64(0));
         }
     }

@@ -33,6 +33,7 @@ impl<M: GuestMemory> Backend<M> {
         if let Some(log) = log
             && let Some(request) = self.requests.get(completion.id)
             && matches!(request.op, DiskOp::Read { .. })
+            && !bugs::on_when(Bug::FailedReadNotLogged, || completion.result.is_err())
         {
             log_data(log, request.segments, u32::MAX);
         }
@@ -51,7 +52,16 @@ impl<M: GuestMemory> Backend<M> {
             Ok(()) => (Status::Ok, request.written + 1),
             // It is in flight as before, only not here: its entry in the region
             // is what remains of it.
-            Err(DiskError::Cancelled) if run.suspending => return Ok(()),
+            Err(DiskError::Cancelled) if run.suspending && !bugs::on(Bug::CancelledIsReported) => {
+                if bugs::on(Bug::CancelledLoseEntry)
+                    && let Some((region, inflight)) =
+                        run.region.as_mut().zip(self.inflight.as_ref())
+                {
+                    let _ = region.retire(&inflight.memory, head);
+                }
+                return Ok(());
+            }
+            Err(_) if bugs::on(Bug::ErrorSucceeds) => (Status::Ok, request.written + 1),
             Err(error) => {
                 self.out.push_back(Output::Event(Event::DiskFailed { vring, head, error }));
                 (Status::IoErr, 1)
@@ -83,7 +93,7 @@ impl<M: GuestMemory> Backend<M> {
     /// The steps C1 to C6 for the whole batch; true if the guest is to be
     /// called.
     // spec: vhost-user, "Inflight I/O tracking": "When processing used buffers"
-    fn try_publish(&mut self, vring: u16) -> Result<bool, Broken> {
+    pub(super) fn try_publish(&mut self, vring: u16) -> Result<bool, Broken> {
         let v = &mut self.vrings[usize::from(vring)];
         let used_log = v.used_log();
         let (Some(mem), Some(run)) = (self.memory.as_ref(), v.run.as_mut()) else {
@@ -96,7 +106,7 @@ impl<M: GuestMemory> Backend<M> {
 
         if let Some((region, mem)) = run.region.as_mut().zip(region_mem) {
             self.late.catch_up(Some(mem));
-            for used in &run.batch {
+            for used in run.batch.iter().filter(|_| !bugs::on(Bug::LinkAfterPublish)) {
                 region.link(mem, used.head)?; // C1, C2, C3
             }
             if bugs::on(Bug::ClearBeforePublish) {
@@ -115,6 +125,14 @@ impl<M: GuestMemory> Backend<M> {
         if let Some((region, mem)) = run.region.as_mut().zip(region_mem)
             && !put_off
         {
+            if bugs::on(Bug::LinkAfterPublish) {
+                for used in &run.batch {
+                    region.link(mem, used.head)?;
+                }
+            }
+            if bugs::on(Bug::CloseBeforeRetire) {
+                region.close(mem, run.ring.used_idx())?;
+            }
             for used in &run.batch {
                 region.retire(mem, used.head)?; // C5
             }
@@ -131,6 +149,9 @@ impl<M: GuestMemory> Backend<M> {
 
 /// Log the first `left` bytes of a request's data.
 pub(super) fn log_data<M: GuestMemory>(log: &DirtyLog<M>, segments: &[Segment], mut left: u32) {
+    if bugs::on(Bug::DataNotLogged) {
+        return;
+    }
     for segment in segments {
         let len = segment.len.min(left);
         log.mark(segment.addr, u64::from(len));

@@ -7,6 +7,7 @@ use super::{
     Backend, CHAINS_PER_CALL, CHAINS_UNDIVIDED, Event, FrontendFault, Output, POLL_INTERVAL,
 };
 use crate::blk::{self, Action, DeviceConfig};
+use crate::bugs::{self, Bug};
 use crate::dirty::{DirtyLog, RingLog};
 use crate::inflight::InflightFault;
 use crate::time::Instant;
@@ -73,8 +74,13 @@ impl<M: GuestMemory> Backend<M> {
             None => return,
         };
         if let Some(run) = &mut self.vrings[usize::from(vring)].run {
-            run.more = matches!(result, Ok(true));
+            run.more = matches!(result, Ok(true)) && !bugs::on(Bug::MoreForgotten);
             run.poll_at = now + POLL_INTERVAL;
+        }
+        let answers =
+            || self.vrings[usize::from(vring)].run.as_ref().is_some_and(|r| !r.batch.is_empty());
+        if bugs::on_when(Bug::NoCallForAnswers, answers) {
+            let _ = self.try_publish(vring);
         }
         self.publish(vring);
         if let Err(broken) = result {
@@ -150,7 +156,8 @@ impl<'a, M: GuestMemory> Fetcher<'a, M> {
             }
             // The guest may have added a chain after the last look and before
             // it could see that a kick is wanted again.
-            if !self.run.ring.enable_kicks(self.mem, self.ring_log())? {
+            let more = self.run.ring.enable_kicks(self.mem, self.ring_log())?;
+            if !more || bugs::on(Bug::NoLookAfterWish) {
                 return Ok(false);
             }
         }

@@ -5,6 +5,7 @@ use super::policy::Stop;
 use super::{Backend, Event, FrontendFault};
 use crate::Handle;
 use crate::blk::WRITEBACK_OFFSET;
+use crate::bugs::{self, Bug};
 use crate::dirty::DirtyLog;
 use crate::memory::MAX_REGIONS;
 use crate::time::Instant;
@@ -48,7 +49,8 @@ impl Session {
     // spec: virtio 1.2, "Block Device", "Device Operation": writeback
     pub fn writes_are_durable(&self, writeback: bool) -> bool {
         let has = |bit| self.features & bit != 0;
-        !has(virtio::BLK_FLUSH) || has(virtio::BLK_CONFIG_WCE) && !writeback
+        let durable = !has(virtio::BLK_FLUSH) || has(virtio::BLK_CONFIG_WCE) && !writeback;
+        durable && !bugs::on(Bug::WriteThroughIgnored)
     }
 }
 
@@ -241,6 +243,9 @@ impl<M: GuestMemory> Backend<M> {
             }
         }
         self.agree(to, self.session.protocol);
+        if bugs::on_when(Bug::FeaturesDisableVrings, || self.running_vring().is_some()) {
+            self.vrings.iter_mut().for_each(|v| v.enabled = false);
+        }
         // spec: vhost-user, "Ring states": without bit 30 rings start enabled.
         // With it nothing changes: the message is sent again at run time.
         if to & virtio::PROTOCOL_FEATURES == 0 {

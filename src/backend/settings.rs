@@ -4,6 +4,7 @@ use super::answer::Reply;
 use super::vring::check_alignment;
 use super::{Backend, FrontendFault, Output};
 use crate::Handle;
+use crate::bugs::{self, Bug};
 use crate::time::Instant;
 use crate::wire::{VringAddr, VringFile, VringState};
 use vm_memory::GuestMemory;
@@ -55,7 +56,9 @@ impl<M: GuestMemory> Backend<M> {
         {
             return Err(FrontendFault::VringRunning { message: reply.message, vring });
         }
-        v.addr = Some(addr);
+        if !bugs::on_when(Bug::StaleVringAddr, || v.addr.is_some_and(|old| old != addr)) {
+            v.addr = Some(addr);
+        }
         Ok(())
     }
 
@@ -136,6 +139,10 @@ impl<M: GuestMemory> Backend<M> {
         if let Err(fault) = self.start_vring(now, vring) {
             self.vrings[usize::from(vring)].enabled = was_enabled;
             return Err(fault);
+        }
+        if state.num == 0 && bugs::on_when(Bug::DisableResets, || was_enabled) {
+            self.stop_vring(vring);
+            self.vrings[usize::from(vring)].base = 0;
         }
         Ok(())
     }

@@ -5,6 +5,7 @@
 use super::answer::Reply;
 use super::{ApiMisuse, Backend, Event, FrontendFault, MapFailed, MapRegion, Output};
 use crate::Handle;
+use crate::bugs::{self, Bug};
 use crate::dirty::DirtyLog;
 use crate::inflight::{InflightFault, RegionShape, region_size};
 use crate::memory::MemoryTable;
@@ -170,7 +171,9 @@ impl<M: GuestMemory> Backend<M> {
         };
         match result {
             Ok(memory) => {
-                self.memory = Some(memory);
+                if !bugs::on_when(Bug::StaleMemoryTable, || self.memory.is_some()) {
+                    self.memory = Some(memory);
+                }
                 self.table = change.table;
                 self.release(change.gone);
                 self.answer_ok(change.reply);
@@ -197,6 +200,9 @@ impl<M: GuestMemory> Backend<M> {
         let size = region_size(asked.num_queues, asked.queue_size);
         let description = InflightDescription { mmap_size: size, mmap_offset: 0, ..asked };
         RegionShape::new(&description)?;
+        let one = || region_size(1, asked.queue_size);
+        let short = bugs::on_when(Bug::InflightForOneVring, || size != one());
+        let size = if short { one() } else { size };
         self.out.push_back(Output::AllocInflight { size });
         self.pending = Pending::AllocInflight(description, reply);
         Ok(())
@@ -309,6 +315,9 @@ impl<M: GuestMemory> Backend<M> {
             Ok(memory) => {
                 self.log = Some(DirtyLog::new(memory, size));
                 self.event(Event::LogMapped { size });
+                if bugs::on_when(Bug::LogBaseUnanswered, || !reply.need_reply) {
+                    return Ok(());
+                }
                 self.answer(reply, FrontendReplyBody::U64(0));
             }
             Err(MapFailed(why)) => {

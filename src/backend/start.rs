@@ -25,7 +25,9 @@ impl<M: GuestMemory> Backend<M> {
         }
         // A kick before this moment was not looked at, and a front-end need not
         // kick at all.
-        self.fetch(now, vring);
+        if !bugs::on(Bug::KickRequired) {
+            self.fetch(now, vring);
+        }
         Ok(())
     }
 
@@ -54,8 +56,11 @@ impl<M: GuestMemory> Backend<M> {
         // tracked anything.
         let inflight = recovery.resubmit.len() as u16;
         let next = match () {
-            () if recovery.fresh || bugs::on(Bug::BaseTrusted) => v.base,
-            () if bugs::on(Bug::BasePlusInflight) => v.base.wrapping_add(inflight),
+            () if recovery.fresh || bugs::on_when(Bug::BaseTrusted, || inflight > 0) => v.base,
+            () if bugs::on_when(Bug::BasePlusInflight, || inflight > 0) => {
+                v.base.wrapping_add(inflight)
+            }
+            () if bugs::on(Bug::UnfinishedSkipped) => avail_idx,
             () => used.wrapping_add(inflight),
         };
         let plausible = v.base == used || v.base == used.wrapping_add(inflight);
@@ -64,7 +69,9 @@ impl<M: GuestMemory> Backend<M> {
         // What a predecessor stored and did not live to mark. Data and status
         // need no such care: what it had not published is written again.
         let log = self.session.log_in_force(&self.log);
-        if let Some((log, at)) = log.zip(v.used_log()) {
+        if let Some((log, at)) = log.zip(v.used_log())
+            && !bugs::on(Bug::LogNotMended)
+        {
             ring.log_all(&RingLog::new(log, at));
             log.published();
         }
@@ -104,7 +111,9 @@ impl<M: GuestMemory> Backend<M> {
         // Resubmission is complete before anything new is fetched.
         self.resubmit(vring, &recovery.resubmit);
         // A predecessor may have died between publishing and calling.
-        if let Some(handle) = self.vrings[usize::from(vring)].call {
+        if let Some(handle) = self.vrings[usize::from(vring)].call
+            && !bugs::on(Bug::NoCallAfterRecovery)
+        {
             self.out.push_back(Output::Call { vring, handle });
         }
         Ok(())

@@ -3,10 +3,11 @@
 use super::answer::Reply;
 use super::policy::Stop;
 use super::setup::{Pending, Stopping};
-use super::vring::Vring;
+use super::vring::{Run, Vring};
 use super::{Backend, CloseReason, Event, FrontendFault, Link, Output};
 use crate::bugs::{self, Bug};
 use crate::time::Instant;
+use crate::wire::features::virtio;
 use crate::wire::{FrontendReplyBody, VringState};
 use vm_memory::GuestMemory;
 
@@ -29,6 +30,9 @@ impl<M: GuestMemory> Backend<M> {
                 }
                 None => self.event(Event::Draining { vring, inflight }),
             }
+        }
+        if bugs::on_when(Bug::LogOffAtStop, || self.log.is_some()) {
+            self.session.features &= !virtio::LOG_ALL;
         }
         self.pending = Pending::Stop(Stopping { vring, cancel_at, reply });
     }
@@ -84,11 +88,12 @@ impl<M: GuestMemory> Backend<M> {
             stopping.cancel_at = None;
             self.cancel(vring);
         }
-        if !self.at_rest(vring) {
+        if !self.at_rest(vring) && !bugs::on(Bug::ReplyBeforeDrained) {
             self.pending = Pending::Stop(stopping);
             return;
         }
         let base = self.stop_vring(vring);
+        let base = if bugs::on_when(Bug::BaseZero, || base != 0) { 0 } else { base };
         let state = VringState { index: u32::from(vring), num: u32::from(base) };
         // Whoever hears the answer may start the device elsewhere.
         self.release_store();
@@ -97,6 +102,7 @@ impl<M: GuestMemory> Backend<M> {
 
     /// True if the disk does nothing for this vring.
     fn at_rest(&self, vring: u16) -> bool {
+        let vring = if bugs::on_when(Bug::WaitsForFirstVring, || vring != 0) { 0 } else { vring };
         self.vrings[usize::from(vring)].run.as_ref().is_none_or(|r| r.at_disk == 0)
     }
 
@@ -105,14 +111,14 @@ impl<M: GuestMemory> Backend<M> {
         if !self.store || !self.requests.is_empty() {
             return;
         }
-        if self.running_vring().is_none() {
+        if self.running_vring().is_none() && !bugs::on(Bug::StoreKept) {
             self.store = false;
             self.out.push_back(Output::ReleaseStore);
         }
     }
 
     /// Stop a vring that the disk does nothing for; its base.
-    fn stop_vring(&mut self, vring: u16) -> u16 {
+    pub(super) fn stop_vring(&mut self, vring: u16) -> u16 {
         let v = &mut self.vrings[usize::from(vring)];
         if let Some(run) = v.run.take() {
             let inflight = run.in_flight();
@@ -120,6 +126,9 @@ impl<M: GuestMemory> Backend<M> {
             // ring before it got into the region is neither, and is fetched
             // again by whoever starts next.
             v.base = match run.region {
+                Some(_) if bugs::on_when(Bug::BaseWithoutInflight, || inflight > 0) => {
+                    run.ring.used_idx()
+                }
                 Some(_) => run.ring.used_idx().wrapping_add(inflight),
                 None => run.ring.next_avail(),
             };
@@ -128,6 +137,9 @@ impl<M: GuestMemory> Backend<M> {
                 self.out.push_back(Output::Event(Event::Suspended { vring, inflight }));
             }
             self.out.push_back(Output::Event(Event::VringStopped { vring, base }));
+            if bugs::on(Bug::RunsAfterReply) {
+                v.run = Some(Run { stopping: false, ..run });
+            }
         }
         v.started = false;
         v.polled = false;

@@ -7,6 +7,7 @@
 
 use super::config::{DeviceConfig, SECTOR_SIZE, SEG_MAX};
 use super::disk::DiskOp;
+use crate::bugs::{self, Bug};
 use crate::memory::Segment;
 use crate::vring::GuestFault;
 use crate::vring::chain::Chain;
@@ -86,7 +87,8 @@ fn take_status<M: GuestMemory>(
 ) -> Result<u64, GuestFault> {
     let last = writable.last_mut().ok_or(GuestFault::NoStatus { head })?;
     last.len -= 1;
-    let addr = last.addr.wrapping_add(u64::from(last.len));
+    let offset = if bugs::on(Bug::StatusAtDescriptorStart) { 0 } else { last.len };
+    let addr = last.addr.wrapping_add(u64::from(offset));
     if last.len == 0 {
         writable.pop();
     }
@@ -107,6 +109,9 @@ fn take_header<M: GuestMemory>(mem: &M, readable: &mut Vec<Segment>) -> Option<H
         filled += take;
         segment.addr = segment.addr.wrapping_add(take as u64);
         segment.len -= take as u32;
+        if bugs::on(Bug::HeaderFillsDescriptor) {
+            segment.len = 0;
+        }
         if segment.len > 0 {
             break;
         }
@@ -124,6 +129,11 @@ fn take_header<M: GuestMemory>(mem: &M, readable: &mut Vec<Segment>) -> Option<H
 }
 
 fn reachable<M: GuestMemory>(mem: &M, addr: u64, len: u32, access: Permissions) -> bool {
+    let (at, size) = (GuestAddress(addr), len as usize);
+    let pieces = || mem.get_slices(at, size, access).is_ok_and(|pieces| pieces.count() > 1);
+    if bugs::on_when(Bug::BorderRefused, pieces) {
+        return false;
+    }
     mem.check_range(GuestAddress(addr), len as usize, access)
 }
 
@@ -152,6 +162,7 @@ impl<M: GuestMemory> Request<'_, M> {
             v::VIRTIO_BLK_T_OUT => self.transfer(&chain.readable, Permissions::Read, |offset| {
                 DiskOp::Write { offset, durable: self.durable }
             }),
+            v::VIRTIO_BLK_T_FLUSH if bugs::on(Bug::FlushAtOnce) => DONE,
             v::VIRTIO_BLK_T_FLUSH => Action::Disk(DiskOp::Flush),
             v::VIRTIO_BLK_T_GET_ID => self.get_id(&chain.writable),
             v::VIRTIO_BLK_T_DISCARD | v::VIRTIO_BLK_T_WRITE_ZEROES if read_only => IOERR,
@@ -159,6 +170,7 @@ impl<M: GuestMemory> Request<'_, M> {
             v::VIRTIO_BLK_T_WRITE_ZEROES if self.config.write_zeroes => {
                 self.write_zeroes(&chain.readable)
             }
+            _ if bugs::on(Bug::UnknownTypeSucceeds) => DONE,
             _ => UNSUPP,
         }
     }
@@ -187,10 +199,19 @@ impl<M: GuestMemory> Request<'_, M> {
     /// Byte offset of `len` bytes at `sector`, if that is a place on the disk.
     fn place(&self, sector: u64, len: u64) -> Option<u64> {
         let block = u64::from(self.config.logical_block_size);
+        let overflow =
+            bugs::on_when(Bug::SectorOverflow, || sector.checked_mul(SECTOR_SIZE).is_none());
+        if overflow {
+            let offset = sector.wrapping_mul(SECTOR_SIZE);
+            return (offset.wrapping_add(len) <= self.config.capacity).then_some(offset);
+        }
         let offset = sector.checked_mul(SECTOR_SIZE)?;
         let end = offset.checked_add(len)?;
-        let aligned = offset.is_multiple_of(block) && len.is_multiple_of(block);
-        (aligned && end <= self.config.capacity).then_some(offset)
+        let aligned = offset.is_multiple_of(block) && len.is_multiple_of(block)
+            || bugs::on(Bug::PartialSectorAccepted);
+        let capacity = self.config.capacity;
+        let over = bugs::on_when(Bug::CapacityOffByOne, || end == capacity + SECTOR_SIZE);
+        (aligned && (end <= capacity || over)).then_some(offset)
     }
 
     /// GET_ID: 20 bytes, or as many as there is room for.
@@ -200,6 +221,10 @@ impl<M: GuestMemory> Request<'_, M> {
             let (now, later) = left.split_at(left.len().min(segment.len as usize));
             if self.mem.write_slice(now, GuestAddress(segment.addr)).is_err() {
                 return IOERR;
+            }
+            if later.is_empty() && bugs::on(Bug::SerialTerminated) {
+                let end = segment.addr + now.len() as u64;
+                let _ = self.mem.write_obj(0u8, GuestAddress(end));
             }
             left = later;
         }
@@ -213,7 +238,7 @@ impl<M: GuestMemory> Request<'_, M> {
             Err(answer) => return answer,
         };
         // No flag has a meaning for a discard.
-        if range.flags != 0 {
+        if range.flags != 0 && !bugs::on(Bug::DiscardFlagAccepted) {
             return UNSUPP;
         }
         self.ranged(range, self.config.max_discard_sectors(), |offset, len| DiskOp::Discard {
@@ -232,6 +257,11 @@ impl<M: GuestMemory> Request<'_, M> {
             return UNSUPP;
         }
         let unmap = range.flags != 0;
+        if bugs::on(Bug::WriteZeroesDiscards) {
+            return self.ranged(range, self.config.max_write_zeroes_sectors(), |offset, len| {
+                DiskOp::Discard { offset, len, durable: self.durable }
+            });
+        }
         self.ranged(range, self.config.max_write_zeroes_sectors(), |offset, len| {
             DiskOp::WriteZeroes { offset, len, unmap, durable: self.durable }
         })

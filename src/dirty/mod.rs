@@ -77,8 +77,17 @@ impl<M: GuestMemory> DirtyLog<M> {
         if len == 0 {
             return;
         }
-        let last = addr.saturating_add(len - 1) / LOG_PAGE;
+        let mut last = addr.saturating_add(len - 1) / LOG_PAGE;
         let mut page = addr / LOG_PAGE;
+        if bugs::on_when(Bug::FirstPageLogged, || last > page) {
+            last = page;
+        }
+        if bugs::on_when(Bug::LastPageNotLogged, || last > page) {
+            last -= 1;
+        }
+        if bugs::on(Bug::LogBitOffByOne) {
+            (page, last) = (page + 1, last + 1);
+        }
         while page <= last && page / 8 < self.size {
             let byte = page / 8;
             let end = last.min(8 * byte + 7);

@@ -10,6 +10,7 @@ use super::error::{ApiMisuse, Unfit};
 use super::io::Output;
 use super::phase::Phase;
 use crate::Handle;
+use crate::bugs::{self, Bug};
 use crate::time::Instant;
 use crate::wire::InflightDescription;
 use crate::wire::features::{protocol, virtio};
@@ -114,7 +115,8 @@ impl Frontend {
         self.check_state(&state, inflight)?;
         let old = self.device.inflight.take();
         self.outputs.extend(old.map(|(_, handle)| Output::Release(handle)));
-        match state.inflight.filter(|region| region.mmap_size > 0) {
+        let region = state.inflight.filter(|region| region.mmap_size > 0);
+        match region.filter(|_| !bugs::on(Bug::AdoptedRegionDropped)) {
             Some(description) => self.device.inflight = Some(description).zip(inflight),
             // Memory for a region without bytes holds nothing to keep.
             None => self.outputs.extend(inflight.map(Output::Release)),

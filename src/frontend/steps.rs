@@ -7,6 +7,7 @@ use super::config::{FrontendConfig, Start, VringStart};
 use super::logging::used_guest_addr;
 use super::session::{Device, Session};
 use crate::Handle;
+use crate::bugs::{self, Bug};
 use crate::wire::features::{protocol, virtio};
 use crate::wire::{
     ConfigPayload, FrontendRequest, InflightDescription, LogBase, MemRegion, VringAddr, VringFile,
@@ -154,7 +155,7 @@ pub(super) fn start(
     }
     // The back-end must know whether rings are split or packed by now.
     if session.has(protocol::INFLIGHT_SHMFD) {
-        steps.push(match device.inflight {
+        steps.push(match device.inflight.filter(|_| !bugs::on(Bug::RegionNotKept)) {
             Some((description, handle)) => set_inflight(description, handle),
             None => ask(
                 Request::GetInflightFd(InflightDescription {
@@ -183,6 +184,7 @@ pub(super) fn start(
         let state = |num: u16| VringState { index, num: u32::from(num) };
         let base = match vring.base {
             super::Base::At(base) => base,
+            super::Base::Kept if bugs::on(Bug::BaseNotKept) => 0,
             super::Base::Kept => device.bases[usize::from(vring.index)].unwrap_or(0),
         };
         steps.push(tell(Request::SetVringNum(state(vring.size))));
@@ -224,7 +226,7 @@ pub(super) fn set_addr(
     let log = || used_guest_addr(&config.dialect, device, session, (vring.index, vring.used));
     let request = Request::SetVringAddr(VringAddr {
         index: u32::from(vring.index),
-        flags: u32::from(logs),
+        flags: u32::from(logs && !bugs::on(Bug::LogFlagForgotten)),
         desc: vring.desc,
         used: vring.used,
         avail: vring.avail,

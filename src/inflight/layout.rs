@@ -2,6 +2,7 @@
 // spec: vhost-user, "Inflight I/O tracking", queue_region_split
 
 use super::InflightFault;
+use crate::bugs::{self, Bug};
 use crate::wire::InflightDescription;
 
 /// `u64 features`: none are defined.
@@ -91,7 +92,8 @@ impl RegionShape {
 
     /// First byte of a vring's part.
     pub(super) fn base(&self, vring: u16) -> u64 {
-        self.stride * u64::from(vring)
+        let short = bugs::on_when(Bug::SubRegionNotAdvanced, || vring > 0);
+        self.stride * u64::from(vring - u16::from(short))
     }
 }
 

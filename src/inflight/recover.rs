@@ -196,7 +196,7 @@ pub(super) fn attach<M: GuestMemory>(
     ring: RingState,
 ) -> Result<(SplitRegion, Recovery), InflightFault> {
     match plan(mem, shape, vring, ring)? {
-        None => initialise(mem, shape, vring, ring.used_idx),
+        None => initialise(mem, shape, vring, ring),
         Some(plan) => carry_out(mem, shape, vring, ring.used_idx, plan),
     }
 }
@@ -244,12 +244,19 @@ fn initialise<M: GuestMemory>(
     mem: &M,
     shape: &RegionShape,
     vring: u16,
-    used_idx: u16,
+    ring: RingState,
 ) -> Result<(SplitRegion, Recovery), InflightFault> {
-    let used_idx = if bugs::on(Bug::FreshRegionAtFaceValue) { 0 } else { used_idx };
+    let RingState { size, used_idx, .. } = ring;
+    let at_face_value = bugs::on_when(Bug::FreshRegionAtFaceValue, || used_idx != 0);
+    let used_idx = if at_face_value { 0 } else { used_idx };
+    let of_ring = bugs::on_when(Bug::DescNumOfRing, || size != shape.queue_size);
+    let desc_num = if of_ring { size } else { shape.queue_size };
     let region = SplitRegion::new(shape.base(vring), shape.queue_size, 0, 0);
+    if bugs::on(Bug::VersionFirst) {
+        region.store(mem, layout::VERSION, layout::VERSION_1)?;
+    }
     region.store(mem, layout::FEATURES, 0u64)?;
-    region.store(mem, layout::DESC_NUM, shape.queue_size)?;
+    region.store(mem, layout::DESC_NUM, desc_num)?;
     region.store(mem, layout::LAST_BATCH_HEAD, 0u16)?;
     region.store(mem, layout::USED_IDX, used_idx)?;
     for head in 0..shape.queue_size {
@@ -289,6 +296,7 @@ fn examine<L: Loads>(
                 return Err(InflightFault::Head { vring, got: head, size: ring_size });
             }
             1 if in_batch[usize::from(head)] => {}
+            1 if bugs::on_when(Bug::RecoveryMissesLastEntry, || head + 1 == ring_size) => {}
             1 => live.push((mem.load(base + layout::counter(head))?, head)),
             got => return Err(InflightFault::Flag { vring, head, got }),
         }
@@ -311,20 +319,26 @@ fn carry_out<M: GuestMemory>(
     shape: &RegionShape,
     vring: u16,
     used_idx: u16,
-    plan: Plan,
+    mut plan: Plan,
 ) -> Result<(SplitRegion, Recovery), InflightFault> {
     // R4: counters go on above every live one. A region whose counter is at the
     // very end has been forged; order is then lost but nothing else.
     let counter = plan.live.iter().map(|(c, _)| c.saturating_add(1)).max().unwrap_or(0);
+    let counter = if bugs::on_when(Bug::CounterRestarts, || counter > 0) { 0 } else { counter };
 
     let base = shape.base(vring);
     let region = SplitRegion::new(base, shape.queue_size, counter, plan.last_batch_head);
     // R1, R2: finish the batch that was published but not closed. A kill in
     // here leaves the difference in place, so the next successor does it again.
-    for head in plan.published {
+    if bugs::on_when(Bug::OneOfBatchCleared, || plan.published.len() > 1) {
+        plan.published.truncate(1);
+    }
+    for &head in &plan.published {
         region.store(mem, layout::inflight(head), 0u8)?;
     }
-    region.store(mem, layout::USED_IDX, used_idx)?;
+    if !bugs::on_when(Bug::RecoveryLeavesOpen, || !plan.published.is_empty()) {
+        region.store(mem, layout::USED_IDX, used_idx)?;
+    }
     let resubmit = plan.live.into_iter().map(|(_, head)| head).collect();
     Ok((region, Recovery { resubmit, fresh: false }))
 }

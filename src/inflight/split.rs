@@ -7,6 +7,7 @@
 
 use super::layout::{self, RegionShape};
 use super::recover::{self, InflightFault, Recovery};
+use crate::bugs::{self, Bug};
 use core::sync::atomic::Ordering;
 use vm_memory::{AtomicAccess, Bytes, GuestAddress, GuestMemory};
 
@@ -80,6 +81,12 @@ impl SplitRegion {
     /// Needs: `head` was read from the available ring and is not in flight.
     /// Leaves: a successor will resubmit it, after everything fetched before.
     pub fn submit<M: GuestMemory>(&mut self, mem: &M, head: u16) -> Result<(), RegionGone> {
+        if bugs::on(Bug::FlagAfterIssue) {
+            return Ok(());
+        }
+        if bugs::on(Bug::CounterAfterFlag) {
+            self.store(mem, layout::inflight(head), 1u8)?;
+        }
         // F2 before F4: a kill in between must not leave a live entry with an
         // old counter, or resubmission goes out of order.
         self.store(mem, layout::counter(head), self.counter)?;
@@ -93,7 +100,12 @@ impl SplitRegion {
     /// Needs: the batch before was closed. Leaves: following `next` from
     /// `last_batch_head` visits the batch, last first.
     pub fn link<M: GuestMemory>(&mut self, mem: &M, head: u16) -> Result<(), RegionGone> {
-        self.store(mem, layout::next(head), self.last_batch_head)?;
+        if bugs::on(Bug::FlagAfterIssue) {
+            self.store(mem, layout::inflight(head), 1u8)?;
+        }
+        if !bugs::on(Bug::NextNotStored) {
+            self.store(mem, layout::next(head), self.last_batch_head)?;
+        }
         self.store(mem, layout::LAST_BATCH_HEAD, head)?;
         self.last_batch_head = head;
         Ok(())
@@ -112,7 +124,7 @@ impl SplitRegion {
     /// Needs: C5 for every request of the batch. Earlier, a kill would leave a
     /// published request marked in flight, and it would be executed again.
     pub fn close<M: GuestMemory>(&mut self, mem: &M, used_idx: u16) -> Result<(), RegionGone> {
-        if crate::bugs::on(crate::bugs::Bug::UsedIdxNotCopied) {
+        if bugs::on(Bug::UsedIdxNotCopied) {
             return Ok(());
         }
         self.store(mem, layout::USED_IDX, used_idx)

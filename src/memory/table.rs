@@ -1,6 +1,7 @@
 //! The memory table: what SET_MEM_TABLE, ADD_MEM_REG and REM_MEM_REG leave.
 
 use super::MapRegion;
+use crate::bugs::{self, Bug};
 use crate::wire::MemRegion;
 
 /// Regions a table may hold, the answer to GET_MAX_MEM_SLOTS. QEMU uses at
@@ -149,7 +150,8 @@ impl MemoryTable {
             let o = &o.region;
             let at = user_addr.checked_sub(o.user_addr)?;
             let end = at.checked_add(len)?;
-            (end <= o.size).then(|| o.guest_addr + at)
+            let inside = end <= o.size || bugs::on(Bug::RegionByStartOnly);
+            inside.then(|| o.guest_addr.wrapping_add(at))
         })
     }
 }

@@ -6,6 +6,7 @@
 // spec: virtio 1.2, "The Virtqueue Descriptor Table"
 
 use super::GuestFault;
+use crate::bugs::{self, Bug};
 use crate::memory::Segment;
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress, GuestMemory};
@@ -51,7 +52,10 @@ impl Chain {
                 if len == 0 || !len.is_multiple_of(16) {
                     return Err(GuestFault::IndirectLen { head, len });
                 }
-                table = Table { addr: desc.addr().0, size: len / 16, indirect: true };
+                let long = len / 16 > u32::from(ring_size);
+                let cut = long && bugs::on(Bug::IndirectOfRingSize);
+                let size = if cut { u32::from(ring_size) } else { len / 16 };
+                table = Table { addr: desc.addr().0, size, indirect: true };
                 index = 0;
                 continue;
             }

@@ -6,6 +6,7 @@
 // spec: virtio 1.2, "Split Virtqueues"
 
 use super::GuestFault;
+use crate::bugs::{self, Bug, Slip};
 use crate::dirty::RingLog;
 use core::sync::atomic::{Ordering, fence};
 use virtio_queue::{Error, Queue, QueueOwnedT, QueueT};
@@ -48,6 +49,8 @@ pub struct SplitRing {
     queue: Queue,
     /// Used index at the last decision to call or not.
     called_at: u16,
+    /// A wish that a deliberate mistake has read too early.
+    early_wish: Slip<u16>,
 }
 
 impl SplitRing {
@@ -73,9 +76,10 @@ impl SplitRing {
         if !queue.is_valid(mem) {
             return Err(GuestFault::Ring { part: "ring" });
         }
-        let used = queue.used_idx(mem, Ordering::Acquire).map_err(part("used ring"))?;
-        queue.set_next_used(used.0);
-        Ok(Self { queue, called_at: used.0 })
+        let used = queue.used_idx(mem, Ordering::Acquire).map_err(part("used ring"))?.0;
+        let used = if bugs::on_when(Bug::UsedIdxNotReread, || used != 0) { 0 } else { used };
+        queue.set_next_used(used);
+        Ok(Self { queue, called_at: used, early_wish: Slip::default() })
     }
 
     /// Entries.
@@ -144,15 +148,26 @@ impl SplitRing {
         let gone = GuestFault::Ring { part: "used ring" };
         let (ring, size) = (self.queue.used_ring(), self.queue.size());
         let mut index = self.queue.next_used();
+        self.early_wish.keep(Bug::WishReadEarly, || wish(&self.queue, mem).ok());
         for used in batch {
-            let at = ring + 4 + 8 * u64::from(index % size);
+            let beyond = bugs::on_when(Bug::SlotBeyondRing, || index / size % 2 == 1);
+            let slot = index % size + if beyond { size } else { 0 };
+            let at = ring + 4 + 8 * u64::from(slot);
             // struct virtq_used_elem { le32 id; le32 len; }
-            let element = u64::from(used.head) | u64::from(used.len) << 32;
+            let id = if bugs::on_when(Bug::UsedIdIsSlot, || slot != used.head) {
+                slot
+            } else {
+                used.head
+            };
+            let len = used.len - u32::from(bugs::on(Bug::UsedLenWithoutStatus));
+            let element = u64::from(id) | u64::from(len) << 32;
             mem.write_obj(element.to_le(), GuestAddress(at)).map_err(|_| gone)?;
             if let Some(log) = &log {
                 log.mark(at - ring, 8);
             }
-            index = index.wrapping_add(1);
+            if !bugs::on_when(Bug::UsedIdxSaturates, || index == u16::MAX) {
+                index = index.wrapping_add(1);
+            }
         }
         mem.store(index.to_le(), GuestAddress(ring + 2), Ordering::Release).map_err(|_| gone)?;
         self.queue.set_next_used(index);
@@ -166,23 +181,26 @@ impl SplitRing {
     /// was last asked.
     // spec: virtio 1.2, "Used Buffer Notification Suppression"
     pub fn needs_call<M: GuestMemory>(&mut self, mem: &M) -> Result<bool, GuestFault> {
-        let gone = GuestFault::Ring { part: "available ring" };
         let (old, new) = (self.called_at, self.queue.next_used());
         self.called_at = new;
         // The used index must be visible before the guest's wish is read, or
         // both sides may sleep.
         fence(Ordering::SeqCst);
-        let ring = self.queue.avail_ring();
-        let read = |offset: u64| {
-            mem.load::<u16>(GuestAddress(ring + offset), Ordering::Relaxed)
-                .map(u16::from_le)
-                .map_err(|_| gone)
+        let wish = match self.early_wish.take() {
+            Some(early) => early,
+            None => wish(&self.queue, mem)?,
         };
-        if self.queue.event_idx_enabled() {
-            let event = read(4 + 2 * u64::from(self.queue.size()))?;
+        if by_event(&self.queue) {
+            let event = wish;
+            if bugs::on_when(Bug::EventWithoutWrap, || new < old) {
+                return Ok(old <= event && event < new);
+            }
+            if bugs::on_when(Bug::EventOfLastOnly, || new.wrapping_sub(old) > 1) {
+                return Ok(new.wrapping_sub(1) == event);
+            }
             return Ok(new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old));
         }
-        Ok(new != old && read(0)? & NO_INTERRUPT == 0)
+        Ok(new != old && wish & NO_INTERRUPT == 0)
     }
 
     /// Ask the guest for a kick when it makes more available. True if there is
@@ -192,6 +210,12 @@ impl SplitRing {
         mem: &M,
         log: Option<RingLog<'_, M>>,
     ) -> Result<bool, GuestFault> {
+        let events = self.queue.event_idx_enabled();
+        if bugs::on_when(Bug::AvailEventNotMoved, || events)
+            || bugs::on_when(Bug::KicksStayOff, || !events)
+        {
+            return Ok(self.avail_idx(mem)? != self.next_avail());
+        }
         let more = self.queue.enable_notification(mem);
         self.log_wish(log);
         more.map_err(|_| GuestFault::Ring { part: "used ring" })
@@ -214,6 +238,9 @@ impl SplitRing {
     /// The wish for kicks is in the flags, or behind the elements.
     fn log_wish<M: GuestMemory>(&self, log: Option<RingLog<'_, M>>) {
         let Some(log) = log else { return };
+        if bugs::on(Bug::WishNotLogged) {
+            return;
+        }
         if self.queue.event_idx_enabled() {
             log.mark(4 + 8 * u64::from(self.queue.size()), 2);
         } else {
@@ -226,4 +253,17 @@ impl SplitRing {
     pub fn log_all<M: GuestMemory>(&self, log: &RingLog<'_, M>) {
         log.mark(0, RingAddresses::sizes(self.queue.size())[2]);
     }
+}
+
+/// The guest says by an index, and not by a flag, when it wants to be called.
+fn by_event(queue: &Queue) -> bool {
+    queue.event_idx_enabled() || bugs::on(Bug::EventIdxPresumed)
+}
+
+/// `used_event` where indexes were agreed on, else the flags.
+fn wish<M: GuestMemory>(queue: &Queue, mem: &M) -> Result<u16, GuestFault> {
+    let offset = if by_event(queue) { 4 + 2 * u64::from(queue.size()) } else { 0 };
+    mem.load::<u16>(GuestAddress(queue.avail_ring() + offset), Ordering::Relaxed)
+        .map(u16::from_le)
+        .map_err(|_| GuestFault::Ring { part: "available ring" })
 }

@@ -3,6 +3,7 @@
 use super::handles::no_handles;
 use super::header::{HEADER_LEN, Header};
 use super::{Dialect, Envelope, PushError, PushReason, Refused, WireError};
+use crate::bugs::{self, Bug};
 use bytes::{Buf, BytesMut};
 use core::marker::PhantomData;
 use std::collections::VecDeque;
@@ -160,6 +161,7 @@ impl<D, H> Decoder<D, H> {
         };
         match header.size as usize {
             size if size > MAX_PAYLOAD => 0,
+            _ if bugs::on(Bug::HandlesToFirstMessage) => MAX_BUFFERED - self.bytes.len(),
             size => (HEADER_LEN + size).saturating_sub(self.bytes.len()),
         }
     }
@@ -185,7 +187,10 @@ impl<D, H> Decoder<D, H> {
         let (mut own, mut late) = (Vec::new(), Vec::new());
         // A chunk that reaches beyond the end holds the first byte of the next
         // message, so it is not this one's.
-        while let Some(chunk) = self.chunks.pop_front_if(|chunk| chunk.end <= end) {
+        while let Some(chunk) = self
+            .chunks
+            .pop_front_if(|chunk| chunk.end <= end || bugs::on(Bug::HandlesToFirstMessage))
+        {
             self.held -= chunk.handles.len();
             if chunk.start <= self.start {
                 own = chunk.handles;
@@ -222,7 +227,10 @@ impl<H, D: Direction<H>> Decoder<D, H> {
         };
         let length = HEADER_LEN + size as usize;
         if self.bytes.len() < length {
-            return None;
+            if !bugs::on_when(Bug::PartialMessage, || self.bytes.len() > HEADER_LEN) {
+                return None;
+            }
+            self.bytes.resize(length, 0);
         }
         let (mut handles, late) = self.take_handles(self.start + length as u64);
         let payload = &self.bytes[HEADER_LEN..length];

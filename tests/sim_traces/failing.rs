@@ -2,6 +2,7 @@
 //! guest moves, and the old write lands on new data.
 
 use super::Row;
+use midflight_sim::disk::faults::Family;
 use midflight_sim::trace::{
     FrontEvent,
     Lane::{Back, Disk, Front, Guest, Host, Link},
@@ -159,4 +160,6 @@ pub const ROWS: &[Row] = &[
         Guest,
         What::Completed { vring: 0, head: 11, request: 79, status: 7, len: 1 },
     ),
+    (8_650, 930, 0, 1, Disk, What::Injected { family: Family::MisdirectedWrite, about: 17 }),
+    (8_700, 931, 0, 1, Host, What::PowerLost { sectors: 3 }),
 ];

@@ -1,0 +1,147 @@
+//! The entries.
+
+use super::{Entry, Mistake};
+use crate::profile::ProfileName;
+use crate::world::Slip;
+use midflight::bugs::Bug;
+
+/// What seeds are drawn into, and settings that are given.
+type Runs = (ProfileName, &'static [(&'static str, &'static str)]);
+
+const MIXED: Runs = (ProfileName::Mixed, &[]);
+const MIGRATES: Runs = (ProfileName::Migration, &[]);
+const SUSPENDS: Runs = (ProfileName::Migration, &[("migration.policy", "suspend")]);
+/// Vrings stop often, while requests keep coming.
+const STOPS: Runs = (ProfileName::Mixed, &[("pauses", "12"), ("kills", "0")]);
+/// The source of a migration dies inside its steps, time and again, and what is
+/// in flight is left to the destination.
+const DIES_LOGGING: Runs = (
+    ProfileName::Migration,
+    &[
+        ("migration.policy", "suspend"),
+        ("migration.grace", "0"),
+        ("migration.rounds", "1"),
+        ("migration.page_ns", "3300"),
+        ("event_idx", "on"),
+        ("kills", "12"),
+        ("kill_stores", "40"),
+        ("kill_idle", "never"),
+        ("gentle", "never"),
+        ("breaks", "0"),
+        ("migrations", "8"),
+        ("pace", "slow"),
+    ],
+);
+
+const fn core(bug: Bug, runs: Runs, oracles: &'static [&'static str]) -> Entry {
+    entry(Mistake::Core(bug), runs, oracles)
+}
+
+const fn entry(mistake: Mistake, runs: Runs, oracles: &'static [&'static str]) -> Entry {
+    Entry { mistake, profile: runs.0, given: runs.1, oracles }
+}
+
+/// Every entry, by family; the canary last.
+pub static ENTRIES: &[Entry] = &[
+    // Messages.
+    core(Bug::PartialMessage, MIXED, &["session", "contract"]),
+    core(Bug::HandlesToFirstMessage, MIXED, &["contract", "session"]),
+    core(Bug::AckForgotten, MIXED, &["liveness"]),
+    core(Bug::LogBaseUnanswered, MIGRATES, &["liveness", "notification"]),
+    core(Bug::InflightForOneVring, MIXED, &["contract", "session"]),
+    core(
+        Bug::SubRegionNotAdvanced,
+        MIXED,
+        &["session", "region", "ledger", "contract", "notification"],
+    ),
+    core(Bug::RegionByStartOnly, MIXED, &["session", "contract"]),
+    core(Bug::StaleMemoryTable, MIXED, &["session", "contract", "rings", "ledger"]),
+    core(Bug::StaleVringAddr, MIGRATES, &["dirty"]),
+    core(Bug::FeaturesDisableVrings, MIGRATES, &["notification", "liveness"]),
+    core(Bug::DisableResets, MIXED, &["base", "late-write", "quiet", "ownership"]),
+    // Rings.
+    core(Bug::UsedIdxSaturates, MIXED, &["region", "notification", "liveness", "rings"]),
+    core(Bug::SlotBeyondRing, MIXED, &["memory"]),
+    core(Bug::UsedIdIsSlot, MIXED, &["ledger"]),
+    core(Bug::IndirectOfRingSize, MIXED, &["rings"]),
+    core(Bug::BaseZero, MIXED, &["base"]),
+    core(Bug::BaseWithoutInflight, MIGRATES, &["base"]),
+    core(Bug::UsedIdxNotReread, MIXED, &["region", "rings", "session", "contract", "ledger"]),
+    core(Bug::KickRequired, MIXED, &["notification", "liveness"]),
+    core(Bug::MoreForgotten, MIXED, &["notification", "liveness"]),
+    core(Bug::DisabledFetches, STOPS, &["session"]),
+    core(Bug::UnfinishedSkipped, MIXED, &["notification", "liveness", "region"]),
+    core(Bug::BaseTrusted, MIXED, &["rings", "ledger", "memory", "region"]),
+    core(Bug::BasePlusInflight, MIGRATES, &["rings", "ledger", "memory", "region"]),
+    // The inflight region.
+    core(Bug::ClearBeforePublish, MIXED, &["region"]),
+    core(Bug::OneOfBatchCleared, MIXED, &["region"]),
+    core(Bug::LinkAfterPublish, MIXED, &["region"]),
+    core(Bug::NextNotStored, MIXED, &["region", "session", "contract"]),
+    core(Bug::CloseBeforeRetire, MIXED, &["region"]),
+    core(Bug::UsedIdxNotCopied, MIXED, &["region"]),
+    core(Bug::CounterAfterFlag, MIXED, &["region"]),
+    core(Bug::CounterRestarts, MIXED, &["region"]),
+    core(Bug::FlagAfterIssue, MIXED, &["region"]),
+    core(Bug::ResubmitInRingOrder, MIXED, &["order"]),
+    core(Bug::ResubmitAfterFetch, MIXED, &["order"]),
+    core(Bug::FreshRegionAtFaceValue, MIXED, &["region"]),
+    core(Bug::VersionFirst, MIXED, &["region", "session", "contract"]),
+    core(Bug::DescNumOfRing, MIXED, &["contract", "session"]),
+    core(Bug::RecoveryLeavesOpen, MIXED, &["region"]),
+    core(Bug::RecoveryMissesLastEntry, MIXED, &["rings", "ledger", "memory", "region"]),
+    // Drain and suspend.
+    core(Bug::ReplyBeforeDrained, MIXED, &["late-write", "quiet", "ownership", "dirty"]),
+    core(Bug::ReplyBeforeCancelled, SUSPENDS, &["late-write", "quiet", "ownership", "dirty"]),
+    core(Bug::WaitsForFirstVring, MIXED, &["late-write", "quiet", "ownership", "dirty"]),
+    core(Bug::CancelledIsReported, SUSPENDS, &["ledger"]),
+    core(Bug::RegionAfterReply, MIGRATES, &["region", "quiet"]),
+    core(Bug::RunsAfterReply, MIGRATES, &["contract", "session", "liveness"]),
+    core(Bug::CancelledLoseEntry, SUSPENDS, &["base", "region"]),
+    core(Bug::StoreKept, MIGRATES, &["liveness"]),
+    // The dirty log.
+    core(Bug::DataNotLogged, MIGRATES, &["dirty"]),
+    core(Bug::FirstPageLogged, MIGRATES, &["dirty"]),
+    core(Bug::LastPageNotLogged, MIGRATES, &["dirty"]),
+    core(Bug::LogBitOffByOne, MIGRATES, &["dirty"]),
+    core(Bug::StatusNotLogged, MIGRATES, &["dirty"]),
+    core(Bug::UsedRingNotLogged, MIGRATES, &["dirty"]),
+    core(Bug::WishNotLogged, MIGRATES, &["dirty"]),
+    core(Bug::LogAfterPublish, MIGRATES, &["dirty"]),
+    core(Bug::FailedReadNotLogged, SUSPENDS, &["dirty"]),
+    core(Bug::LogOffAtStop, MIGRATES, &["dirty"]),
+    core(Bug::LogNotMended, DIES_LOGGING, &["dirty"]),
+    // Requests.
+    core(Bug::FlushAtOnce, MIXED, &["durability"]),
+    core(Bug::WriteThroughIgnored, MIXED, &["durability"]),
+    core(Bug::WriteZeroesDiscards, MIXED, &["ledger"]),
+    core(Bug::DiscardFlagAccepted, MIXED, &["ledger"]),
+    core(Bug::UnknownTypeSucceeds, MIXED, &["ledger"]),
+    core(Bug::CapacityOffByOne, MIXED, &["ledger"]),
+    core(Bug::SectorOverflow, MIXED, &["ledger"]),
+    core(Bug::PartialSectorAccepted, MIXED, &["ledger"]),
+    core(Bug::ErrorSucceeds, MIXED, &["ledger"]),
+    core(Bug::StatusAtDescriptorStart, MIXED, &["memory", "ledger"]),
+    core(Bug::HeaderFillsDescriptor, MIXED, &["ledger"]),
+    core(Bug::SerialTerminated, MIXED, &["memory"]),
+    core(Bug::UsedLenWithoutStatus, MIXED, &["ledger"]),
+    core(Bug::BorderRefused, MIXED, &["ledger"]),
+    // Calls and kicks.
+    core(Bug::EventWithoutWrap, MIXED, &["notification", "liveness"]),
+    core(Bug::EventOfLastOnly, MIXED, &["notification", "liveness"]),
+    core(Bug::WishReadEarly, MIXED, &["notification", "liveness"]),
+    core(Bug::EventIdxPresumed, MIXED, &["notification", "liveness"]),
+    core(Bug::AvailEventNotMoved, MIXED, &["notification", "liveness"]),
+    core(Bug::KicksStayOff, MIXED, &["notification", "liveness"]),
+    core(Bug::NoLookAfterWish, MIXED, &["notification", "liveness"]),
+    core(Bug::NoCallAfterRecovery, MIXED, &["notification", "liveness"]),
+    core(Bug::NoCallForAnswers, MIXED, &["notification", "liveness"]),
+    // The front-end.
+    core(Bug::RegionNotKept, MIXED, &["base", "region", "ledger", "memory", "order", "rings"]),
+    core(Bug::LogFlagForgotten, MIGRATES, &["dirty"]),
+    core(Bug::BaseNotKept, MIXED, &["base"]),
+    core(Bug::AdoptedRegionDropped, MIGRATES, &["base", "region", "ledger", "memory", "rings"]),
+    // Beside the core.
+    entry(Mistake::World(Slip::EarlyImage), MIGRATES, &["region"]),
+    entry(Mistake::World(Slip::Canary), MIXED, &["canary"]),
+];
