@@ -38,6 +38,7 @@ fn nothing(topology: Topology, violation: Violation) -> Outcome {
         stats: Stats::default(),
         at: 0,
         trace: Trace::new(false),
+        excuses: Vec::new(),
         shapes: Vec::new(),
     }
 }

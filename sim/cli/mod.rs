@@ -9,6 +9,8 @@ mod exit;
 mod failure;
 mod hashes;
 mod many;
+#[cfg(feature = "bugs")]
+mod marks;
 mod one;
 mod progress;
 mod seeds;
@@ -70,6 +72,9 @@ enum Command {
     /// Break the core on purpose, one rule at a time, and find it out
     #[cfg(feature = "bugs")]
     Bugs(bugs::BugsArgs),
+    /// Print which places in the core runs come to, and in how many of them
+    #[cfg(feature = "bugs")]
+    Marks(marks::MarksArgs),
 }
 
 #[derive(clap::Args)]
@@ -187,6 +192,8 @@ pub fn main() -> ExitCode {
         }
         #[cfg(feature = "bugs")]
         Command::Bugs(args) => Ok(bugs::run(&args)),
+        #[cfg(feature = "bugs")]
+        Command::Marks(args) => marks::print(&args),
     };
     match result {
         Ok(end) => end.code(),

@@ -37,7 +37,7 @@ pub fn of_many(sum: &Sum, elapsed_ms: u64) {
     println!("requests    {} completed and checked", grouped(s.requests));
     println!("stores      {} of the back-end to shared memory", grouped(s.stores));
     println!(
-        "trouble     {} kills, {} shutdowns, {} unfit back-ends, {} lost connections, {} stalls, front-end gone {} times, both hosts awake {} times, {} pauses, guest between stores {} times",
+        "trouble     {} kills, {} shutdowns, {} unfit back-ends, {} lost connections, {} stalls, front-end gone {} times, both hosts awake {} times, vrings found broken {} times, {} pauses, guest between stores {} times",
         grouped(s.kills),
         grouped(s.shutdowns),
         grouped(s.unfit),
@@ -45,6 +45,7 @@ pub fn of_many(sum: &Sum, elapsed_ms: u64) {
         grouped(s.stalls),
         grouped(s.gone),
         grouped(s.wakes),
+        grouped(s.broken),
         grouped(s.pauses),
         grouped(s.races)
     );

@@ -108,6 +108,8 @@ pub struct Oracle {
     calls: Calls,
     /// By vring: requests fetched when the region was looked at last.
     fetched: Vec<u64>,
+    /// By vring: the guest has broken its rules, and nothing is promised for it.
+    spoiled: Vec<bool>,
 }
 
 impl Oracle {
@@ -126,6 +128,7 @@ impl Oracle {
             unchecked: Vec::new(),
             calls,
             fetched: vec![0; queues],
+            spoiled: vec![false; queues],
         }
     }
 
@@ -134,6 +137,18 @@ impl Oracle {
         let rings: Vec<_> = (0..self.ledger.vrings()).map(|v| *self.ledger.ring(v)).collect();
         self.calls = Calls::new(on, &rings);
         self
+    }
+
+    /// The guest has broken the rules of a vring: what is in flight on it is
+    /// excused, and what its ring says means nothing.
+    pub fn spoiled(&mut self, vring: u16) {
+        self.spoiled[usize::from(vring)] = true;
+        self.calls.called(vring);
+    }
+
+    /// Whether it has.
+    pub fn is_spoiled(&self, vring: u16) -> bool {
+        self.spoiled.get(usize::from(vring)).is_some_and(|spoiled| *spoiled)
     }
 
     /// The requests and what became of them.
@@ -179,6 +194,9 @@ impl Oracle {
     pub fn stored(&mut self, mem: &Mem, store: GuestStore, value: &[u8]) {
         for vring in 0..self.ledger.vrings() {
             let ring = self.ledger.ring(vring);
+            if self.spoiled[usize::from(vring)] {
+                continue;
+            }
             if store.addr == ring.used + 2
                 && let Some(index) = value.first_chunk()
             {
@@ -216,7 +234,7 @@ impl Oracle {
     /// The back-end does nothing more for a vring that may be fetched from until
     /// it is kicked. To be asked right after [`check_region`](Self::check_region).
     pub fn check_sleep(&self, mem: &Mem, vring: u16) -> Result<(), Violation> {
-        if !self.judges.region {
+        if !self.judges.region || self.is_spoiled(vring) {
             return Ok(());
         }
         let fetched = self.fetched[usize::from(vring)];
@@ -231,7 +249,7 @@ impl Oracle {
         vring: u16,
         head: u16,
     ) -> Result<(), Violation> {
-        match self.judges.region {
+        match self.judges.region && !self.is_spoiled(vring) {
             true => region::check_issue(region, vring, head),
             false => Ok(()),
         }
@@ -259,6 +277,9 @@ impl Oracle {
         self.tick += 1;
         let mut most = 0;
         for vring in 0..self.ledger.vrings() {
+            if self.is_spoiled(vring) {
+                continue;
+            }
             let before = self.ledger.used_count(vring);
             while let Some(id) = self.ledger.scan_used(mem, vring)? {
                 let done = self.ledger.verdict(mem, id)?;
@@ -315,6 +336,9 @@ impl Oracle {
 
     /// A back-end has asked the disk.
     pub fn issued(&mut self, job: &Job) -> Result<(), Violation> {
+        if self.is_spoiled(job.vring) {
+            return Ok(());
+        }
         let Ask { order, request, .. } = *self.ledger.check_issue(job)?;
         self.order.issued(job.conn, job.vring, order, request)
     }
@@ -394,6 +418,9 @@ impl Oracle {
             return Ok(());
         }
         for vring in 0..self.ledger.vrings() {
+            if self.is_spoiled(vring) {
+                continue;
+            }
             let fetched = region::check(&self.ledger, mem, region, vring, runs(vring))?;
             self.fetched[usize::from(vring)] = fetched;
         }

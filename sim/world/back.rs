@@ -235,7 +235,8 @@ impl World<'_> {
     /// memory and region have them; `None` if the guest is elsewhere.
     pub(super) fn at_stop(&self, vring: u16) -> Result<Option<(u16, u16)>, Violation> {
         let oracle = self.oracle.borrow();
-        if self.here.id != self.guest_at || !oracle.judges().region {
+        let judged = oracle.judges().region && !oracle.is_spoiled(vring);
+        if self.here.id != self.guest_at || !judged {
             return Ok(None);
         }
         let mem = &self.here.guest_memory.mem;

@@ -25,6 +25,9 @@ impl World<'_> {
         }
         loop {
             let Some((host, event)) = self.scheduler.advance() else {
+                if self.give_lost_kicks() {
+                    continue;
+                }
                 return Err(self.stuck("nothing is left to happen"));
             };
             let done = self.scheduler.done();
@@ -36,7 +39,12 @@ impl World<'_> {
             self.happen(event)?;
             let over = self.migration.as_ref().is_none_or(Migrating::is_over);
             let parted = self.guest_host().front.parting.is_none();
-            if over && self.guest.borrow().is_done() && !self.disk.has_adrift() && parted {
+            if over
+                && self.guest.borrow().is_done()
+                && self.sabotage_is_seen()
+                && !self.disk.has_adrift()
+                && parted
+            {
                 return Ok(());
             }
             if self.settling_since.is_none() && self.is_settling() {
@@ -157,6 +165,15 @@ impl World<'_> {
             }
         }
         for vring in 0..self.topology.queues {
+            if oracle.is_spoiled(vring) && !self.reported[usize::from(vring)] {
+                return Violation::new(
+                    "rings",
+                    format!("{how}: the guest broke vring {vring}, and no back-end said so"),
+                );
+            }
+            if oracle.is_spoiled(vring) {
+                continue;
+            }
             if let Some(ask) = ledger.outstanding(vring).next() {
                 return Violation::new(
                     "liveness",

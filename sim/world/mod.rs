@@ -5,6 +5,7 @@ mod awake;
 mod back;
 mod death;
 mod events;
+mod excuses;
 mod front;
 mod host;
 mod link;
@@ -180,6 +181,9 @@ pub struct World<'a> {
     slip: Option<Slip>,
     /// For who keeps decisions.
     clock: Option<Clock>,
+    /// By vring: a back-end has said that the guest broke its rules.
+    reported: Vec<bool>,
+    excuses: Vec<String>,
     /// Steps of the back-end so far.
     steps: u64,
     shapes: Option<Vec<StepShape>>,
@@ -256,6 +260,8 @@ impl<'a> World<'a> {
             store: None,
             slip: options.slip,
             clock,
+            reported: vec![false; usize::from(topology.queues)],
+            excuses: Vec::new(),
             steps: 0,
             shapes: options.shapes.then(Vec::new),
             topology,
@@ -414,8 +420,10 @@ impl<'a> World<'a> {
         self.stats.disk_faults = self.disk.fault_counts();
         self.stats.requests = self.oracle.borrow().ledger().completed_count();
         let made = self.made();
+        self.note_spoiled();
         Outcome {
             made,
+            excuses: std::mem::take(&mut self.excuses),
             hash: self.hash(),
             topology: self.topology,
             verdict,
