@@ -133,7 +133,9 @@ impl World<'_> {
     // spec: vhost-user, VHOST_USER_GET_VRING_BASE
     pub(super) fn check_drained(&self, vring: u16) -> Result<(), Violation> {
         let left = self.flagged(vring).unwrap_or(0);
-        if left > 0 && !self.here.front.may_leave {
+        // What a guest has broken, nobody can finish.
+        let broken = self.guest.borrow().sabotage(vring).is_some();
+        if left > 0 && !self.here.front.may_leave && !broken {
             return Err(vow(format!(
                 "a stop of vring {vring} that was to drain it leaves {left} requests in flight"
             )));
@@ -163,6 +165,10 @@ impl World<'_> {
 
     /// Chains that were fetched from a vring of which no batch is open.
     pub(super) fn fetched(&self, vring: u16) -> Option<u64> {
+        // Of a ring that its guest has broken nobody knows.
+        if self.guest.borrow().sabotage(vring).is_some() {
+            return None;
+        }
         Some(self.oracle.borrow().ledger().used_count(vring) + self.flagged(vring)?)
     }
 
@@ -170,9 +176,9 @@ impl World<'_> {
     /// long, neither the guest nor whatever else the process looks after.
     pub(super) fn check_pace(&self, vring: u16, before: &Progress) -> Result<(), Violation> {
         let Some(after) = self.progress(vring) else { return Ok(()) };
+        let there = before.available - before.fetched;
         let (few, most) = (u64::from(CHAINS_UNDIVIDED), u64::from(CHAINS_PER_CALL));
         let of = |there: u64| there.div_ceil(2).clamp(few, most);
-        let there = before.available - before.fetched;
         // The guest may have added some meanwhile.
         let most = of(after.available - before.fetched);
         let got = after.fetched - before.fetched;
