@@ -21,10 +21,12 @@ fn word_at(tag: u64, sector: u64, index: u64) -> u64 {
 pub fn decode(content: &[u8], sector: u64) -> Option<u64> {
     let word = |chunk: &[u8]| u64::from_le_bytes(chunk.try_into().expect("eight bytes"));
     let tag = word(content.get(..8)?);
-    let right = (0u64..)
-        .zip(content.chunks_exact(8))
-        .all(|(i, chunk)| word(chunk) == if tag == 0 { 0 } else { word_at(tag, sector, i) });
-    right.then_some(tag)
+    // Without a way out in the middle, a processor compares many words at once.
+    let differs = (0u64..).zip(content.chunks_exact(8)).fold(0, |differs, (i, chunk)| {
+        let right = if tag == 0 { 0 } else { word_at(tag, sector, i) };
+        differs | (word(chunk) ^ right)
+    });
+    (differs == 0).then_some(tag)
 }
 
 #[cfg(test)]

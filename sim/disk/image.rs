@@ -3,9 +3,12 @@
 
 use super::versions::Versions;
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// Bytes of a sector.
 pub const SECTOR: u64 = 512;
+
+static ZEROES: [u8; SECTOR as usize] = [0; SECTOR as usize];
 
 /// Content of every sector, and which of it waits in the volatile cache.
 ///
@@ -15,7 +18,10 @@ pub const SECTOR: u64 = 512;
 /// as well.
 #[derive(Debug)]
 pub struct Image {
-    bytes: Vec<u8>,
+    /// By sector: its place in `contents`, counted from 1; 0 where nobody has
+    /// written, which is most of a disk.
+    places: Vec<u32>,
+    contents: Vec<[u8; SECTOR as usize]>,
     /// Sector to (first store into the cache since it was durable, tag that is
     /// durable still).
     cached: BTreeMap<u64, (u64, u64)>,
@@ -27,7 +33,8 @@ impl Image {
     /// A disk of zeroes.
     pub fn new(sectors: u64) -> Self {
         Self {
-            bytes: vec![0; (sectors * SECTOR) as usize],
+            places: vec![0; sectors as usize],
+            contents: Vec::new(),
             cached: BTreeMap::new(),
             stores: 0,
             versions: None,
@@ -42,29 +49,55 @@ impl Image {
 
     /// Sectors there are.
     pub fn sectors(&self) -> u64 {
-        self.bytes.len() as u64 / SECTOR
+        self.places.len() as u64
     }
 
     /// Content of one sector.
     pub fn sector(&self, sector: u64) -> &[u8] {
-        &self.bytes[(sector * SECTOR) as usize..][..SECTOR as usize]
+        match self.places[sector as usize] {
+            0 => &ZEROES,
+            place => &self.contents[place as usize - 1],
+        }
+    }
+
+    /// The same, to be changed.
+    fn sector_mut(&mut self, sector: u64) -> &mut [u8; SECTOR as usize] {
+        let place = &mut self.places[sector as usize];
+        if *place == 0 {
+            self.contents.push(ZEROES);
+            *place = self.contents.len() as u32;
+        }
+        &mut self.contents[*place as usize - 1]
+    }
+
+    /// Whether somebody has ever written to this sector.
+    pub fn is_written(&self, sector: u64) -> bool {
+        self.places[sector as usize] != 0
     }
 
     /// Bytes of the disk from an offset on.
     pub fn read(&self, offset: u64, into: &mut [u8]) {
-        into.copy_from_slice(&self.bytes[offset as usize..][..into.len()]);
+        for (sector, within, bytes) in pieces(offset, into.len()) {
+            into[bytes].copy_from_slice(&self.sector(sector)[within]);
+        }
     }
 
     /// Put content into the cache, or through it.
     pub fn write(&mut self, offset: u64, bytes: &[u8], durable: bool) {
         self.touch(offset, bytes.len() as u64, durable);
-        self.bytes[offset as usize..][..bytes.len()].copy_from_slice(bytes);
+        for (sector, within, from) in pieces(offset, bytes.len()) {
+            self.sector_mut(sector)[within].copy_from_slice(&bytes[from]);
+        }
     }
 
     /// Zeroes over a range.
     pub fn zero(&mut self, offset: u64, len: u64, durable: bool) {
         self.touch(offset, len, durable);
-        self.bytes[offset as usize..][..len as usize].fill(0);
+        for (sector, within, _) in pieces(offset, len as usize) {
+            if self.is_written(sector) {
+                self.sector_mut(sector)[within].fill(0);
+            }
+        }
     }
 
     fn touch(&mut self, offset: u64, len: u64, durable: bool) {
@@ -83,12 +116,12 @@ impl Image {
     }
 
     fn keep(&mut self, sector: u64, durable: bool) {
-        let before = &self.bytes[(sector * SECTOR) as usize..][..SECTOR as usize];
-        match &mut self.versions {
-            Some(versions) if durable => versions.through(sector),
-            Some(versions) => versions.stored(sector, self.stores, before),
-            None => {}
+        let Some(mut versions) = self.versions.take() else { return };
+        match durable {
+            true => versions.through(sector),
+            false => versions.stored(sector, self.stores, self.sector(sector)),
         }
+        self.versions = Some(versions);
     }
 
     /// First eight bytes of a sector: who wrote it.
@@ -127,8 +160,7 @@ impl Image {
         self.cached.clear();
         let back = self.versions.as_mut().map_or_else(Vec::new, |versions| versions.lose(pick));
         for (sector, content) in &back {
-            self.bytes[(sector * SECTOR) as usize..][..SECTOR as usize]
-                .copy_from_slice(&content[..]);
+            self.sector_mut(*sector).copy_from_slice(&content[..]);
         }
         back.len() as u64
     }
@@ -138,6 +170,18 @@ impl Image {
     pub fn volatile(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
         self.cached.iter().map(|(sector, (_, tag))| (*sector, *tag))
     }
+}
+
+/// Sectors that a range touches, with the bytes within each and the bytes of the
+/// range they are.
+fn pieces(offset: u64, len: usize) -> impl Iterator<Item = (u64, Range<usize>, Range<usize>)> {
+    let end = offset + len as u64;
+    (offset / SECTOR..end.div_ceil(SECTOR)).map(move |sector| {
+        let first = sector * SECTOR;
+        let (from, to) = (offset.max(first), end.min(first + SECTOR));
+        let relative = |base| (from - base) as usize..(to - base) as usize;
+        (sector, relative(first), relative(offset))
+    })
 }
 
 #[cfg(test)]
@@ -163,6 +207,18 @@ mod tests {
         image.flush(image.mark());
         image.write(2 * SECTOR, &sector(4), false);
         assert_eq!(image.volatile().collect::<Vec<_>>(), [(2, 3)]);
+    }
+
+    #[test]
+    fn image_reads_what_was_written_at_any_offset() {
+        let mut image = Image::new(4);
+        image.write(500, &[7; 600], false);
+        image.zero(520, 10, false);
+        let mut got = [1; 2048];
+        image.read(0, &mut got);
+        let want = |at| u8::from((500..1100).contains(&at) && !(520..530).contains(&at)) * 7;
+        assert!(got.iter().enumerate().all(|(at, byte)| *byte == want(at)));
+        assert_eq!([0, 1, 2, 3].map(|s| image.is_written(s)), [true, true, true, false]);
     }
 
     #[test]

@@ -182,8 +182,8 @@ impl Disk {
     /// The moment when a job's bytes move. Nothing happens if its process has
     /// died, or if it moved already.
     pub fn apply(&mut self, key: u64, mem: &Mem) -> Option<&Job> {
-        let mut pending = self.pending.remove(&key)?;
-        if !pending.applied {
+        if !self.pending.get(&key)?.applied {
+            let mut pending = self.pending.remove(&key)?;
             pending.applied = true;
             let len = pending.job.len;
             // A request that fails has moved some of its bytes, or none.
@@ -193,8 +193,9 @@ impl Disk {
             };
             let limit = self.strike(&mut pending, limit);
             self.perform(&pending, limit, mem);
+            self.pending.insert(key, pending);
         }
-        Some(&self.pending.entry(key).or_insert(pending).job)
+        self.job(key)
     }
 
     /// The job is over; what came of it.

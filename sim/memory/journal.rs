@@ -109,13 +109,17 @@ struct Page {
 }
 
 impl Shadow {
-    /// A place that is about to get a content of this name.
-    fn touch(&mut self, at: usize, len: usize, content: u64, dirty: bool) -> &mut [u8] {
+    /// A place gets a content of this name.
+    fn mark(&mut self, at: usize, len: usize, content: u64, dirty: bool) {
         for page in &mut self.pages[at / PAGE..=(at + len - 1) / PAGE] {
             page.content = content;
             page.dirty |= dirty;
         }
-        &mut self.bytes[at..at + len]
+    }
+
+    fn put(&mut self, at: usize, bytes: &[u8], content: u64, dirty: bool) {
+        self.mark(at, bytes.len(), content, dirty);
+        self.bytes[at..at + bytes.len()].copy_from_slice(bytes);
     }
 
     fn page(&self, page: usize) -> &[u8] {
@@ -152,9 +156,8 @@ impl Journal {
             Writer::Nobody => return None,
             Writer::Others | Writer::Disk => {
                 self.contents += 1;
-                let mapping = Arc::clone(&shadow.mapping);
-                let dirty = self.writer == Writer::Others;
-                read(&mapping, offset, shadow.touch(offset, len, self.contents, dirty));
+                shadow.mark(offset, len, self.contents, self.writer == Writer::Others);
+                read(&shadow.mapping, offset, &mut shadow.bytes[offset..offset + len]);
                 return None;
             }
             Writer::BackEnd => {}
@@ -216,9 +219,9 @@ impl Journal {
     pub(super) fn settle(&mut self, count: usize) {
         for store in &self.stores[self.settled..count] {
             self.contents += 1;
-            self.shadows[store.region as usize]
-                .touch(store.offset as usize, store.len as usize, self.contents, false)
-                .copy_from_slice(&self.data[store.data..][..store.len as usize]);
+            let bytes = &self.data[store.data..][..store.len as usize];
+            let shadow = &mut self.shadows[store.region as usize];
+            shadow.put(store.offset as usize, bytes, self.contents, false);
         }
         self.settled = count;
     }
@@ -268,8 +271,7 @@ impl Journal {
         if content == to.pages[page].content {
             return false;
         }
-        let bytes = from.page(page);
-        to.touch(page * PAGE, bytes.len(), content, true).copy_from_slice(bytes);
+        to.put(page * PAGE, from.page(page), content, true);
         true
     }
 

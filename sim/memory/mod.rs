@@ -9,6 +9,7 @@ use journal::{Journal, Writer};
 pub use journal::{PAGE, Race, Store};
 pub use log::{LogSlice, StoreLog};
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 pub use view::Mem;
@@ -39,6 +40,8 @@ struct Region {
 pub struct Arena {
     journal: Rc<RefCell<Journal>>,
     regions: Vec<Region>,
+    /// Regions that are not handed out, by size.
+    free: BTreeMap<usize, Vec<RegionId>>,
 }
 
 impl Drop for Arena {
@@ -60,7 +63,7 @@ pub type RegionId = u32;
 impl Arena {
     /// No memory yet.
     pub fn new() -> Self {
-        Self { journal: Rc::default(), regions: Vec::new() }
+        Self { journal: Rc::default(), regions: Vec::new(), free: BTreeMap::new() }
     }
 
     /// Forget the run: every region is zero and free again.
@@ -72,25 +75,27 @@ impl Arena {
         // has to be made zero again as well.
         journal.commit();
         drop(journal);
-        for region in &mut self.regions {
-            region.used = false;
+        // The last come first, so that a run finds its regions in one order.
+        for (id, region) in self.regions.iter_mut().enumerate().rev() {
+            if std::mem::take(&mut region.used) {
+                self.free.entry(region.mapping.size()).or_default().push(id as RegionId);
+            }
         }
     }
 
     /// A zeroed region of this many bytes.
     pub fn region(&mut self, len: u64) -> RegionId {
         let size = usize::try_from(len).expect("regions of the simulator are small");
-        let free = self.regions.iter().position(|r| !r.used && r.mapping.size() == size);
-        let index = free.unwrap_or_else(|| self.map(size));
-        self.regions[index].used = true;
-        let id = index as RegionId;
+        let free = self.free.get_mut(&size).and_then(Vec::pop);
+        let id = free.unwrap_or_else(|| self.map(size));
+        self.regions[id as usize].used = true;
         self.zero(id);
         id
     }
 
     // The arena lives in one thread; the `Arc` is what vm-memory asks for.
     #[allow(clippy::arc_with_non_send_sync)]
-    fn map(&mut self, size: usize) -> usize {
+    fn map(&mut self, size: usize) -> RegionId {
         let id = RegionId::try_from(self.regions.len()).expect("a handful of regions");
         let log = StoreLog::new(id, Rc::clone(&self.journal));
         let mapping = MmapRegionBuilder::new_with_bitmap(size, log)
@@ -100,7 +105,7 @@ impl Arena {
         let mapping = Arc::new(mapping);
         self.journal.borrow_mut().add_region(Arc::clone(&mapping));
         self.regions.push(Region { mapping, used: false });
-        self.regions.len() - 1
+        id
     }
 
     fn zero(&self, id: RegionId) {
@@ -109,7 +114,7 @@ impl Arena {
         self.as_nobody(|| {
             for page in wiped {
                 let len = PAGE.min(size - page * PAGE);
-                self.slice(id, page * PAGE, len).copy_from(&[0; PAGE][..len]);
+                self.slice(id, page * PAGE, len).copy_from(&[0u8; PAGE][..len]);
             }
         });
     }

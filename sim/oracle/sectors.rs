@@ -10,7 +10,6 @@ use crate::disk::{Image, SECTOR};
 use crate::memory::Mem;
 use crate::pattern;
 use crate::trace::Verb;
-use std::collections::BTreeMap;
 use vm_memory::{Bytes, GuestAddress};
 
 /// A change to one sector.
@@ -36,8 +35,13 @@ impl Change {
     }
 }
 
+/// What every sector has been through from the beginning.
+static ZEROES: Change =
+    Change { request: u64::MAX, tag: 0, submitted: 0, completed: Some(0), certain: true };
+
 #[derive(Clone, Debug, Default)]
 struct Sector {
+    /// From [`ZEROES`] on; empty as long as that is all, as on most of a disk.
     history: Vec<Change>,
     /// Indexes into `history` of what the sector may hold.
     possible: Vec<usize>,
@@ -47,6 +51,7 @@ struct Sector {
 }
 
 struct ReadUnderWay {
+    request: u64,
     sector: u64,
     /// Tick of publication.
     submitted: u64,
@@ -56,21 +61,19 @@ struct ReadUnderWay {
 
 pub(super) struct Sectors {
     sectors: Vec<Sector>,
-    reads: BTreeMap<u64, ReadUnderWay>,
+    reads: Vec<ReadUnderWay>,
+    /// Reads that are over, to be used again.
+    spare: Vec<ReadUnderWay>,
     buffer: Vec<u8>,
     pub excuses: Excuses,
 }
 
 impl Sectors {
     pub fn new(sectors: u64) -> Self {
-        let zero =
-            Change { request: u64::MAX, tag: 0, submitted: 0, completed: Some(0), certain: true };
         Self {
-            sectors: vec![
-                Sector { history: vec![zero], possible: vec![0], ..Sector::default() };
-                sectors as usize
-            ],
-            reads: BTreeMap::new(),
+            sectors: vec![Sector::default(); sectors as usize],
+            reads: Vec::new(),
+            spare: Vec::new(),
             buffer: Vec::new(),
             excuses: Excuses::default(),
         }
@@ -78,16 +81,17 @@ impl Sectors {
 
     /// Everything that ever happened to a sector.
     pub fn history(&self, sector: u64) -> &[Change] {
-        &self.sectors[sector as usize].history
+        match &self.sectors[sector as usize].history[..] {
+            [] => std::slice::from_ref(&ZEROES),
+            history => history,
+        }
     }
 
     pub fn submitted(&mut self, ask: &Ask, tick: u64) {
         let range = ask.sector as usize..(ask.sector + ask.sectors) as usize;
         let tag = match ask.verb {
             Verb::Read => {
-                let allowed = self.sectors[range].iter().map(Sector::tags).collect();
-                let read = ReadUnderWay { sector: ask.sector, submitted: tick, allowed };
-                self.reads.insert(ask.request, read);
+                self.read_begins(ask, tick);
                 return;
             }
             Verb::Write => pattern::tag(ask.request),
@@ -97,10 +101,11 @@ impl Sectors {
         let change =
             Change { request: ask.request, tag, submitted: tick, completed: None, certain: false };
         for sector in &mut self.sectors[range] {
+            sector.wake();
             sector.possible.push(sector.history.len());
             sector.history.push(change);
         }
-        for read in self.reads.values_mut() {
+        for read in &mut self.reads {
             let end = read.sector + read.allowed.len() as u64;
             for at in ask.sector.max(read.sector)..(ask.sector + ask.sectors).min(end) {
                 let (tags, changing) = &mut read.allowed[(at - read.sector) as usize];
@@ -110,9 +115,25 @@ impl Sectors {
         }
     }
 
+    fn read_begins(&mut self, ask: &Ask, tick: u64) {
+        let spare = self.spare.pop();
+        let mut allowed = spare.map_or_else(Vec::new, |read| read.allowed);
+        allowed.resize_with(ask.sectors as usize, Default::default);
+        let sectors = &self.sectors[ask.sector as usize..];
+        for (sector, (tags, changing)) in sectors.iter().zip(&mut allowed) {
+            tags.clear();
+            tags.extend(sector.tags());
+            *changing = sector.is_changing();
+        }
+        let Ask { request, sector, .. } = *ask;
+        self.reads.push(ReadUnderWay { request, sector, submitted: tick, allowed });
+    }
+
     /// A request is used. `ok`: it was acknowledged as done.
     pub fn completed(&mut self, ask: &Ask, ok: bool, tick: u64) {
-        self.reads.remove(&ask.request);
+        if let Some(at) = self.reads.iter().position(|read| read.request == ask.request) {
+            self.spare.push(self.reads.swap_remove(at));
+        }
         if !matches!(ask.verb, Verb::Write | Verb::Discard | Verb::WriteZeroes) {
             return;
         }
@@ -134,7 +155,7 @@ impl Sectors {
             mem.read_slice(&mut self.buffer[at..], GuestAddress(*addr))
                 .expect("buffers lie in guest memory");
         }
-        let Some(read) = self.reads.get(&ask.request) else {
+        let Some(read) = self.reads.iter().find(|read| read.request == ask.request) else {
             return broken(format!("request {} is no read under way", ask.request));
         };
         for (i, content) in self.buffer.chunks_exact(SECTOR as usize).enumerate() {
@@ -169,13 +190,14 @@ impl Sectors {
     /// Power was lost: of everything that was acknowledged, only what was
     /// submitted and completed before `promised` is sure to be there.
     pub fn power_lost(&mut self, promised: u64) {
-        for (at, sector) in (0u64..).zip(&mut self.sectors) {
+        let written = |(_, sector): &(u64, &mut Sector)| !sector.history.is_empty();
+        for (at, sector) in (0u64..).zip(&mut self.sectors).filter(written) {
             sector.power_lost(promised, self.excuses.lapsed(at));
         }
         // Reads under way are asked for again and find what is left.
-        for read in self.reads.values_mut() {
+        for read in &mut self.reads {
             for (at, (tags, changing)) in (read.sector as usize..).zip(&mut read.allowed) {
-                tags.extend(self.sectors[at].tags().0);
+                tags.extend(self.sectors[at].tags());
                 *changing = true;
             }
         }
@@ -184,10 +206,12 @@ impl Sectors {
     /// Compare what lies on the disk.
     pub fn check_image(&self, image: &Image) -> Result<(), Violation> {
         for (at, sector) in (0u64..).zip(&self.sectors) {
+            if sector.history.is_empty() && !image.is_written(at) {
+                continue;
+            }
             let found = pattern::decode(image.sector(at), at);
-            let (allowed, _) = sector.tags();
-            if !found.is_some_and(|tag| allowed.contains(&tag)) {
-                let allowed: Vec<String> = allowed.into_iter().map(writer).collect();
+            if !found.is_some_and(|found| sector.tags().any(|tag| tag == found)) {
+                let allowed: Vec<String> = sector.tags().map(writer).collect();
                 return Err(Violation::new(
                     "sectors",
                     format!(
@@ -207,11 +231,23 @@ fn writer(tag: u64) -> String {
 }
 
 impl Sector {
-    /// Tags it may hold, and whether one of them is still being written.
-    fn tags(&self) -> (Vec<u64>, bool) {
-        let tags = self.possible.iter().map(|i| self.history[*i].tag).collect();
-        let changing = self.possible.iter().any(|i| self.history[*i].completed.is_none());
-        (tags, changing)
+    /// It is written to for the first time.
+    fn wake(&mut self) {
+        if self.history.is_empty() {
+            self.history.push(ZEROES);
+            self.possible.push(0);
+        }
+    }
+
+    /// Tags it may hold.
+    fn tags(&self) -> impl Iterator<Item = u64> + '_ {
+        let untouched = self.history.is_empty().then_some(ZEROES.tag);
+        untouched.into_iter().chain(self.possible.iter().map(|i| self.history[*i].tag))
+    }
+
+    /// Whether one of them is still being written.
+    fn is_changing(&self) -> bool {
+        self.possible.iter().any(|i| self.history[*i].completed.is_none())
     }
 
     fn complete(&mut self, request: u64, certain: bool, tick: u64) {
@@ -234,6 +270,9 @@ impl Sector {
     /// A read that met no writer has seen this; later ones see it too.
     fn settle(&mut self, tag: u64) {
         let history = &self.history;
+        if history.is_empty() {
+            return;
+        }
         self.possible.retain(|i| history[*i].tag == tag || history[*i].completed.is_none());
         // Nobody has written since power was lost, so it has seen what was left.
         if self.since == history.len() {
@@ -280,7 +319,7 @@ mod tests {
     }
 
     fn tags(s: &Sectors) -> Vec<u64> {
-        let mut tags = s.sectors[3].tags().0;
+        let mut tags: Vec<u64> = s.sectors[3].tags().collect();
         tags.sort_unstable();
         tags
     }
@@ -324,6 +363,6 @@ mod tests {
         let r = ask(1, Verb::Read);
         s.submitted(&r, 10);
         s.submitted(&ask(2, Verb::Write), 11);
-        assert_eq!(s.reads[&1].allowed, [(vec![0, 3], true)]);
+        assert_eq!(s.reads[0].allowed, [(vec![0, 3], true)]);
     }
 }

@@ -8,6 +8,7 @@ use super::ledger::joined;
 use super::{Ledger, Violation};
 use crate::memory::Mem;
 use crate::trace::Verb;
+use std::cell::{RefCell, RefMut};
 
 /// One store to guest memory.
 #[derive(Clone, Copy, Debug)]
@@ -18,19 +19,29 @@ pub struct GuestStore {
     pub len: u64,
 }
 
-/// Judges the stores of one step, in their order.
-pub(super) struct Watch<'a> {
-    ledger: &'a Ledger,
-    mem: &'a Mem,
+/// What one step has done so far.
+#[derive(Debug, Default)]
+pub(super) struct Step {
     /// Requests given back in this step.
     ended: Vec<u64>,
     /// By vring, if it was published in this step: next used index to look at.
     seen: Vec<(u16, u16)>,
 }
 
+/// Judges the stores of one step, in their order.
+pub(super) struct Watch<'a> {
+    ledger: &'a Ledger,
+    mem: &'a Mem,
+    step: RefMut<'a, Step>,
+}
+
 impl<'a> Watch<'a> {
-    pub fn new(ledger: &'a Ledger, mem: &'a Mem) -> Self {
-        Self { ledger, mem, ended: Vec::new(), seen: Vec::new() }
+    /// `step` is made new; its lists are used again and again.
+    pub fn new(ledger: &'a Ledger, mem: &'a Mem, step: &'a RefCell<Step>) -> Self {
+        let mut step = step.borrow_mut();
+        step.ended.clear();
+        step.seen.clear();
+        Self { ledger, mem, step }
     }
 
     /// `value`: what was stored, where it is a used index.
@@ -54,7 +65,7 @@ impl<'a> Watch<'a> {
                     store.len, store.addr
                 ),
             )),
-            Some(request) if self.ended.contains(&request) => Err(Violation::new(
+            Some(request) if self.step.ended.contains(&request) => Err(Violation::new(
                 "memory",
                 format!("back-end writes to request {request} after it was given back"),
             )),
@@ -63,15 +74,16 @@ impl<'a> Watch<'a> {
     }
 
     fn publish(&mut self, vring: u16, index: u16) {
-        let at = self.seen.iter().position(|(of, _)| *of == vring).unwrap_or_else(|| {
-            self.seen.push((vring, self.ledger.ring(vring).used_seen));
-            self.seen.len() - 1
+        let Step { ended, seen } = &mut *self.step;
+        let at = seen.iter().position(|(of, _)| *of == vring).unwrap_or_else(|| {
+            seen.push((vring, self.ledger.ring(vring).used_seen));
+            seen.len() - 1
         });
-        let seen = &mut self.seen[at].1;
+        let seen = &mut seen[at].1;
         // More than a ring at once is for the oracle of rings to say.
-        while *seen != index && self.ended.len() < 1 << 16 {
+        while *seen != index && ended.len() < 1 << 16 {
             let head = self.ledger.ring(vring).used_head(self.mem, *seen);
-            self.ended.extend(self.ledger.holder(vring, head));
+            ended.extend(self.ledger.holder(vring, head));
             *seen = seen.wrapping_add(1);
         }
     }

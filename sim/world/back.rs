@@ -414,10 +414,16 @@ impl World<'_> {
     pub(super) fn back_reap(&mut self, life: u32) -> Result<(), Violation> {
         let Some(back) = self.here.back.as_mut().filter(|b| b.life == life) else { return Ok(()) };
         back.reaping = false;
-        let finished = std::mem::take(&mut back.finished);
+        let mut finished = std::mem::take(&mut back.finished);
+        if finished.is_empty() {
+            return Ok(());
+        }
         finished.iter().for_each(|done| back.vows.told(done.id));
-        if !finished.is_empty() {
-            self.back_step(Wake::DiskDone, Input::DiskDone(&finished))?;
+        self.back_step(Wake::DiskDone, Input::DiskDone(&finished))?;
+        // The list is made once.
+        finished.clear();
+        if let Some(back) = self.here.back.as_mut().filter(|b| b.finished.capacity() == 0) {
+            back.finished = finished;
         }
         Ok(())
     }

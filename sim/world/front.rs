@@ -133,10 +133,12 @@ impl World<'_> {
         let now = Instant::from_nanos(self.now());
         let front = &mut self.here.front;
         front.core.handle_input(now, input).map_err(|e| contract(format!("front-end: {e}")))?;
-        let outputs: Vec<_> = std::iter::from_fn(|| front.core.poll_output()).collect();
-        for output in outputs {
-            self.front_output(output)?;
-        }
+        let mut outputs = std::mem::take(&mut self.front_outputs);
+        outputs.extend(std::iter::from_fn(|| front.core.poll_output()));
+        // One of them may lead to the next step.
+        let done = outputs.drain(..).try_for_each(|output| self.front_output(output));
+        self.front_outputs = outputs;
+        done?;
         self.arm_front_timer();
         Ok(())
     }
@@ -166,7 +168,7 @@ impl World<'_> {
                     })
                     .collect::<Result<Vec<_>, _>>()?;
                 let conn = front.conn.ok_or_else(|| contract("sends without a connection"))?;
-                self.send_to_back(conn, &bytes, objects);
+                self.send_to_back(conn, bytes, objects);
             }
             Output::ChannelSend { .. } => return Err(contract("there is no channel to send on")),
             Output::Release(handle) => {

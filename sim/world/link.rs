@@ -3,29 +3,32 @@
 
 use super::objects::ObjectId;
 use crate::choices::{Ratio, Stream};
+use bytes::Bytes;
 use std::collections::VecDeque;
 
 /// Bytes that arrive together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Piece {
     /// The bytes.
-    pub bytes: Vec<u8>,
+    pub bytes: Bytes,
     /// What rides on the first of them.
     pub objects: Vec<ObjectId>,
 }
 
 /// Cut what is sent at drawn places.
-pub fn cut(s: &mut Stream, split: Ratio, bytes: &[u8], objects: Vec<ObjectId>) -> Vec<Piece> {
+pub fn cut(
+    s: &mut Stream,
+    split: Ratio,
+    mut bytes: Bytes,
+    mut objects: Vec<ObjectId>,
+) -> impl Iterator<Item = Piece> + use<> {
     let mut pieces = Vec::new();
-    let mut rest = bytes;
-    let mut objects = objects;
-    while rest.len() > 1 && s.chance("split", split) {
-        let at = s.range("cut", 1, rest.len() as u64 - 1) as usize;
-        pieces.push(Piece { bytes: rest[..at].to_vec(), objects: std::mem::take(&mut objects) });
-        rest = &rest[at..];
+    while bytes.len() > 1 && s.chance("split", split) {
+        let at = s.range("cut", 1, bytes.len() as u64 - 1) as usize;
+        let objects = std::mem::take(&mut objects);
+        pieces.push(Piece { bytes: bytes.split_to(at), objects });
     }
-    pieces.push(Piece { bytes: rest.to_vec(), objects });
-    pieces
+    pieces.into_iter().chain([Piece { bytes, objects }])
 }
 
 /// What has arrived at one end and was not read yet.
@@ -60,20 +63,28 @@ impl Inbox {
     /// descriptors with what comes after it, and ends with the first piece that
     /// carries some, as it does on a real socket.
     pub fn read(&mut self, limit: usize) -> Option<Piece> {
-        if limit == 0 || self.pieces.is_empty() {
-            return None;
+        let first = self.pieces.front_mut().filter(|_| limit > 0)?;
+        let mut objects = std::mem::take(&mut first.objects);
+        // Mostly one piece has it all, and nothing is copied.
+        let bytes = first.bytes.split_to(limit.min(first.bytes.len()));
+        if first.bytes.is_empty() {
+            self.pieces.pop_front();
         }
-        let mut got = Piece { bytes: Vec::new(), objects: Vec::new() };
-        while got.bytes.len() < limit && got.objects.is_empty() {
-            let Some(piece) = self.pieces.front_mut() else { break };
-            got.objects = std::mem::take(&mut piece.objects);
-            let take = piece.bytes.len().min(limit - got.bytes.len());
-            got.bytes.extend(piece.bytes.drain(..take));
+        if bytes.len() == limit || !objects.is_empty() || self.pieces.is_empty() {
+            return Some(Piece { bytes, objects });
+        }
+        let mut got = bytes.to_vec();
+        while got.len() < limit
+            && objects.is_empty()
+            && let Some(piece) = self.pieces.front_mut()
+        {
+            objects = std::mem::take(&mut piece.objects);
+            got.extend_from_slice(&piece.bytes.split_to(piece.bytes.len().min(limit - got.len())));
             if piece.bytes.is_empty() {
                 self.pieces.pop_front();
             }
         }
-        Some(got)
+        Some(Piece { bytes: got.into(), objects })
     }
 }
 
@@ -113,13 +124,13 @@ mod tests {
             let mut inbox = Inbox::default();
             let mut expected = Vec::new();
             for message in 0..6u8 {
-                let bytes = vec![message; 20];
+                let bytes = Bytes::from(vec![message; 20]);
                 let objects =
                     if message % 2 == 0 { vec![] } else { vec![ObjectId(message.into())] };
                 if message % 2 == 1 {
                     expected.push((20 * usize::from(message), ObjectId(message.into())));
                 }
-                for piece in cut(&mut s, Ratio::new(1, 2), &bytes, objects) {
+                for piece in cut(&mut s, Ratio::new(1, 2), bytes, objects) {
                     inbox.push(piece);
                 }
             }

@@ -5,6 +5,7 @@ use crate::disk::faults::Counts;
 use crate::oracle::Violation;
 use crate::topology::Topology;
 use crate::trace::Trace;
+use serde::{Deserialize, Serialize};
 
 /// A moment in a run at which the back-end dies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,7 +30,8 @@ pub struct StepShape {
 }
 
 /// Counted over a run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Stats {
     /// Scheduler events.
     pub events: u64,

@@ -165,6 +165,9 @@ impl StoreCheck {
 
     /// Judge the stores of the step from one to before another.
     pub fn run(&self, oracle: &Oracle, from: u64, to: u64) -> Result<(), Violation> {
+        if !oracle.judges().costly {
+            return Ok(());
+        }
         let in_turn = |i: u64| (from..to).contains(&i);
         if self.quiet.contains(&true) {
             self.stores.with(|stores| {

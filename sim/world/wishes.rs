@@ -44,7 +44,7 @@ impl World<'_> {
                 let stopped = session::stop_answer(&bytes);
                 // Without a stop, vrings end only by a reset of the device.
                 let reset = std::mem::take(&mut back.stopped);
-                self.send_to_front(conn, &bytes, objects);
+                self.send_to_front(conn, bytes, objects);
                 if let Some(base) = stopped {
                     if let Some((used, inflight)) = self.at_stop(base.vring)? {
                         session::check_answer(base, used, inflight)?;
