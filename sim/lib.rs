@@ -11,6 +11,7 @@ pub mod memory;
 pub mod oracle;
 pub mod pattern;
 pub mod profile;
+pub mod report;
 pub mod run;
 pub mod scenario;
 pub mod scheduler;

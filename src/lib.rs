@@ -47,6 +47,7 @@ pub mod driver;
 pub mod frontend;
 mod handle;
 pub mod inflight;
+pub mod marks;
 pub mod memory;
 pub mod migration;
 pub mod time;

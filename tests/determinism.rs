@@ -31,24 +31,24 @@ fn watched(arena: &mut Arena, scenario: &Scenario) -> Outcome {
 
 /// Seed and trace hash; the same in debug and release and on any machine.
 const PINNED: [(u64, u64); 8] = [
-    (0, 0x0052_99b1_1e08_2351),
-    (1, 0x40ab_b21b_5d6b_0c39),
+    (0, 0x1e74_ecfc_f638_3a1a),
+    (1, 0x6ec3_3181_d5b8_a79b),
     (2, 0x7cd4_ce2a_7ce0_aed6),
-    (3, 0x681c_f9ec_20b0_c653),
-    (4, 0x6b25_258c_ceaf_ea10),
-    (5, 0xd3ed_e458_7348_afe4),
-    (6, 0x0413_2d15_7630_0111),
+    (3, 0x841f_3fa9_badb_0a58),
+    (4, 0x9705_c973_f80f_b6de),
+    (5, 0xcdea_329e_f6a2_c3a1),
+    (6, 0x9ce5_acae_e7a5_b2e9),
     (7, 0xe8a1_6691_024c_584c),
 ];
 
 /// The same for runs in which the guest migrates.
 const PINNED_MIGRATIONS: [(u64, u64); 6] = [
-    (0, 0x2623_dd18_40fc_213f),
-    (1, 0xca97_2eed_85ef_9139),
-    (2, 0x32db_ea6a_e4b7_f68c),
-    (3, 0xa9f3_3b3b_6319_9908),
-    (4, 0x1a7a_a864_86b9_41bb),
-    (5, 0x08e4_bda4_def0_58d3),
+    (0, 0x3a7d_58a8_e983_a2c9),
+    (1, 0xdae0_b500_b07d_d1a7),
+    (2, 0x22ef_05ce_cc44_4975),
+    (3, 0x84cc_970c_bfdc_fff3),
+    (4, 0x0912_64fb_a3dc_6514),
+    (5, 0x2b94_0472_8917_5061),
 ];
 
 #[test]
@@ -125,5 +125,6 @@ fn determinism_different_seeds_are_different_runs() {
         }
         sum.hash()
     };
-    assert_ne!(sum_of([1, 2]), sum_of([2, 1]));
+    assert_eq!(sum_of([1, 2]), sum_of([2, 1]), "shards come back in any order");
+    assert_ne!(sum_of([1, 2]), sum_of([1, 3]));
 }

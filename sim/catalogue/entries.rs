@@ -11,6 +11,8 @@ type Runs = (ProfileName, &'static [(&'static str, &'static str)]);
 const MIXED: Runs = (ProfileName::Mixed, &[]);
 const MIGRATES: Runs = (ProfileName::Migration, &[]);
 const SUSPENDS: Runs = (ProfileName::Migration, &[("migration.policy", "suspend")]);
+/// A disk that may complete twice.
+const STORM: Runs = (ProfileName::Storm, &[]);
 /// Vrings stop often, while requests keep coming.
 const STOPS: Runs = (ProfileName::Mixed, &[("pauses", "12"), ("kills", "0")]);
 /// The source of a migration dies inside its steps, time and again, and what is
@@ -98,6 +100,7 @@ pub static ENTRIES: &[Entry] = &[
     core(Bug::RegionAfterReply, MIGRATES, &["region", "quiet"]),
     core(Bug::RunsAfterReply, MIGRATES, &["contract", "session", "liveness"]),
     core(Bug::CancelledLoseEntry, SUSPENDS, &["base", "region"]),
+    core(Bug::SecondCompletionTaken, STORM, &["ledger", "dirty", "sectors"]),
     core(Bug::StoreKept, MIGRATES, &["liveness"]),
     // The dirty log.
     core(Bug::DataNotLogged, MIGRATES, &["dirty"]),
@@ -112,7 +115,7 @@ pub static ENTRIES: &[Entry] = &[
     core(Bug::LogOffAtStop, MIGRATES, &["dirty"]),
     core(Bug::LogNotMended, DIES_LOGGING, &["dirty"]),
     // Requests.
-    core(Bug::FlushAtOnce, MIXED, &["durability"]),
+    core(Bug::FlushAtOnce, MIXED, &["ledger", "durability"]),
     core(Bug::WriteThroughIgnored, MIXED, &["durability"]),
     core(Bug::WriteZeroesDiscards, MIXED, &["ledger"]),
     core(Bug::DiscardFlagAccepted, MIXED, &["ledger"]),

@@ -14,7 +14,7 @@ use crate::world::Slip;
 pub use entries::ENTRIES;
 pub use hunt::{Effort, Found, Row, Switch, hunt, measure};
 use midflight::bugs::Bug;
-pub use table::{markdown, text};
+pub use table::{markdown, text, verdict};
 
 /// Who makes the mistake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -61,7 +61,22 @@ pub fn markdown(rows: &[Row]) -> String {
             seeds(row, 95)
         );
     }
+    let (verdict, _) = verdict(rows);
+    out += &format!("\n{verdict}\n");
     out
+}
+
+/// The last line of a catalogue, and whether all is as it must be.
+pub fn verdict(rows: &[Row]) -> (String, bool) {
+    let (canaries, bugs): (Vec<_>, Vec<_>) = rows.iter().partition(|row| row.entry.is_canary());
+    let caught = bugs.iter().filter(|row| row.reached == row.starts && row.is_caught()).count();
+    let sings = canaries.iter().all(|row| row.is_caught());
+    let canary = match (canaries.is_empty(), sings) {
+        (true, _) => "canary not asked for",
+        (_, true) => "canary failed as it must",
+        (_, false) => "the canary did not fail: nothing above can be trusted",
+    };
+    (format!("{caught} of {} caught, {canary}", bugs.len()), caught == bugs.len() && sings)
 }
 
 const HEAD: &str = "\

@@ -16,6 +16,8 @@ pub enum End {
     Liveness,
     /// Two runs of one seed differ.
     Differs,
+    /// A signal came before all was done, and nothing was found.
+    Interrupted(u8),
 }
 
 /// An end, or what was wrong with what was asked for.
@@ -29,6 +31,7 @@ impl End {
             Self::Usage => 2,
             Self::Liveness => 3,
             Self::Differs => 4,
+            Self::Interrupted(signal) => 128 + signal,
         })
     }
 }

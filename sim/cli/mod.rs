@@ -9,12 +9,19 @@ mod document;
 mod exit;
 mod failure;
 mod hashes;
+mod jobs;
 mod many;
+#[cfg(feature = "bugs")]
+mod marks;
+mod merge;
 mod one;
 mod progress;
 mod seeds;
+mod signals;
+mod stored;
 mod story;
 mod summary;
+mod tell;
 mod trace;
 
 use clap::{Parser, Subcommand};
@@ -31,7 +38,7 @@ use story::StoryArgs;
 ///
 /// Exit codes: 0 every promise was kept; 1 something happened that must not
 /// (safety); 2 bad usage; 3 something did not happen that must (liveness); 4 two
-/// runs of one seed differ.
+/// runs of one seed differ; 130 and 143 interrupted before anything was found.
 #[derive(Parser)]
 #[command(name = "midflight-sim", version)]
 struct Cli {
@@ -46,6 +53,8 @@ enum Command {
     /// Without a seed: a short run with one kill, to see what this is about. A
     /// failure is made as small as it gets, and kept as a document.
     Run(RunArgs),
+    /// Join the reports of all shards of a run
+    Merge(merge::MergeArgs),
     /// Print the scenario document of a seed
     Show(ShowArgs),
     /// Run a scenario document again
@@ -73,16 +82,18 @@ enum Command {
     /// Break the core on purpose, one rule at a time, and find it out
     #[cfg(feature = "bugs")]
     Bugs(bugs::BugsArgs),
+    /// Print which places in the core runs come to, and in how many of them
+    #[cfg(feature = "bugs")]
+    Marks(marks::MarksArgs),
 }
 
 #[derive(clap::Args)]
 struct RunArgs {
     /// Run this seed, a whole one as in 2:storm:0x1f or a number
-    #[arg(long, conflicts_with = "seeds")]
+    #[arg(long, conflicts_with_all = ["seeds", "resume"])]
     seed: Option<String>,
-    /// Run many numbers, from the first to before the last, as in 0..2000
-    #[arg(long)]
-    seeds: Option<Seeds>,
+    #[command(flatten)]
+    many: many::ManyArgs,
     #[command(flatten)]
     story: StoryArgs,
     #[command(flatten)]
@@ -90,6 +101,12 @@ struct RunArgs {
     /// Run each seed twice, and stop at the first decision that differs
     #[arg(long)]
     twice: bool,
+    #[command(flatten)]
+    keep: KeepArgs,
+}
+
+#[derive(clap::Args)]
+struct KeepArgs {
     /// Leave failures as large as they are
     #[arg(long)]
     no_shrink: bool,
@@ -178,6 +195,7 @@ impl CompareArgs {
 pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => run(args),
+        Command::Merge(args) => merge::run(args),
         Command::Show(args) => document::show(&args.seed, &args.story),
         Command::Replay(args) => document::replay(&args),
         Command::Trace(args) => trace::show(&args),
@@ -191,6 +209,8 @@ pub fn main() -> ExitCode {
         Command::Bench(args) => bench::measure(&args),
         #[cfg(feature = "bugs")]
         Command::Bugs(args) => Ok(bugs::run(&args)),
+        #[cfg(feature = "bugs")]
+        Command::Marks(args) => marks::print(&args),
     };
     match result {
         Ok(end) => end.code(),
@@ -202,12 +222,15 @@ pub fn main() -> ExitCode {
 }
 
 fn run(args: RunArgs) -> exit::Result {
-    let failures = failure::Keeper {
-        shrink: (!args.no_shrink).then_some(args.shrink_runs),
-        folder: args.failures,
-    };
-    match args.seeds {
-        Some(seeds) => many::run(seeds, &args.story, args.twice, &failures),
-        None => one::run(args.seed.as_deref(), &args.story, args.show, args.twice, &failures),
+    let failures = failure::Keeper::from(args.keep);
+    if args.many.is_wanted() {
+        return many::run(&args.many, &args.story, args.twice, &failures);
+    }
+    one::run(args.seed.as_deref(), &args.story, args.show, args.twice, &failures)
+}
+
+impl From<KeepArgs> for failure::Keeper {
+    fn from(args: KeepArgs) -> Self {
+        Self { shrink: (!args.no_shrink).then_some(args.shrink_runs), folder: args.failures }
     }
 }

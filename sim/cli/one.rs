@@ -128,6 +128,9 @@ fn report(origin: Option<SeedId>, outcome: &Outcome) -> End {
     let end = match &outcome.verdict {
         Ok(()) => {
             println!("PASS       every request completed once, with an allowed value");
+            for excuse in &outcome.excuses {
+                println!("  excused  {excuse}");
+            }
             End::Kept
         }
         Err(violation) => {

@@ -1,15 +1,17 @@
 //! What numbers are drawn into, as it is typed.
 
 use super::PolicyName;
+use clap::ValueEnum;
 use midflight_sim::oracle::Judges;
 use midflight_sim::profile::{ProfileName, SeedId, parse_number};
+use midflight_sim::report::Request;
 use midflight_sim::scenario::Story;
 use midflight_sim::topology::Policy;
 use midflight_sim::world::Options;
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct StoryArgs {
-    /// What numbers are drawn into: quiet, mixed, migration or storm
+    /// What numbers are drawn into: quiet, mixed, migration, storm or hostile
     #[arg(long)]
     profile: Option<ProfileName>,
     /// A setting to give instead of drawing it, as in kills=3 or
@@ -30,6 +32,29 @@ pub fn setting(text: &str) -> Result<(String, String), String> {
 }
 
 impl StoryArgs {
+    /// As they were given for a report.
+    pub fn of(request: &Request) -> Result<Self, String> {
+        let policy = request.policy.as_deref();
+        Ok(Self {
+            profile: Some(request.profile.parse()?),
+            given: request.given.clone(),
+            policy: policy.map(|name| PolicyName::from_str(name, false)).transpose()?,
+        })
+    }
+
+    /// Something of it was typed.
+    pub fn is_typed(&self) -> bool {
+        self.profile.is_some() || self.policy.is_some() || !self.given.is_empty()
+    }
+
+    pub fn given(&self) -> &[(String, String)] {
+        &self.given
+    }
+
+    pub fn policy_name(&self) -> Option<String> {
+        self.policy().map(|policy| policy.name().into())
+    }
+
     fn policy(&self) -> Option<Policy> {
         self.policy.map(Policy::from)
     }

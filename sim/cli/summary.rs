@@ -2,7 +2,7 @@
 
 use super::progress::grouped;
 use midflight::time::Instant;
-use midflight_sim::run::Sum;
+use midflight_sim::report::Report;
 use midflight_sim::world::Stats;
 
 /// The last line of a run whose guest migrates.
@@ -29,15 +29,17 @@ pub fn migrations(s: &Stats) {
     );
 }
 
-pub fn of_many(sum: &Sum, elapsed_ms: u64) {
-    let s = &sum.stats;
-    let per_second = |n: u64| grouped(1_000 * n / elapsed_ms.max(1));
-    println!("seeds       {}, {} failed", grouped(sum.seeds), sum.failures.len());
+pub fn of_many(report: &Report) {
+    let sum = &report.totals;
+    let s = &sum.counters;
+    let spent = report.cpu_us;
+    let per_second = |n: u64| grouped(n.saturating_mul(1_000_000) / spent.max(1));
+    println!("seeds       {}, {} failed", grouped(sum.seeds), grouped(sum.failed()));
     println!("events      {}", grouped(s.events));
     println!("requests    {} completed and checked", grouped(s.requests));
     println!("stores      {} of the back-end to shared memory", grouped(s.stores));
     println!(
-        "trouble     {} kills, {} shutdowns, {} unfit back-ends, {} lost connections, {} stalls, front-end gone {} times, both hosts awake {} times, {} pauses, guest between stores {} times",
+        "trouble     {} kills, {} shutdowns, {} unfit back-ends, {} lost connections, {} stalls, front-end gone {} times, both hosts awake {} times, vrings found broken {} times, {} pauses, guest between stores {} times",
         grouped(s.kills),
         grouped(s.shutdowns),
         grouped(s.unfit),
@@ -45,6 +47,7 @@ pub fn of_many(sum: &Sum, elapsed_ms: u64) {
         grouped(s.stalls),
         grouped(s.gone),
         grouped(s.wakes),
+        grouped(s.broken),
         grouped(s.pauses),
         grouped(s.races)
     );
@@ -60,12 +63,12 @@ pub fn of_many(sum: &Sum, elapsed_ms: u64) {
     }
     migrations(s);
     println!(
-        "speed       {} seeds/s, {} events/s, {} simulated in {}.{:03}s",
+        "speed       {} seeds/s, {} events/s on one core, {} simulated in {}.{:03}s of CPU time",
         per_second(sum.seeds),
         per_second(s.events),
-        Instant::from_nanos(sum.at),
-        elapsed_ms / 1_000,
-        elapsed_ms % 1_000
+        Instant::from_nanos(sum.virtual_ns),
+        spent / 1_000_000,
+        spent / 1_000 % 1_000
     );
-    println!("hash        {:016x} over all trace hashes", sum.hash());
+    println!("hash        {:016x} over all trace hashes", sum.hash);
 }

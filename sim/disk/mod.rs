@@ -27,7 +27,7 @@ pub use late::Landing;
 pub use latency::Pace;
 use midflight::blk::{DiskError, ReqId};
 use std::collections::BTreeMap;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::GuestAddress;
 
 /// A request of a back-end, as the disk holds it.
 #[derive(Clone, Debug)]

@@ -1,6 +1,7 @@
 //! The guest: a block driver on every vring, and something to do.
 
 mod framing;
+mod hostile;
 pub mod memory;
 
 use crate::choices::{Ratio, Stream};
@@ -10,6 +11,7 @@ use crate::pattern;
 use crate::scenario::Request;
 use crate::topology::Topology;
 use crate::trace::{Lane, Trace, Verb, What};
+pub use hostile::Sabotage;
 use midflight::driver::{
     BlkDriver, BlkOp, BlkRequest, DriverError, Framing, RangeSegment, RequestBuffers, RingFeatures,
     RingLayout, Span, SplitDriver,
@@ -39,6 +41,12 @@ pub enum Todo {
         /// Microseconds.
         us: u64,
     },
+    /// Break the rules; nothing follows on this vring.
+    Sabotage(Sabotage),
+    /// The next kick that is needed is not sent.
+    LoseKick,
+    /// Kick at once, needed or not.
+    ExtraKick,
 }
 
 struct Queue {
@@ -49,6 +57,12 @@ struct Queue {
     slots: BTreeMap<u64, u64>,
     /// A call or a wish came while the guest was paused.
     missed: bool,
+    /// The guest has broken its rules, like this.
+    spoiled: Option<Sabotage>,
+    /// The next kick is not sent.
+    lose_kick: bool,
+    /// A kick that was needed was not sent, and none after it.
+    kick_lost: bool,
 }
 
 /// See the module.
@@ -87,6 +101,9 @@ impl Guest {
                 slots: BTreeMap::new(),
                 todo,
                 missed: false,
+                spoiled: None,
+                lose_kick: false,
+                kick_lost: false,
             });
         }
         Ok(Self {
@@ -114,7 +131,26 @@ impl Guest {
 
     /// Whether everything asked for was done, and nothing is left to ask.
     pub fn is_done(&self) -> bool {
-        self.completed == self.next_request && self.queues.iter().all(|q| q.todo.is_empty())
+        let excused: u64 = self.spoiled().map(|(queue, _)| queue.slots.len() as u64).sum();
+        self.completed + excused == self.next_request
+            && self.queues.iter().all(|q| q.todo.is_empty())
+    }
+
+    fn spoiled(&self) -> impl Iterator<Item = (&Queue, Sabotage)> {
+        self.queues.iter().filter_map(|q| Some((q, q.spoiled?)))
+    }
+
+    /// What the guest has done to a vring, and requests that are lost with it.
+    pub fn sabotage(&self, vring: u16) -> Option<(Sabotage, u64)> {
+        let queue = self.queues.get(usize::from(vring))?;
+        Some((queue.spoiled?, queue.slots.len() as u64))
+    }
+
+    /// Vrings whose device waits for a kick that was lost; they are told of it
+    /// now.
+    pub fn take_lost_kicks(&mut self) -> Vec<u16> {
+        let lost = (0u16..).zip(&mut self.queues);
+        lost.filter_map(|(i, q)| std::mem::take(&mut q.kick_lost).then_some(i)).collect()
     }
 
     /// Used elements that the guest has not looked at, by vring.
@@ -159,6 +195,9 @@ impl Guest {
             self.queues[usize::from(vring)].missed = true;
             return Ok(Turn::default());
         }
+        if self.queues[usize::from(vring)].spoiled.is_some() {
+            return Ok(Turn::default());
+        }
         if self.stream.chance("calls off", Ratio::new(1, 2)) {
             let queue = &mut self.queues[usize::from(vring)];
             queue.driver.ring_mut().disable_calls(&self.mem).map_err(blame)?;
@@ -166,6 +205,10 @@ impl Guest {
         self.reap(vring, oracle, trace)?;
         if let Some(rest) = self.take_rest(vring) {
             return Ok(Turn { again_after: Some(rest), ..Turn::default() });
+        }
+        let extra = self.take_odd_kicks(vring);
+        if let Some(Todo::Sabotage(how)) = self.queues[usize::from(vring)].todo.front().copied() {
+            return Ok(self.sabotage_now(vring, how, oracle, trace));
         }
         let room = self.room(vring);
         if room > 0 {
@@ -184,12 +227,49 @@ impl Guest {
             let index = queue.driver.ring().avail_idx();
             trace.say(Lane::Guest, What::Published { vring, index, kick: turn.kick });
             oracle.published(&self.mem, vring)?;
+            let queue = &mut self.queues[usize::from(vring)];
+            if turn.kick {
+                queue.kick_lost = std::mem::take(&mut queue.lose_kick);
+                turn.kick = !queue.kick_lost;
+            }
         }
+        turn.kick |= extra;
         self.ask_for_call(vring, &mut turn)?;
         if turn.again_after.is_none() && self.room(vring) > 0 && published > 0 {
             turn.again_after = Some(1_000 * self.stream.below("think", 60));
         }
         Ok(turn)
+    }
+
+    /// Kicks that are too many or too few from here on; whether to kick at once.
+    fn take_odd_kicks(&mut self, vring: u16) -> bool {
+        let queue = &mut self.queues[usize::from(vring)];
+        let mut extra = false;
+        while let Some(odd @ (Todo::LoseKick | Todo::ExtraKick)) = queue.todo.front().copied() {
+            queue.todo.pop_front();
+            extra |= odd == Todo::ExtraKick;
+            queue.lose_kick |= odd == Todo::LoseKick;
+        }
+        extra
+    }
+
+    fn sabotage_now(
+        &mut self,
+        vring: u16,
+        how: Sabotage,
+        oracle: &mut Oracle,
+        trace: &mut Trace,
+    ) -> Turn {
+        let queue = &mut self.queues[usize::from(vring)];
+        let busy: Vec<u16> = queue.driver.pending().map(|(head, _)| head).collect();
+        let ring = queue.driver.ring();
+        how.commit(&self.mem, ring.layout(), &busy, ring.avail_idx());
+        queue.spoiled = Some(how);
+        queue.todo.clear();
+        oracle.spoiled(vring);
+        trace.say(Lane::Guest, What::Sabotaged { vring, how });
+        // Whatever was asked for, it wants to be seen.
+        Turn { kick: true, again_after: None }
     }
 
     /// Requests this vring may put out now.

@@ -51,6 +51,39 @@ impl Mem {
         Self { spans }
     }
 
+    /// Read bytes that are all there.
+    ///
+    /// Like the method of [`Bytes`](vm_memory::Bytes), which whoever is generic
+    /// over memory gets, but with fewer layers in between.
+    ///
+    /// # Errors
+    /// If some are not there; those before them have been read.
+    #[inline]
+    pub fn read_slice(&self, into: &mut [u8], addr: GuestAddress) -> Result<(), GuestMemoryError> {
+        let mut done = 0;
+        for slice in (Slices { mem: self, addr: addr.0, left: into.len() }) {
+            done += slice?.copy_to(&mut into[done..]);
+        }
+        Ok(())
+    }
+
+    /// Write bytes to where all of them have room; otherwise as
+    /// [`read_slice`](Self::read_slice).
+    ///
+    /// # Errors
+    /// If some have no room; those before them have been written.
+    #[inline]
+    pub fn write_slice(&self, bytes: &[u8], addr: GuestAddress) -> Result<(), GuestMemoryError> {
+        let mut rest = bytes;
+        for slice in (Slices { mem: self, addr: addr.0, left: bytes.len() }) {
+            let slice = slice?;
+            let (now, later) = rest.split_at(slice.len());
+            slice.copy_from(now);
+            rest = later;
+        }
+        Ok(())
+    }
+
     /// The region of an address, and how far into it that is.
     #[inline]
     fn find(&self, addr: u64) -> Option<(&Span, u64)> {
@@ -115,9 +148,8 @@ impl<'a> GuestMemorySliceIterator<'a, LogSlice<'a>> for Slices<'a> {
     fn stop_on_error(
         self,
     ) -> Result<impl Iterator<Item = VolatileSlice<'a, LogSlice<'a>>>, GuestMemoryError> {
-        if self.left > 0 && self.mem.find(self.addr).is_none() {
-            return Err(GuestMemoryError::InvalidGuestAddress(GuestAddress(self.addr)));
-        }
-        Ok(self.map_while(Result::ok))
+        let mut rest = self;
+        let first = rest.next().transpose()?;
+        Ok(first.into_iter().chain(rest.map_while(Result::ok)))
     }
 }

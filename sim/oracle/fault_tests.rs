@@ -6,7 +6,7 @@ use crate::disk::faults::{Content, Family};
 use crate::memory::Arena;
 use crate::pattern;
 use midflight::blk::ReqId;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::GuestAddress;
 
 const AVAIL: u64 = 0x100;
 const USED: u64 = 0x200;

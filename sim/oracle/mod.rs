@@ -121,8 +121,11 @@ pub struct Oracle {
     unchecked: Vec<u64>,
     calls: Calls,
     step: RefCell<Step>,
-    /// By vring: requests fetched when the region was looked at last.
-    fetched: Vec<u64>,
+    /// By vring: requests fetched when the region was looked at last, and whether
+    /// a back-end ran the vring then.
+    fetched: Vec<(u64, bool)>,
+    /// By vring: the guest has broken its rules, and nothing is promised for it.
+    spoiled: Vec<bool>,
 }
 
 impl Oracle {
@@ -141,7 +144,8 @@ impl Oracle {
             unchecked: Vec::new(),
             calls,
             step: RefCell::default(),
-            fetched: vec![0; queues],
+            fetched: vec![(0, false); queues],
+            spoiled: vec![false; queues],
         }
     }
 
@@ -150,6 +154,18 @@ impl Oracle {
         let rings: Vec<_> = (0..self.ledger.vrings()).map(|v| *self.ledger.ring(v)).collect();
         self.calls = Calls::new(on, &rings);
         self
+    }
+
+    /// The guest has broken the rules of a vring: what is in flight on it is
+    /// excused, and what its ring says means nothing.
+    pub fn spoiled(&mut self, vring: u16) {
+        self.spoiled[usize::from(vring)] = true;
+        self.calls.called(vring);
+    }
+
+    /// Whether it has.
+    pub fn is_spoiled(&self, vring: u16) -> bool {
+        self.spoiled.get(usize::from(vring)).is_some_and(|spoiled| *spoiled)
     }
 
     /// The requests and what became of them.
@@ -199,12 +215,21 @@ impl Oracle {
         }
         for vring in 0..self.ledger.vrings() {
             let ring = self.ledger.ring(vring);
+            if self.spoiled[usize::from(vring)] {
+                continue;
+            }
             if store.addr == ring.used + 2
                 && let Some(index) = value.first_chunk()
             {
                 self.calls.published(mem, vring, ring, u16::from_le_bytes(*index));
             }
         }
+    }
+
+    /// Vrings, one bit each, in whose used ring a store begins.
+    pub fn used_rings_at(&self, store: GuestStore) -> u64 {
+        let hit = |vring: &u16| self.ledger.ring(*vring).used_range().contains(&store.addr);
+        (0..self.ledger.vrings()).filter(hit).fold(0, |hits, vring| hits | 1 << vring)
     }
 
     /// The back-end hears of kicks.
@@ -237,10 +262,10 @@ impl Oracle {
     /// The back-end does nothing more for a vring that may be fetched from until
     /// it is kicked. To be asked right after [`check_region`](Self::check_region).
     pub fn check_sleep(&self, mem: &Mem, vring: u16) -> Result<(), Violation> {
-        if !self.judges.region || !self.judges.costly {
+        if !self.judges.region || !self.judges.costly || self.is_spoiled(vring) {
             return Ok(());
         }
-        let fetched = self.fetched[usize::from(vring)];
+        let (fetched, _) = self.fetched[usize::from(vring)];
         let fetched_all = fetched == self.ledger.available_count(vring);
         self.calls.check_sleep(mem, self.ledger.ring(vring), Rest { vring, fetched_all })
     }
@@ -252,7 +277,7 @@ impl Oracle {
         vring: u16,
         head: u16,
     ) -> Result<(), Violation> {
-        match self.judges.region && self.judges.costly {
+        match self.judges.region && self.judges.costly && !self.is_spoiled(vring) {
             true => region::check_issue(region, vring, head),
             false => Ok(()),
         }
@@ -280,6 +305,9 @@ impl Oracle {
         self.tick += 1;
         let mut most = 0;
         for vring in 0..self.ledger.vrings() {
+            if self.is_spoiled(vring) {
+                continue;
+            }
             let before = self.ledger.used_count(vring);
             while let Some(id) = self.ledger.scan_used(mem, vring)? {
                 if !self.judges.cheap {
@@ -339,7 +367,7 @@ impl Oracle {
 
     /// A back-end has asked the disk.
     pub fn issued(&mut self, job: &Job) -> Result<(), Violation> {
-        if !self.judges.cheap {
+        if !self.judges.cheap || self.is_spoiled(job.vring) {
             return Ok(());
         }
         let Ask { order, request, .. } = *self.ledger.check_issue(job)?;
@@ -413,19 +441,27 @@ impl Oracle {
     }
 
     /// The inflight region must be recoverable now. `runs`: vrings that a live
-    /// back-end runs, where no batch is open between its steps.
+    /// back-end runs, where no batch is open between its steps. `changed`: vrings,
+    /// one bit each, of which something was stored since it was looked at last;
+    /// requests that were made available since then are not fetched and change
+    /// nothing.
     pub fn check_region(
         &mut self,
         mem: &Mem,
         region: RegionView<'_>,
         runs: impl Fn(u16) -> bool,
+        changed: u64,
     ) -> Result<(), Violation> {
         if !self.judges.region || !self.judges.costly {
             return Ok(());
         }
         for vring in 0..self.ledger.vrings() {
-            let fetched = region::check(&self.ledger, mem, region, vring, runs(vring))?;
-            self.fetched[usize::from(vring)] = fetched;
+            let (alive, (_, before)) = (runs(vring), self.fetched[usize::from(vring)]);
+            if self.is_spoiled(vring) || (changed >> vring & 1 == 0 && before == alive) {
+                continue;
+            }
+            let fetched = region::check(&self.ledger, mem, region, vring, alive)?;
+            self.fetched[usize::from(vring)] = (fetched, alive);
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 
 use super::Violation;
 use crate::memory::Mem;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::GuestAddress;
 
 /// Where a ring lies and how far the oracle has read it.
 #[derive(Clone, Copy, Debug)]

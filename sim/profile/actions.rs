@@ -3,6 +3,7 @@
 use super::{Profile, Rates, Workload};
 use crate::choices::{Component, Ratio, Stream};
 use crate::disk::faults::{Family as FaultFamily, draw, draw_timed};
+use crate::guest::Sabotage;
 use crate::scenario::{Action, Fate, KillAt, Migrate, Request, Successor, Trouble};
 use crate::topology::Topology;
 use crate::trace::Verb;
@@ -28,7 +29,16 @@ impl Profile {
                 let us = *s.pick("rest.us", &[50, 500, 5_000]);
                 actions.push(Action::Rest { vring, us });
             }
+            if s.chance("kick.odd", rates.odd_kicks) {
+                actions.push(Action::Kick { vring, lost: s.below("kick.lost", 2) == 1 });
+            }
             actions.push(Action::Request(writer.request(&mut s, vring)));
+        }
+        for _ in 0..rates.sabotage {
+            let vring = s.below("sabotage.vring", topology.queues.into()) as u16;
+            let how = *s.pick("sabotage.how", &Sabotage::ALL);
+            let at = s.below("sabotage.at", actions.len() as u64 + 1);
+            actions.insert(at as usize, Action::Sabotage { vring, how });
         }
         actions.extend(faults(&mut s, rates));
         actions

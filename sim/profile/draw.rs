@@ -17,6 +17,7 @@ impl Profile {
             ProfileName::Mixed => s.chance("migrates", Ratio::new(1, 4)),
             ProfileName::Migration => true,
             ProfileName::Storm => s.chance("migrates", HALF),
+            ProfileName::Hostile => s.chance("migrates", Ratio::new(1, 4)),
         };
         if moves {
             migrates(&mut s, &mut profile);
@@ -28,6 +29,7 @@ impl Profile {
             }
             ProfileName::Mixed | ProfileName::Migration => {}
             ProfileName::Storm => storm(&mut s, &mut profile),
+            ProfileName::Hostile => hostile(&mut s, &mut profile.rates),
         }
         profile
     }
@@ -79,6 +81,8 @@ fn rates(s: &mut Stream) -> Rates {
         hot_sectors: s.range("hot_sectors", 4, 48),
         bad: *s.pick("bad", &[Ratio::NEVER, Ratio::new(1, 12)]),
         rests: *s.pick("rests", &[Ratio::NEVER, Ratio::NEVER, Ratio::new(1, 10)]),
+        odd_kicks: Ratio::NEVER,
+        sabotage: 0,
         kills: if kills { s.range("kills", 1, 8) } else { 0 },
         kill_stores: *s.pick("kill_stores", &[10, 40, 200]),
         kill_idle: *s.pick("kill_idle", &[Ratio::NEVER, Ratio::new(1, 4), Ratio::new(1, 1)]),
@@ -130,9 +134,18 @@ fn storm(s: &mut Stream, profile: &mut Profile) {
     rates.successors = *s.pick("storm.successors", &[Ratio::NEVER, Ratio::new(1, 4), HALF]);
     rates.stalls = *s.pick("storm.stalls", &[0, 0, 2, 5]);
     rates.gone = *s.pick("storm.gone", &[0, 0, 1, 3]);
+    if s.chance("storm.hostile", Ratio::new(1, 4)) {
+        hostile(s, rates);
+    }
     rates.kill_idle = *s.pick("storm.kill_idle", &[rates.kill_idle, HALF]);
     profile.topology.races = *s.pick("storm.races", &[profile.topology.races, HALF]);
     // A disk with nothing wrong is one of them: see the draw of families.
     profile.rates.disk_faults =
         *s.pick("storm.disk_faults", &[Ratio::NEVER, Ratio::new(1, 50), Ratio::new(1, 10)]);
+}
+
+/// A guest that breaks the rules.
+fn hostile(s: &mut Stream, rates: &mut Rates) {
+    rates.sabotage = s.range("sabotage", 0, 3);
+    rates.odd_kicks = *s.pick("odd_kicks", &[Ratio::NEVER, Ratio::new(1, 12), HALF]);
 }

@@ -79,6 +79,10 @@ settings! {
         bad: Ratio,
         /// Requests before which the guest rests.
         rests: Ratio,
+        /// Requests before which a kick gets lost or comes for nothing.
+        odd_kicks: Ratio,
+        /// Times the guest breaks the rules of a vring.
+        sabotage: u64,
         /// Kills of the back-end.
         kills: u64,
         /// Most stores of the back-end from one kill to the next.
@@ -120,6 +124,8 @@ impl Rates {
             hot_sectors: 16,
             bad: Ratio::NEVER,
             rests: Ratio::NEVER,
+            odd_kicks: Ratio::NEVER,
+            sabotage: 0,
             kills: 0,
             kill_stores: 0,
             kill_idle: Ratio::NEVER,
@@ -142,12 +148,14 @@ impl core::fmt::Display for Rates {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         writeln!(
             f,
-            "workload   {} requests, {}, hot area {} sectors, to be refused {}, rests before {}",
+            "workload   {} requests, {}, hot area {} sectors, to be refused {}, rests before {}, odd kicks before {}, rules broken {} times",
             self.requests,
             self.workload.name(),
             self.hot_sectors,
             self.bad,
-            self.rests
+            self.rests,
+            self.odd_kicks,
+            self.sabotage
         )?;
         write!(
             f,

@@ -16,11 +16,14 @@ pub enum ProfileName {
     Migration,
     /// Everything that can go wrong.
     Storm,
+    /// Like mixed, with a guest that breaks the rules.
+    Hostile,
 }
 
 impl ProfileName {
     /// Every profile.
-    pub const ALL: [Self; 4] = [Self::Quiet, Self::Mixed, Self::Migration, Self::Storm];
+    pub const ALL: [Self; 5] =
+        [Self::Quiet, Self::Mixed, Self::Migration, Self::Storm, Self::Hostile];
 
     /// As it is said.
     pub const fn name(self) -> &'static str {
@@ -29,6 +32,7 @@ impl ProfileName {
             Self::Mixed => "mixed",
             Self::Migration => "migration",
             Self::Storm => "storm",
+            Self::Hostile => "hostile",
         }
     }
 }

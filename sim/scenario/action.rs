@@ -1,6 +1,7 @@
 //! What happens in a run, each as one line of a document.
 
 use crate::disk::faults::{DiskFault, TimedFault};
+use crate::guest::Sabotage;
 use crate::oracle::Expect;
 use crate::trace::Verb;
 use core::fmt;
@@ -17,6 +18,20 @@ pub enum Action {
         vring: u16,
         /// Microseconds.
         us: u64,
+    },
+    /// The guest breaks the rules of a vring, which is of no use afterwards.
+    Sabotage {
+        /// Vring.
+        vring: u16,
+        /// How.
+        how: Sabotage,
+    },
+    /// The next kick of a vring gets lost, or comes though it need not.
+    Kick {
+        /// Vring.
+        vring: u16,
+        /// It gets lost.
+        lost: bool,
     },
     /// A life of the back-end ends: one action for each life, in turn.
     Kill {
@@ -256,6 +271,10 @@ impl fmt::Display for Action {
                 if *short { f.write_str(" short") } else { Ok(()) }
             }
             Self::Rest { vring, us } => write!(f, "rest vring {vring} {us} us"),
+            Self::Sabotage { vring, how } => write!(f, "sabotage vring {vring} {}", how.name()),
+            Self::Kick { vring, lost } => {
+                write!(f, "kick vring {vring} {}", if *lost { "lost" } else { "extra" })
+            }
             Self::Kill { at, next } => {
                 match at {
                     KillAt::Stores(n) => write!(f, "kill after {n} stores")?,
@@ -297,7 +316,7 @@ impl fmt::Display for Action {
 }
 
 /// How each action is written, for who has written one that is none.
-pub(super) const FORMS: &str = "request vring V VERB [N @SECTOR] [flags F] [short], rest vring V US us, kill after N stores, kill after US us, end after US us or live [next SUCCESSOR], pause after US us, break after US us front-end|back-end first lag US us, stall or gone after US us for US us, migrate after US us [FATE], disk read|write|flush|request N FAULT, or disk after US us FAULT";
+pub(super) const FORMS: &str = "request vring V VERB [N @SECTOR] [flags F] [short], rest vring V US us, sabotage vring V HOW, kick vring V lost|extra, kill after N stores, kill after US us, end after US us or live [next SUCCESSOR], pause after US us, break after US us front-end|back-end first lag US us, stall or gone after US us for US us, migrate after US us [FATE], disk read|write|flush|request N FAULT, or disk after US us FAULT";
 
 /// Read one line; `None` if it is no action.
 pub(super) fn parse(line: &str) -> Option<Action> {
@@ -326,6 +345,13 @@ pub(super) fn parse(line: &str) -> Option<Action> {
         }
         ["rest", "vring", vring, us, "us"] => {
             Action::Rest { vring: vring.parse().ok()?, us: number(us)? }
+        }
+        ["sabotage", "vring", vring, how] => {
+            let how = Sabotage::ALL.into_iter().find(|s| s.name() == how)?;
+            Action::Sabotage { vring: vring.parse().ok()?, how }
+        }
+        ["kick", "vring", vring, how @ ("lost" | "extra")] => {
+            Action::Kick { vring: vring.parse().ok()?, lost: how == "lost" }
         }
         ["kill" | "end" | "live", ..] => {
             let (words, next) = match words[..] {

@@ -51,6 +51,7 @@ impl Scenario {
         let t = &self.topology;
         let fits = match *action {
             Action::Request(r) => r.vring < t.queues && r.sectors <= t.max_sectors,
+            Action::Sabotage { vring, .. } | Action::Kick { vring, .. } => vring < t.queues,
             Action::Rest { vring, us } => vring < t.queues && us <= 10_000_000,
             Action::Migrate(m) => t.migration.is_some() && m.after <= 10_000_000,
             Action::Pause { after } => after <= 10_000_000,

@@ -33,6 +33,7 @@ fn plainer(action: Action) -> Vec<Action> {
             smaller(us).into_iter().map(|us| Action::Rest { vring, us }).collect()
         }
         Action::Kill { at, next } => plainer_kill(at, next),
+        Action::Sabotage { .. } | Action::Kick { .. } => Vec::new(),
         Action::Pause { after } => {
             smaller(after).into_iter().map(|after| Action::Pause { after }).collect()
         }

@@ -49,7 +49,9 @@ impl Shrinker<'_> {
             for action in &mut candidate.actions {
                 match action {
                     Action::Request(request) => request.vring = request.vring.min(queues - 1),
-                    Action::Rest { vring, .. } => *vring = (*vring).min(queues - 1),
+                    Action::Rest { vring, .. }
+                    | Action::Sabotage { vring, .. }
+                    | Action::Kick { vring, .. } => *vring = (*vring).min(queues - 1),
                     _ => {}
                 }
             }

@@ -107,7 +107,7 @@ impl What {
         self.vring() == Some(vring) || self.is_of_processes()
     }
 
-    /// Processes and hosts that come and go, whatever vring one looks at.
+    /// What strikes processes, hosts and the disk as a whole.
     fn is_of_processes(self) -> bool {
         matches!(
             self,
@@ -116,6 +116,7 @@ impl What {
                 | Self::Exited { .. }
                 | Self::Moving { .. }
                 | Self::Landing { .. }
+                | Self::PowerLost { .. }
                 | Self::Settling
         )
     }

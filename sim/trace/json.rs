@@ -93,6 +93,7 @@ fn of_back(event: BackEvent) -> [&'static str; 2] {
         BackEvent::LateCompletion | BackEvent::Cancels => ["slot", "epoch"],
         BackEvent::Draining | BackEvent::Suspending | BackEvent::Suspended => ["vring", "requests"],
         BackEvent::LogMapped => ["bytes", ""],
+        BackEvent::VringBroken => ["vring", ""],
         BackEvent::WaitsForStore | BackEvent::HasStore => ["", ""],
     }
 }

@@ -11,6 +11,7 @@ pub mod mermaid;
 mod text;
 
 use crate::disk::faults::Family;
+use crate::guest::Sabotage;
 use crate::hash::Rolling;
 pub use filter::{Bound, Filter};
 pub use late::late_writes;
@@ -185,6 +186,8 @@ pub enum BackEvent {
     Suspended,
     /// Bytes of the log.
     LogMapped,
+    /// The guest has broken the rules of this vring.
+    VringBroken,
     /// Request by slot and epoch.
     Cancels,
     /// The store is another host's; requests are kept back.
@@ -289,6 +292,8 @@ pub enum What {
     /// The node with the disk has lost power; so many sectors hold something
     /// older now.
     PowerLost { sectors: u64 },
+    /// The guest breaks the rules of a vring.
+    Sabotaged { vring: u16, how: Sabotage },
     /// A message is on its way. `code` is that of the request, also in an answer.
     Sent { to_back: bool, code: u32, bytes: u64, handles: u64 },
 }
@@ -373,6 +378,7 @@ impl What {
                 (26, [request, vring.into(), head.into(), 0, 0, 0])
             }
             Self::Injected { family, about } => (27, [family as u64, about, 0, 0, 0, 0]),
+            Self::Sabotaged { vring, how } => (29, [vring.into(), how as u64, 0, 0, 0, 0]),
             Self::PowerLost { sectors } => (28, [sectors, 0, 0, 0, 0, 0]),
             Self::Sent { code, bytes, handles, .. } => (22, [b, code.into(), bytes, handles, 0, 0]),
         }

@@ -96,6 +96,9 @@ pub(super) fn sentence(what: What) -> String {
                 plural(len.into(), "byte")
             )
         }
+        What::Sabotaged { vring, how } => {
+            format!("vring {vring}: the guest BREAKS THE RULES ({})", how.name())
+        }
         What::Paused { on: true } => "paused".into(),
         What::Paused { on: false } => "goes on".into(),
         What::Connecting => "connects".into(),
@@ -119,6 +122,7 @@ pub(super) fn sentence(what: What) -> String {
         ),
         What::VringStopped { vring, base } => format!("vring {vring}: stopped at {base}"),
         What::Back { event, a, b } => match event {
+            BackEvent::VringBroken => format!("vring {a}: is BROKEN by its guest, and left alone"),
             BackEvent::Negotiated => {
                 format!("negotiated: features {a:#x}, protocol features {b:#x}")
             }

@@ -148,7 +148,10 @@ impl World<'_> {
         let guest_is_here = self.here.id == self.guest_at;
         if stores > 0 && guest_is_here {
             let kept = death.as_ref().map_or(stores, |d| d.kept);
-            self.here.check.publications(&mut self.oracle.borrow_mut(), checked, kept);
+            let oracle = &mut self.oracle.borrow_mut();
+            self.changed |= self.here.check.publications(oracle, checked, kept);
+        } else if stores > 0 {
+            self.changed = u64::MAX;
         }
         match &death {
             None => self.arena.commit(),
@@ -220,7 +223,8 @@ impl World<'_> {
     /// memory and region have them; `None` if the guest is elsewhere.
     pub(super) fn at_stop(&self, vring: u16) -> Result<Option<(u16, u16)>, Violation> {
         let oracle = self.oracle.borrow();
-        if self.here.id != self.guest_at || !oracle.judges().region {
+        let judged = oracle.judges().region && !oracle.is_spoiled(vring);
+        if self.here.id != self.guest_at || !judged {
             return Ok(None);
         }
         let mem = &self.here.guest_memory.mem;

@@ -25,6 +25,9 @@ impl World<'_> {
         }
         loop {
             let Some((host, event)) = self.scheduler.advance() else {
+                if self.give_lost_kicks() {
+                    continue;
+                }
                 return Err(self.stuck("nothing is left to happen"));
             };
             let done = self.scheduler.done();
@@ -35,7 +38,11 @@ impl World<'_> {
             self.focus(host);
             self.happen(event)?;
             let over = self.migration.as_ref().is_none_or(Migrating::is_over);
-            if over && self.guest.borrow().is_done() && !self.disk.has_adrift() {
+            if over
+                && self.guest.borrow().is_done()
+                && self.sabotage_is_seen()
+                && !self.disk.has_adrift()
+            {
                 return Ok(());
             }
             if self.settling_since.is_none() && self.is_settling() {
@@ -155,6 +162,15 @@ impl World<'_> {
             }
         }
         for vring in 0..self.topology.queues {
+            if oracle.is_spoiled(vring) && !self.reported[usize::from(vring)] {
+                return Violation::new(
+                    "rings",
+                    format!("{how}: the guest broke vring {vring}, and no back-end said so"),
+                );
+            }
+            if oracle.is_spoiled(vring) {
+                continue;
+            }
             if let Some(ask) = ledger.outstanding(vring).next() {
                 return Violation::new(
                     "liveness",

@@ -5,6 +5,7 @@ mod awake;
 mod back;
 mod death;
 mod events;
+mod excuses;
 mod front;
 mod host;
 mod link;
@@ -178,8 +179,13 @@ pub struct World<'a> {
     slip: Option<Slip>,
     /// For who keeps decisions.
     clock: Option<Clock>,
+    /// By vring: a back-end has said that the guest broke its rules.
+    reported: Vec<bool>,
+    excuses: Vec<String>,
     /// Steps of the back-end so far.
     steps: u64,
+    /// Vrings, one bit each, whose place in the region has to be looked at.
+    changed: u64,
     shapes: Option<Vec<StepShape>>,
 }
 
@@ -255,7 +261,10 @@ impl<'a> World<'a> {
             store: None,
             slip: options.slip,
             clock,
+            reported: vec![false; usize::from(topology.queues)],
+            excuses: Vec::new(),
             steps: 0,
+            changed: u64::MAX,
             shapes: options.shapes.then(Vec::new),
             topology,
         })
@@ -373,7 +382,13 @@ impl<'a> World<'a> {
         Ok(self.arena.view(&view))
     }
 
-    fn check_region(&self) -> Result<(), Violation> {
+    /// After something may have changed that no step of a back-end here tells.
+    fn check_whole_region(&mut self) -> Result<(), Violation> {
+        self.changed = u64::MAX;
+        self.check_region()
+    }
+
+    fn check_region(&mut self) -> Result<(), Violation> {
         // The guest, and with it the truth, may be elsewhere.
         let Some(region) = self.here.check.inflight.filter(|_| self.here.id == self.guest_at)
         else {
@@ -382,8 +397,11 @@ impl<'a> World<'a> {
         self.arena.with_image(region, |bytes| {
             let view = RegionView { bytes, queues: self.topology.queues };
             let runs = |vring| self.here.back.as_ref().is_some_and(|b| b.runs(vring));
-            self.oracle.borrow_mut().check_region(&self.here.guest_memory.mem, view, runs)
-        })
+            let mem = &self.here.guest_memory.mem;
+            self.oracle.borrow_mut().check_region(mem, view, runs, self.changed)
+        })?;
+        self.changed = 0;
+        Ok(())
     }
 
     /// The host with the guest.
@@ -412,8 +430,10 @@ impl<'a> World<'a> {
         self.stats.disk_faults = self.disk.fault_counts();
         self.stats.requests = self.oracle.borrow().ledger().completed_count();
         let made = self.made();
+        self.note_spoiled();
         Outcome {
             made,
+            excuses: std::mem::take(&mut self.excuses),
             hash: self.hash(),
             topology: self.topology,
             verdict,

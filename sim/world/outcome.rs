@@ -5,6 +5,7 @@ use crate::disk::faults::Counts;
 use crate::oracle::Violation;
 use crate::topology::Topology;
 use crate::trace::Trace;
+use serde::{Deserialize, Serialize};
 
 /// A moment in a run at which the back-end dies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,7 +30,8 @@ pub struct StepShape {
 }
 
 /// Counted over a run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Stats {
     /// Scheduler events.
     pub events: u64,
@@ -63,6 +65,8 @@ pub struct Stats {
     pub unfit: u64,
     /// Times both hosts were awake.
     pub wakes: u64,
+    /// Times a back-end said that the guest has broken a vring.
+    pub broken: u64,
     /// Migrations that were begun.
     pub migrations: u64,
     /// Migrations after which the guest ran on the other host.
@@ -108,6 +112,8 @@ pub struct Outcome {
     pub at: u64,
     /// The trace, if it was kept.
     pub trace: Trace,
+    /// What was not completed or not by itself, and why that is excused.
+    pub excuses: Vec<String>,
     /// Shapes of the back-end's steps, if they were asked for.
     pub shapes: Vec<StepShape>,
 }
@@ -131,6 +137,7 @@ impl Stats {
             gone,
             unfit,
             wakes,
+            broken,
             races,
             migrations,
             arrivals,
@@ -164,6 +171,7 @@ impl Stats {
         self.gone += gone;
         self.unfit += unfit;
         self.wakes += wakes;
+        self.broken += broken;
         self.races += races;
         self.migrations += migrations;
         self.arrivals += arrivals;

@@ -36,6 +36,13 @@ impl Plan {
                 Action::Rest { vring, us } => {
                     plan.todo[usize::from(vring)].push_back(Todo::Rest { us });
                 }
+                Action::Sabotage { vring, how } => {
+                    plan.todo[usize::from(vring)].push_back(Todo::Sabotage(how));
+                }
+                Action::Kick { vring, lost } => {
+                    let kick = if lost { Todo::LoseKick } else { Todo::ExtraKick };
+                    plan.todo[usize::from(vring)].push_back(kick);
+                }
                 Action::Kill { at, next } => plan.kills.push_back((at, next)),
                 Action::Pause { after } => plan.pauses.push_back(after),
                 Action::Connection { after, trouble } => plan.troubles.push_back((after, trouble)),

@@ -5,6 +5,7 @@ use super::{Backend, Event, Output};
 use crate::blk::{Completion, DiskError, DiskOp, Status};
 use crate::bugs::{self, Bug};
 use crate::dirty::{DirtyLog, RingLog};
+use crate::marks::{self, Mark};
 use crate::memory::Segment;
 use crate::vring::{GuestFault, Used};
 use vm_memory::{Bytes, GuestAddress, GuestMemory};
@@ -38,16 +39,21 @@ impl<M: GuestMemory> Backend<M> {
             log_data(log, request.segments, u32::MAX);
         }
         let Some(request) = self.requests.finish(completion.id) else {
+            marks::hit(Mark::LateCompletion);
             self.event(Event::LateCompletion(completion.id));
             return Ok(());
         };
         let (vring, head) = (request.vring, request.head);
         if request.orphan {
+            marks::hit(Mark::OrphanDone);
             return Ok(());
         }
         let run = self.vrings[usize::from(vring)].run.as_mut();
         let (Some(mem), Some(run)) = (self.memory.as_ref(), run) else { return Ok(()) };
         run.at_disk -= 1;
+        let cancelled = completion.result == Err(DiskError::Cancelled);
+        marks::hit_when(Mark::CancelLeaves, || cancelled);
+        marks::hit_when(Mark::CancelTooLate, || run.suspending && !cancelled);
         let (status, len) = match completion.result {
             Ok(()) => (Status::Ok, request.written + 1),
             // It is in flight as before, only not here: its entry in the region
@@ -63,6 +69,7 @@ impl<M: GuestMemory> Backend<M> {
             }
             Err(_) if bugs::on(Bug::ErrorSucceeds) => (Status::Ok, request.written + 1),
             Err(error) => {
+                marks::hit(Mark::DiskFails);
                 self.out.push_back(Output::Event(Event::DiskFailed { vring, head, error }));
                 (Status::IoErr, 1)
             }

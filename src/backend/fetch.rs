@@ -6,10 +6,11 @@ use super::vring::Run;
 use super::{
     Backend, CHAINS_PER_CALL, CHAINS_UNDIVIDED, Event, FrontendFault, Output, POLL_INTERVAL,
 };
-use crate::blk::{self, Action, DeviceConfig};
+use crate::blk::{self, Action, DeviceConfig, Status};
 use crate::bugs::{self, Bug};
 use crate::dirty::{DirtyLog, RingLog};
 use crate::inflight::InflightFault;
+use crate::marks::{self, Mark};
 use crate::time::Instant;
 use crate::vring::chain::Chain;
 use crate::vring::{GuestFault, Used};
@@ -151,12 +152,14 @@ impl<'a, M: GuestMemory> Fetcher<'a, M> {
                 self.take(head)?;
                 left -= 1;
                 if left == 0 {
+                    marks::hit(Mark::FetchBounded);
                     return Ok(true);
                 }
             }
             // The guest may have added a chain after the last look and before
             // it could see that a kick is wanted again.
             let more = self.run.ring.enable_kicks(self.mem, self.ring_log())?;
+            marks::hit_when(Mark::FetchLooksAgain, || more);
             if !more || bugs::on(Bug::NoLookAfterWish) {
                 return Ok(false);
             }
@@ -183,6 +186,7 @@ impl<'a, M: GuestMemory> Fetcher<'a, M> {
         let parsed = blk::parse(mem, self.config, self.durable, head, self.chain)?;
         match parsed.action {
             Action::Disk(op) => {
+                marks::hit_when(Mark::WriteThrough, || self.durable);
                 let data = match op {
                     blk::DiskOp::Read { .. } => &self.chain.writable[..],
                     blk::DiskOp::Write { .. } => &self.chain.readable[..],
@@ -193,6 +197,11 @@ impl<'a, M: GuestMemory> Fetcher<'a, M> {
                 self.out.push_back(Output::Disk(id));
             }
             Action::Answer { status, written } => {
+                match status {
+                    Status::Ok => {}
+                    Status::IoErr => marks::hit(Mark::RefusedIoErr),
+                    Status::Unsupp => marks::hit(Mark::RefusedUnsupp),
+                }
                 let at = parsed.status_addr;
                 mem.write_obj(status as u8, GuestAddress(at))
                     .map_err(|_| GuestFault::Status { head, addr: at })?;

@@ -33,6 +33,7 @@ pub use session::OFFERED_PROTOCOL_FEATURES;
 use crate::Handle;
 use crate::blk::{ConfigError, DeviceConfig, DiskRequest, ReqId};
 use crate::dirty::DirtyLog;
+use crate::marks::{self, Mark};
 use crate::memory::MemoryTable;
 use crate::time::{Duration, Instant};
 use crate::vring::chain::Chain;
@@ -195,11 +196,16 @@ impl<M: GuestMemory> Backend<M> {
                 if vring >= count {
                     return Err(ApiMisuse::Vring { got: vring, count });
                 }
+                let v = &self.vrings[usize::from(vring)];
+                marks::hit_when(Mark::KickHeldBack, || !self.may_fetch() || !v.fetches());
                 self.fetch(now, vring);
             }
             Input::DiskDone(done) => self.disk_done(done),
             Input::Timeout => self.timeout(now),
-            Input::Command(Command::Shutdown) => self.shutdown = true,
+            Input::Command(Command::Shutdown) => {
+                marks::hit_when(Mark::ShutdownWaits, || !self.requests.is_empty());
+                self.shutdown = true;
+            }
         }
         self.settle(now);
         Ok(())
@@ -304,6 +310,7 @@ impl<M: GuestMemory> Backend<M> {
             let v = &self.vrings[usize::from(vring)];
             let due = v.run.as_ref().is_some_and(|r| r.more || v.polled && r.poll_at <= now);
             if due {
+                marks::hit_when(Mark::FetchPolls, || v.polled);
                 self.fetch(now, vring);
             }
         }

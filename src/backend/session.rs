@@ -7,6 +7,7 @@ use crate::Handle;
 use crate::blk::WRITEBACK_OFFSET;
 use crate::bugs::{self, Bug};
 use crate::dirty::DirtyLog;
+use crate::marks::{self, Mark};
 use crate::memory::MAX_REGIONS;
 use crate::time::Instant;
 use crate::wire::features::{protocol, virtio};
@@ -242,6 +243,10 @@ impl<M: GuestMemory> Backend<M> {
                 return Err(FrontendFault::FeaturesWhileRunning { vring, from, to });
             }
         }
+        let log = |features| features & virtio::LOG_ALL != 0;
+        let runs = self.running_vring().is_some();
+        marks::hit_when(Mark::LogOnRunning, || runs && log(to) && !log(from));
+        marks::hit_when(Mark::LogOffRunning, || runs && !log(to) && log(from));
         self.agree(to, self.session.protocol);
         if bugs::on_when(Bug::FeaturesDisableVrings, || self.running_vring().is_some()) {
             self.vrings.iter_mut().for_each(|v| v.enabled = false);

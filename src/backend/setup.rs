@@ -8,6 +8,7 @@ use crate::Handle;
 use crate::bugs::{self, Bug};
 use crate::dirty::DirtyLog;
 use crate::inflight::{InflightFault, RegionShape, region_size};
+use crate::marks::{self, Mark};
 use crate::memory::MemoryTable;
 use crate::time::Instant;
 use crate::wire::{FrontendReplyBody, InflightDescription, LogDescription, MemRegion};
@@ -171,6 +172,7 @@ impl<M: GuestMemory> Backend<M> {
         };
         match result {
             Ok(memory) => {
+                marks::hit_when(Mark::MemoryAdded, || self.memory.is_some());
                 if !bugs::on_when(Bug::StaleMemoryTable, || self.memory.is_some()) {
                     self.memory = Some(memory);
                 }
@@ -313,6 +315,7 @@ impl<M: GuestMemory> Backend<M> {
         self.release([handle]);
         match result {
             Ok(memory) => {
+                marks::hit(if self.log.is_some() { Mark::LogReplaced } else { Mark::LogMapped });
                 self.log = Some(DirtyLog::new(memory, size));
                 self.event(Event::LogMapped { size });
                 if bugs::on_when(Bug::LogBaseUnanswered, || !reply.need_reply) {

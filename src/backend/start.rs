@@ -6,6 +6,7 @@ use super::{Backend, Event, FrontendFault, Output};
 use crate::bugs::{self, Bug};
 use crate::dirty::RingLog;
 use crate::inflight::{Recovery, RingState, SplitRegion};
+use crate::marks::{self, Mark};
 use crate::time::Instant;
 use crate::vring::SplitRing;
 use crate::wire::features::virtio;
@@ -63,6 +64,8 @@ impl<M: GuestMemory> Backend<M> {
             () if bugs::on(Bug::UnfinishedSkipped) => avail_idx,
             () => used.wrapping_add(inflight),
         };
+        marks::hit_when(Mark::BaseAfterCrash, || inflight > 0 && v.base == used);
+        marks::hit_when(Mark::BaseAfterStop, || inflight > 0 && v.base == next);
         let plausible = v.base == used || v.base == used.wrapping_add(inflight);
         let base = v.base;
         ring.set_next_avail(next);
@@ -72,6 +75,7 @@ impl<M: GuestMemory> Backend<M> {
         if let Some((log, at)) = log.zip(v.used_log())
             && !bugs::on(Bug::LogNotMended)
         {
+            marks::hit(Mark::LogMended);
             ring.log_all(&RingLog::new(log, at));
             log.published();
         }

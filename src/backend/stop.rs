@@ -6,6 +6,7 @@ use super::setup::{Pending, Stopping};
 use super::vring::{Run, Vring};
 use super::{Backend, CloseReason, Event, FrontendFault, Link, Output};
 use crate::bugs::{self, Bug};
+use crate::marks::{self, Mark};
 use crate::time::Instant;
 use crate::wire::features::virtio;
 use crate::wire::{FrontendReplyBody, VringState};
@@ -17,18 +18,25 @@ impl<M: GuestMemory> Backend<M> {
     // spec: vhost-user, VHOST_USER_GET_VRING_BASE
     pub(super) fn get_vring_base(&mut self, now: Instant, vring: u16, stop: Stop, reply: Reply) {
         let mut cancel_at = None;
+        marks::hit_when(Mark::StopOneOfMany, || {
+            (0u16..).zip(&self.vrings).any(|(i, v)| i != vring && v.run.is_some())
+        });
         if let Some(run) = &mut self.vrings[usize::from(vring)].run {
             run.stopping = true;
             let inflight = run.at_disk;
             let policy = self.suspend.filter(|_| stop == Stop::Suspend && run.region.is_some());
             match policy {
-                _ if inflight == 0 => {}
+                _ if inflight == 0 => marks::hit(Mark::StopIdle),
                 Some(policy) => {
+                    marks::hit(Mark::StopSuspends);
                     let at = *self.cancel_at.get_or_insert(now + policy.grace);
                     cancel_at = Some(at);
                     self.event(Event::Suspending { vring, inflight });
                 }
-                None => self.event(Event::Draining { vring, inflight }),
+                None => {
+                    marks::hit(Mark::StopDrains);
+                    self.event(Event::Draining { vring, inflight });
+                }
             }
         }
         if bugs::on_when(Bug::LogOffAtStop, || self.log.is_some()) {
@@ -41,6 +49,7 @@ impl<M: GuestMemory> Backend<M> {
     /// or the other.
     fn cancel(&mut self, vring: u16) {
         let Some(run) = &mut self.vrings[usize::from(vring)].run else { return };
+        marks::hit(Mark::SuspendCancels);
         run.suspending = true;
         if bugs::on(Bug::ReplyBeforeCancelled) {
             run.at_disk = 0;
@@ -92,6 +101,7 @@ impl<M: GuestMemory> Backend<M> {
             self.pending = Pending::Stop(stopping);
             return;
         }
+        marks::hit_when(Mark::SuspendInGrace, || stopping.cancel_at.is_some());
         let base = self.stop_vring(vring);
         let base = if bugs::on_when(Bug::BaseZero, || base != 0) { 0 } else { base };
         let state = VringState { index: u32::from(vring), num: u32::from(base) };
@@ -178,6 +188,8 @@ impl<M: GuestMemory> Backend<M> {
     /// memory: whoever takes over decides by ring and region, and may be
     /// looking already.
     pub(super) fn disconnect(&mut self) {
+        marks::hit_when(Mark::LeftInFlight, || !self.requests.is_empty());
+        marks::hit_when(Mark::LeftWaiting, || !self.pending.is_none());
         self.link = Link::Leaving;
         self.requests.orphan_all();
         let waiting = match self.pending.take() {

@@ -8,6 +8,7 @@
 use super::config::{DeviceConfig, SECTOR_SIZE, SEG_MAX};
 use super::disk::DiskOp;
 use crate::bugs::{self, Bug};
+use crate::marks::{self, Mark};
 use crate::memory::Segment;
 use crate::vring::GuestFault;
 use crate::vring::chain::Chain;
@@ -87,6 +88,7 @@ fn take_status<M: GuestMemory>(
 ) -> Result<u64, GuestFault> {
     let last = writable.last_mut().ok_or(GuestFault::NoStatus { head })?;
     last.len -= 1;
+    marks::hit_when(Mark::StatusWithData, || last.len > 0);
     let offset = if bugs::on(Bug::StatusAtDescriptorStart) { 0 } else { last.len };
     let addr = last.addr.wrapping_add(u64::from(offset));
     if last.len == 0 {
@@ -112,6 +114,8 @@ fn take_header<M: GuestMemory>(mem: &M, readable: &mut Vec<Segment>) -> Option<H
         if bugs::on(Bug::HeaderFillsDescriptor) {
             segment.len = 0;
         }
+        marks::hit_when(Mark::HeaderInPieces, || used_up > 0);
+        marks::hit_when(Mark::HeaderWithData, || segment.len > 0);
         if segment.len > 0 {
             break;
         }

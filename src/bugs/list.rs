@@ -152,6 +152,8 @@ bugs! {
         RunsAfterReply: "vhost-user, Ring states", "";
         /// A cancelled request loses its entry in the region.
         CancelledLoseEntry: "vhost-user, VHOST_USER_GET_VRING_BASE", "";
+        /// A completion that comes twice is taken for the next request in its slot.
+        SecondCompletionTaken: "virtio, The Virtqueue Used Ring", "";
         /// The store is not let go when the last vring has stopped.
         StoreKept: "vhost-user, VHOST_USER_GET_VRING_BASE", "";
     }

@@ -10,6 +10,7 @@
 // spec: vhost-user, "Migration"
 
 use crate::bugs::{self, Bug};
+use crate::marks::{self, Mark};
 use core::sync::atomic::{AtomicU8, Ordering};
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestAddress, GuestMemory, Permissions, VolatileMemory};
@@ -79,6 +80,7 @@ impl<M: GuestMemory> DirtyLog<M> {
         }
         let mut last = addr.saturating_add(len - 1) / LOG_PAGE;
         let mut page = addr / LOG_PAGE;
+        marks::hit_when(Mark::LogAcrossPages, || last > page);
         if bugs::on_when(Bug::FirstPageLogged, || last > page) {
             last = page;
         }

@@ -5,6 +5,7 @@ use super::layout::{self, RegionShape};
 use super::split::{RegionGone, RingState, SplitRegion};
 use super::view::Loads;
 use crate::bugs::{self, Bug};
+use crate::marks::{self, Mark};
 use vm_memory::GuestMemory;
 
 /// What a successor has to do.
@@ -247,6 +248,8 @@ fn initialise<M: GuestMemory>(
     ring: RingState,
 ) -> Result<(SplitRegion, Recovery), InflightFault> {
     let RingState { size, used_idx, .. } = ring;
+    marks::hit(Mark::RegionFresh);
+    marks::hit_when(Mark::RegionFreshOnUsedRing, || used_idx != 0);
     let at_face_value = bugs::on_when(Bug::FreshRegionAtFaceValue, || used_idx != 0);
     let used_idx = if at_face_value { 0 } else { used_idx };
     let of_ring = bugs::on_when(Bug::DescNumOfRing, || size != shape.queue_size);
@@ -274,6 +277,7 @@ fn examine<L: Loads>(
     ring: RingState,
 ) -> Result<Plan, InflightFault> {
     let RingState { size: ring_size, used_idx, .. } = ring;
+    marks::hit_when(Mark::RecoveryOfSmallerRing, || ring_size < shape.queue_size);
     let base = shape.base(vring);
     let region_used: u16 = mem.load(base + layout::USED_IDX)?;
     let last_batch_head: u16 = mem.load(base + layout::LAST_BATCH_HEAD)?;
@@ -291,7 +295,7 @@ fn examine<L: Loads>(
     let mut live: Vec<(u64, u16)> = Vec::new();
     for head in 0..shape.queue_size {
         match mem.load::<u8>(base + layout::inflight(head))? {
-            0 => {}
+            0 => marks::hit_when(Mark::RecoveryPartlyRetired, || in_batch[usize::from(head)]),
             1 if head >= ring_size => {
                 return Err(InflightFault::Head { vring, got: head, size: ring_size });
             }
@@ -308,6 +312,7 @@ fn examine<L: Loads>(
     }
     // R3: the order of fetching. The head breaks ties that only a corrupt
     // region can have, so that the order is the same on every run.
+    marks::hit_when(Mark::RecoveryReorders, || !live.is_sorted());
     if !bugs::on(Bug::ResubmitInRingOrder) {
         live.sort_unstable();
     }
@@ -326,6 +331,12 @@ fn carry_out<M: GuestMemory>(
     let counter = plan.live.iter().map(|(c, _)| c.saturating_add(1)).max().unwrap_or(0);
     let counter = if bugs::on_when(Bug::CounterRestarts, || counter > 0) { 0 } else { counter };
 
+    marks::hit(match (plan.published.len(), plan.live.len()) {
+        (0, 0) => Mark::RecoveryIdle,
+        (0, _) => Mark::RecoveryResubmits,
+        (1, _) => Mark::RecoveryOpenBatch,
+        _ => Mark::RecoveryOpenBatchOfMany,
+    });
     let base = shape.base(vring);
     let region = SplitRegion::new(base, shape.queue_size, counter, plan.last_batch_head);
     // R1, R2: finish the batch that was published but not closed. A kill in

@@ -7,6 +7,7 @@
 
 use super::GuestFault;
 use crate::bugs::{self, Bug};
+use crate::marks::{self, Mark};
 use crate::memory::Segment;
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress, GuestMemory};
@@ -52,6 +53,8 @@ impl Chain {
                 if len == 0 || !len.is_multiple_of(16) {
                     return Err(GuestFault::IndirectLen { head, len });
                 }
+                marks::hit(Mark::ChainIndirect);
+                marks::hit_when(Mark::ChainLongerThanRing, || len / 16 > u32::from(ring_size));
                 let long = len / 16 > u32::from(ring_size);
                 let cut = long && bugs::on(Bug::IndirectOfRingSize);
                 let size = if cut { u32::from(ring_size) } else { len / 16 };

@@ -8,6 +8,7 @@
 use super::GuestFault;
 use crate::bugs::{self, Bug, Slip};
 use crate::dirty::RingLog;
+use crate::marks::{self, Mark};
 use core::sync::atomic::{Ordering, fence};
 use virtio_queue::{Error, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemory};
@@ -169,6 +170,10 @@ impl SplitRing {
                 index = index.wrapping_add(1);
             }
         }
+        let first = self.queue.next_used();
+        marks::hit_when(Mark::BatchOfMany, || batch.len() > 1);
+        marks::hit_when(Mark::BatchWrapsRing, || first % size + batch.len() as u16 > size);
+        marks::hit_when(Mark::BatchWrapsIndex, || index < first);
         mem.store(index.to_le(), GuestAddress(ring + 2), Ordering::Release).map_err(|_| gone)?;
         self.queue.set_next_used(index);
         if let Some(log) = &log {
@@ -198,9 +203,13 @@ impl SplitRing {
             if bugs::on_when(Bug::EventOfLastOnly, || new.wrapping_sub(old) > 1) {
                 return Ok(new.wrapping_sub(1) == event);
             }
-            return Ok(new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old));
+            let wanted = new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old);
+            marks::hit(if wanted { Mark::CallByEvent } else { Mark::NoCallByEvent });
+            return Ok(wanted);
         }
-        Ok(new != old && wish & NO_INTERRUPT == 0)
+        let wanted = new != old && wish & NO_INTERRUPT == 0;
+        marks::hit(if wanted { Mark::CallByFlag } else { Mark::NoCallByFlag });
+        Ok(wanted)
     }
 
     /// Ask the guest for a kick when it makes more available. True if there is

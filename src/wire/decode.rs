@@ -4,6 +4,7 @@ use super::handles::no_handles;
 use super::header::{HEADER_LEN, Header};
 use super::{Dialect, Envelope, PushError, PushReason, Refused, WireError};
 use crate::bugs::{self, Bug};
+use crate::marks::{self, Mark};
 use bytes::{Buf, BytesMut};
 use core::marker::PhantomData;
 use std::collections::VecDeque;
@@ -208,6 +209,7 @@ impl<H, D: Direction<H>> Decoder<D, H> {
     /// `None` when more bytes are needed, and forever after a fatal error.
     #[allow(clippy::should_implement_trait)] // An iterator's `None` is an end; this one is not.
     pub fn next(&mut self) -> Option<Result<Envelope<D::Message>, Refused<H>>> {
+        marks::hit_when(Mark::MessageInPieces, || (1..HEADER_LEN).contains(&self.bytes.len()));
         let header = Header::peek(&self.bytes)?;
         let Header { code, size, .. } = header;
         let need_reply = header.need_reply() && !D::REPLIES;
@@ -228,6 +230,7 @@ impl<H, D: Direction<H>> Decoder<D, H> {
         let length = HEADER_LEN + size as usize;
         if self.bytes.len() < length {
             if !bugs::on_when(Bug::PartialMessage, || self.bytes.len() > HEADER_LEN) {
+                marks::hit_when(Mark::MessageInPieces, || self.bytes.len() > HEADER_LEN);
                 return None;
             }
             self.bytes.resize(length, 0);

@@ -87,6 +87,8 @@ pub const ROWS: &[Row] = &[
     (3_000, 36, 31, 1, Host, What::Moving { step: Moving::Runs, a: 1_800_000, b: 0 }),
     (3_100, 37, 35, 1, Disk, What::Done { vring: 0, head: 3, ok: true }),
     (3_101, 38, 37, 1, Guest, What::Completed { vring: 0, head: 3, request: 8, status: 0, len: 1 }),
+    (3_200, 38, 36, 0, Host, What::Moving { step: Moving::SourceWakes, a: 0, b: 0 }),
+    (3_300, 38, 36, 0, Host, What::Moving { step: Moving::SourceSleeps, a: 0, b: 0 }),
     (4_000, 39, 0, 1, Host, What::Moving { step: Moving::Begins, a: 3, b: 0 }),
     (4_100, 40, 39, 1, Host, What::Moving { step: Moving::WithoutBases, a: 0, b: 0 }),
     (4_200, 41, 40, 1, Host, What::Moving { step: Moving::LinkLost, a: 0, b: 0 }),

@@ -3,6 +3,9 @@
 use super::Family;
 use crate::disk::{Job, SECTOR};
 use midflight::blk::Completion;
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::collections::BTreeMap;
 
 /// Content of one sector.
 pub type Content = Box<[u8; SECTOR as usize]>;
@@ -128,11 +131,47 @@ impl Counts {
     }
 }
 
+/// By name, those that are not 0.
+impl Serialize for Counts {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let some = Family::ALL.into_iter().filter(|family| self.of(*family) > 0);
+        serializer.collect_map(some.map(|family| (family.name(), self.of(family))))
+    }
+}
+
+impl<'de> Deserialize<'de> for Counts {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut counts = Self::default();
+        for (name, count) in BTreeMap::<String, u64>::deserialize(deserializer)? {
+            let unknown = || D::Error::custom(format!("expected a family of faults, got {name}"));
+            counts.0[Family::by_name(&name).ok_or_else(unknown)? as usize] = count;
+        }
+        Ok(counts)
+    }
+}
+
 impl core::fmt::Display for Counts {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         let some = Family::ALL.into_iter().filter(|family| self.of(*family) > 0);
         let words: Vec<String> = some.map(|of| format!("{} {}", self.of(of), of.name())).collect();
         f.write_str(if words.is_empty() { "none" } else { "" })?;
         f.write_str(&words.join(", "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disk_fault_counts_are_read_as_they_are_printed() {
+        let mut counts = Counts::default();
+        counts.note(Family::LostWrite);
+        counts.note(Family::LostWrite);
+        counts.note(Family::Stall);
+        let text = serde_json::to_string(&counts).unwrap();
+        assert_eq!(text, r#"{"lost-write":2,"stall":1}"#);
+        assert_eq!(serde_json::from_str::<Counts>(&text).unwrap(), counts);
+        assert!(serde_json::from_str::<Counts>(r#"{"moonlight":1}"#).is_err());
     }
 }
