@@ -3,10 +3,12 @@
 //! The collection of vm-memory does the same, but each access passes through
 //! several layers of results, and a simulated request has some hundred of them.
 
+use super::journal::load;
 use super::log::{LogSlice, StoreLog};
 use std::iter::FusedIterator;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU16;
 use vm_memory::guest_memory::GuestMemorySliceIterator;
 use vm_memory::{
     GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryMmap, MmapRegion, Permissions,
@@ -82,6 +84,18 @@ impl Mem {
             rest = later;
         }
         Ok(())
+    }
+
+    /// Two bytes that are both there, as the machine has them.
+    #[inline]
+    pub fn load16(&self, addr: u64) -> Option<[u8; 2]> {
+        let aligned = self.find(addr).and_then(|(span, skip)| {
+            load::<AtomicU16>(&span.mapping, skip as usize).map(u16::to_ne_bytes)
+        });
+        aligned.or_else(|| {
+            let mut bytes = [0; 2];
+            self.read_slice(&mut bytes, GuestAddress(addr)).ok().map(|()| bytes)
+        })
     }
 
     /// The region of an address, and how far into it that is.
