@@ -7,8 +7,11 @@
 //! much is tried is bounded by a number of runs.
 
 mod actions;
+mod alike;
 mod choices;
+mod leap;
 mod numbers;
+mod sweep;
 mod world;
 
 use crate::choices::{Choices, Source};
@@ -66,11 +69,14 @@ pub fn shrink(
     let expect = Expected { oracle: violation.oracle.into(), cause: violation.cause() };
     let best = Scenario { expect: Some(expect.clone()), ..scenario.clone() };
     let mut shrinker = Shrinker { arena, options, expect, best, runs: 1, limit, changed: false };
+    shrinker.sweep();
+    shrinker.leap();
     shrinker.calm();
     loop {
         shrinker.changed = false;
         shrinker.fewer_actions();
         shrinker.plainer_world();
+        shrinker.alike();
         shrinker.smaller_numbers();
         shrinker.fewer_choices();
         if !shrinker.changed || shrinker.is_spent() {

@@ -14,6 +14,9 @@ impl Shrinker<'_> {
                 self.setting(key, &value);
             }
         }
+        for value in [2, 4, 8] {
+            self.setting("ring_size", &value.to_string());
+        }
         self.setting("region_size", &self.best.topology.ring_size.to_string());
         for value in [1, 2, 4] {
             self.setting("depth", &value.to_string());
