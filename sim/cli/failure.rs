@@ -1,6 +1,7 @@
 //! A failure on one screen: what broke, where, who noticed, the story made
 //! small, and what to type next.
 
+use midflight_sim::hash::Rolling;
 use midflight_sim::memory::Arena;
 use midflight_sim::oracle::{Kind, Violation, promise};
 use midflight_sim::profile::SeedId;
@@ -68,15 +69,24 @@ impl Keeper {
     }
 
     fn save(&self, scenario: &Scenario, violation: &Violation) -> Result<PathBuf, String> {
-        let seed = scenario
-            .origin
-            .map_or("document".into(), |seed| format!("{}-{:x}", seed.profile, seed.number));
+        // With settings of one's own there is no seed; the cause tells them apart.
+        let seed = scenario.origin.map_or_else(
+            || format!("document-{:04x}", short(&violation.cause())),
+            |seed| format!("{}-{:x}", seed.profile, seed.number),
+        );
         let file = self.folder.join(format!("{}-{seed}.scn", violation.oracle));
         let refused = |e: std::io::Error| format!("{}: {e}", file.display());
         fs::create_dir_all(&self.folder).map_err(refused)?;
         fs::write(&file, scenario.to_string()).map_err(refused)?;
         Ok(file)
     }
+}
+
+/// A few digits for a text.
+fn short(text: &str) -> u64 {
+    let mut hash = Rolling::new();
+    text.bytes().for_each(|byte| hash.u64(byte.into()));
+    hash.finish() & 0xffff
 }
 
 pub fn sizes(shrunk: &Shrunk) {

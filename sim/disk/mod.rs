@@ -25,7 +25,8 @@ use faults::{DiskFault, Faults, Injected};
 pub use image::{Image, SECTOR};
 pub use late::Landing;
 pub use latency::Pace;
-use midflight::blk::{DiskError, ReqId};
+use midflight::blk::DiskError;
+pub use midflight::blk::ReqId;
 use std::collections::BTreeMap;
 use vm_memory::{Bytes, GuestAddress};
 

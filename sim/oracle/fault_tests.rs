@@ -1,11 +1,10 @@
 //! What was injected is excused, and the same wrongness without it is caught.
 
 use super::*;
-use crate::disk::SECTOR;
 use crate::disk::faults::{Content, Family};
+use crate::disk::{ReqId, SECTOR};
 use crate::memory::Arena;
 use crate::pattern;
-use midflight::blk::ReqId;
 use vm_memory::{Bytes, GuestAddress};
 
 const AVAIL: u64 = 0x100;

@@ -154,7 +154,7 @@ impl Writer<'_> {
             _ => (sector, sectors),
         };
         let flags = if verb == Verb::WriteZeroes { s.below("unmap", 2) as u32 } else { 0 };
-        Request { vring, verb, sector, sectors, flags, short: false }
+        Request { vring, verb, sector, sectors, flags, short: false, times: 1 }
     }
 
     fn range(&mut self, s: &mut Stream) -> (u64, u64) {
@@ -189,7 +189,7 @@ impl Writer<'_> {
             5 => (Verb::WriteZeroes, sector, 6, false),
             _ => (Verb::Unknown, sector, 0, false),
         };
-        Request { vring, verb, sector, sectors, flags, short }
+        Request { vring, verb, sector, sectors, flags, short, times: 1 }
     }
 }
 

@@ -86,6 +86,8 @@ pub struct Request {
     pub flags: u32,
     /// Its data is one byte short of whole sectors.
     pub short: bool,
+    /// So often, one after the other.
+    pub times: u64,
 }
 
 impl Request {
@@ -260,7 +262,7 @@ const fn word(verb: Verb) -> &'static str {
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Request(Request { vring, verb, sector, sectors, flags, short }) => {
+            Self::Request(Request { vring, verb, sector, sectors, flags, short, times }) => {
                 write!(f, "request vring {vring} {}", word(*verb))?;
                 if *sectors > 0 || *sector > 0 {
                     write!(f, " {sectors} @{sector}")?;
@@ -268,7 +270,10 @@ impl fmt::Display for Action {
                 if *flags > 0 {
                     write!(f, " flags {flags}")?;
                 }
-                if *short { f.write_str(" short") } else { Ok(()) }
+                if *short {
+                    f.write_str(" short")?;
+                }
+                if *times == 1 { Ok(()) } else { write!(f, " times {times}") }
             }
             Self::Rest { vring, us } => write!(f, "rest vring {vring} {us} us"),
             Self::Sabotage { vring, how } => write!(f, "sabotage vring {vring} {}", how.name()),
@@ -316,7 +321,7 @@ impl fmt::Display for Action {
 }
 
 /// How each action is written, for who has written one that is none.
-pub(super) const FORMS: &str = "request vring V VERB [N @SECTOR] [flags F] [short], rest vring V US us, sabotage vring V HOW, kick vring V lost|extra, kill after N stores, kill after US us, end after US us or live [next SUCCESSOR], pause after US us, break after US us front-end|back-end first lag US us, stall or gone after US us for US us, migrate after US us [FATE], disk read|write|flush|request N FAULT, or disk after US us FAULT";
+pub(super) const FORMS: &str = "request vring V VERB [N @SECTOR] [flags F] [short] [times N], rest vring V US us, sabotage vring V HOW, kick vring V lost|extra, kill after N stores, kill after US us, end after US us or live [next SUCCESSOR], pause after US us, break after US us front-end|back-end first lag US us, stall or gone after US us for US us, migrate after US us [FATE], disk read|write|flush|request N FAULT, or disk after US us FAULT";
 
 /// Read one line; `None` if it is no action.
 pub(super) fn parse(line: &str) -> Option<Action> {
@@ -327,12 +332,13 @@ pub(super) fn parse(line: &str) -> Option<Action> {
             let verb = VERBS.into_iter().find(|v| word(*v) == verb)?;
             let vring = vring.parse().ok()?;
             let mut request =
-                Request { vring, verb, sector: 0, sectors: 0, flags: 0, short: false };
+                Request { vring, verb, sector: 0, sectors: 0, flags: 0, short: false, times: 1 };
             let mut rest = rest.iter().copied();
             while let Some(word) = rest.next() {
                 match word {
                     "flags" => request.flags = rest.next()?.parse().ok()?,
                     "short" => request.short = true,
+                    "times" => request.times = number(rest.next()?)?,
                     count => {
                         request.sectors = number(count)?;
                         request.sector = number(rest.next()?.strip_prefix('@')?)?;

@@ -50,7 +50,9 @@ impl Scenario {
     fn check_action(&self, action: &Action) -> Result<(), String> {
         let t = &self.topology;
         let fits = match *action {
-            Action::Request(r) => r.vring < t.queues && r.sectors <= t.max_sectors,
+            Action::Request(r) => {
+                r.vring < t.queues && r.sectors <= t.max_sectors && (1..=10_000).contains(&r.times)
+            }
             Action::Sabotage { vring, .. } | Action::Kick { vring, .. } => vring < t.queues,
             Action::Rest { vring, us } => vring < t.queues && us <= 10_000_000,
             Action::Migrate(m) => t.migration.is_some() && m.after <= 10_000_000,

@@ -105,6 +105,9 @@ fn plainer_request(request: Request) -> Vec<Action> {
     for sectors in smaller(request.sectors).into_iter().filter(|n| *n >= least) {
         plainer.push(Request { sectors, ..request });
     }
+    for times in smaller(request.times).into_iter().filter(|n| *n > 0) {
+        plainer.push(Request { times, ..request });
+    }
     for sector in smaller(request.sector) {
         plainer.push(Request { sector, ..request });
     }

@@ -14,6 +14,9 @@ impl Shrinker<'_> {
                 self.setting(key, &value);
             }
         }
+        for value in [2, 4, 8] {
+            self.setting("ring_size", &value.to_string());
+        }
         if self.best.topology.first_index > 0 {
             // An index that has to wrap had better do so at once.
             for value in [65_535, 65_533, 65_529, 65_521] {

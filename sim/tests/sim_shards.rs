@@ -108,6 +108,21 @@ fn shards_merged_are_the_whole_with_every_failure() {
 }
 
 #[test]
+fn shards_leave_a_document_for_each_kind_of_failure_that_is_told() {
+    let folder = Folder::new("kinds");
+    let asked = [&["run", "--seeds", "260..290", "--jobs", "2"][..], &BROKEN].concat();
+    let (report, _) = json(&[&asked[..], &["--json"]].concat());
+    let kinds = report.totals.failures.len();
+    assert!(kinds > 1, "{report:?}");
+    let told = run(&[&asked[..], &["--shrink-runs", "2", "--failures", path(&folder.0)]].concat());
+    let files: Vec<_> = fs::read_dir(&folder.0).unwrap().map(|f| f.unwrap().path()).collect();
+    assert_eq!(files.len(), kinds.min(3), "{}", String::from_utf8_lossy(&told.stdout));
+    for file in files {
+        assert_eq!(run(&["replay", path(&file), "--quiet"]).status.code(), told.status.code());
+    }
+}
+
+#[test]
 fn shards_that_are_missing_are_named() {
     let folder = Folder::new("missing");
     let mut files = Vec::new();

@@ -122,16 +122,6 @@ impl What {
     }
 }
 
-impl FromStr for Lane {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let names = Self::ALL.map(Self::name).join(", ");
-        let found = Self::ALL.into_iter().find(|lane| lane.name() == text);
-        found.ok_or_else(|| format!("expected one of {names}, got {text}"))
-    }
-}
-
 impl FromStr for Bound {
     type Err = String;
 
@@ -182,14 +172,5 @@ mod tests {
         for wrong in ["", "s", "1.2", "-3", "99999999999999999999s", "1.s2", "ns", "1.-2s"] {
             assert!(wrong.parse::<Bound>().is_err(), "{wrong}");
         }
-    }
-
-    #[test]
-    fn lanes_are_read_by_name() {
-        assert_eq!("disk".parse(), Ok(Lane::Disk));
-        assert_eq!(
-            "moon".parse::<Lane>(),
-            Err("expected one of guest, front, link, back, disk, host, got moon".into())
-        );
     }
 }

@@ -5,55 +5,21 @@
 
 mod filter;
 pub mod json;
+mod lane;
 mod late;
 mod life;
 pub mod mermaid;
+mod record;
 mod text;
 
 use crate::disk::faults::Family;
 use crate::guest::Sabotage;
-use crate::hash::Rolling;
 pub use filter::{Bound, Filter};
+pub use lane::Lane;
 pub use late::late_writes;
+pub use record::Trace;
 use serde::Serialize;
 pub use text::{Detail, render};
-
-/// Who an event is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
-#[repr(u8)]
-pub enum Lane {
-    /// The guest's driver.
-    Guest,
-    /// The front-end.
-    Front,
-    /// The socket between the halves.
-    Link,
-    /// The back-end process.
-    Back,
-    /// The disk.
-    Disk,
-    /// The host: processes, signals.
-    Host,
-}
-
-impl Lane {
-    /// Every lane, left to right.
-    pub const ALL: [Self; 6] =
-        [Self::Guest, Self::Front, Self::Link, Self::Back, Self::Disk, Self::Host];
-
-    /// Its name, as a column shows it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Guest => "guest",
-            Self::Front => "front",
-            Self::Link => "link",
-            Self::Back => "back",
-            Self::Disk => "disk",
-            Self::Host => "host",
-        }
-    }
-}
 
 /// Kind of a guest request or disk operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -382,79 +348,5 @@ impl What {
             Self::PowerLost { sectors } => (28, [sectors, 0, 0, 0, 0, 0]),
             Self::Sent { code, bytes, handles, .. } => (22, [b, code.into(), bytes, handles, 0, 0]),
         }
-    }
-}
-
-/// The trace of one run.
-#[derive(Debug, Default)]
-pub struct Trace {
-    hash: Rolling,
-    at: u64,
-    seq: u64,
-    cause: u64,
-    host: u8,
-    kept: Option<Vec<TraceEvent>>,
-}
-
-impl Trace {
-    /// A trace that keeps its events if asked to.
-    pub fn new(keep: bool) -> Self {
-        Self { kept: keep.then(Vec::new), ..Self::default() }
-    }
-
-    /// Virtual time, the number of the scheduler event, and of the one that
-    /// scheduled it, of what follows.
-    pub fn clock(&mut self, at: u64, seq: u64, cause: u64) {
-        (self.at, self.seq, self.cause) = (at, seq, cause);
-    }
-
-    /// The host of what follows.
-    pub fn set_host(&mut self, host: u8) {
-        self.host = host;
-    }
-
-    /// Something happened.
-    pub fn say(&mut self, lane: Lane, what: What) {
-        let Self { at, seq, cause, host, .. } = *self;
-        let (tag, fields) = what.fields();
-        self.hash.u64(at);
-        self.hash.u64(seq);
-        self.hash.u64(u64::from(host) << 40 | u64::from(lane as u8) << 32 | tag);
-        for field in fields {
-            self.hash.u64(field);
-        }
-        if let Some(kept) = &mut self.kept {
-            kept.push(TraceEvent { at, seq, cause, host, lane, what });
-        }
-    }
-
-    /// Hash over everything that happened.
-    pub fn hash(&self) -> u64 {
-        self.hash.finish()
-    }
-
-    /// The events, if they were kept.
-    pub fn events(&self) -> &[TraceEvent] {
-        self.kept.as_deref().unwrap_or(&[])
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn trace_hash_is_the_same_with_and_without_keeping() {
-        let mut kept = Trace::new(true);
-        let mut bare = Trace::new(false);
-        for t in [&mut kept, &mut bare] {
-            t.clock(5, 1, 0);
-            t.say(Lane::Host, What::Settling);
-            t.clock(6, 1, 0);
-            t.say(Lane::Host, What::Started { life: 2 });
-        }
-        assert_eq!(kept.hash(), bare.hash());
-        assert_ne!(kept.hash(), Trace::new(false).hash());
-        assert_eq!((kept.events().len(), bare.events().len()), (2, 0));
     }
 }

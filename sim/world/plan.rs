@@ -31,7 +31,8 @@ impl Plan {
         for action in &scenario.actions {
             match *action {
                 Action::Request(request) => {
-                    plan.todo[usize::from(request.vring)].push_back(Todo::Ask(request));
+                    let todo = &mut plan.todo[usize::from(request.vring)];
+                    todo.extend((0..request.times).map(|_| Todo::Ask(request)));
                 }
                 Action::Rest { vring, us } => {
                     plan.todo[usize::from(vring)].push_back(Todo::Rest { us });
