@@ -163,6 +163,11 @@ impl Ledger {
             .map(|e| &e.ask)
     }
 
+    /// Requests made available so far.
+    pub fn published_count(&self, vring: u16) -> u64 {
+        self.queues[usize::from(vring)].order.len() as u64
+    }
+
     /// Used elements so far.
     pub fn used_count(&self, vring: u16) -> u64 {
         self.queues[usize::from(vring)].used

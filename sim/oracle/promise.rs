@@ -52,6 +52,14 @@ pub fn promise(oracle: &str) -> (&'static str, &'static str) {
         "session" | "contract" => {
             ("two peers that keep the rules understand each other", "vhost-user, \"Communication\"")
         }
+        "onlooker" => (
+            "whoever looks at a region is told what its bytes say, and refused what they contradict",
+            "vhost-user, \"Inflight I/O tracking\"",
+        ),
+        "vows" => (
+            "a back-end keeps what it promises whoever drives it: ids, store, grace, pace, reports",
+            "midflight, DESIGN.md, \"The contract between core and driver\"",
+        ),
         "stream" => ("what a source hands over, a destination can read", "QEMU, \"Migration\""),
         "injection" => (
             "the simulated disk fails what a fault strikes, and nothing else",

@@ -21,6 +21,12 @@ impl RegionView<'_> {
         self.bytes.len() as u64 / u64::from(self.queues.max(1))
     }
 
+    /// Entries of each part, once somebody has used the region.
+    pub fn entries(&self) -> Option<u16> {
+        let first = Part(self.bytes.get(..self.stride() as usize)?);
+        (first.version() != 0).then(|| first.desc_num())
+    }
+
     /// Entries that are marked as in flight.
     pub fn flagged(&self) -> u64 {
         let parts = self.bytes.chunks_exact(self.stride().max(1) as usize);
@@ -29,34 +35,47 @@ impl RegionView<'_> {
     }
 }
 
-struct Part<'a>(&'a [u8]);
+/// One vring's part.
+pub(super) struct Part<'a>(pub &'a [u8]);
 
 impl Part<'_> {
     fn u16(&self, at: usize) -> u16 {
         u16::from_le_bytes([self.0[at], self.0[at + 1]])
     }
 
-    fn version(&self) -> u16 {
+    pub fn features(&self) -> u64 {
+        u64::from_le_bytes(self.0[..8].try_into().expect("eight bytes"))
+    }
+
+    pub fn desc_num(&self) -> u16 {
+        self.u16(10)
+    }
+
+    pub fn version(&self) -> u16 {
         self.u16(8)
     }
 
-    fn last_batch_head(&self) -> u16 {
+    pub fn last_batch_head(&self) -> u16 {
         self.u16(12)
     }
 
-    fn used_idx(&self) -> u16 {
+    pub fn used_idx(&self) -> u16 {
         self.u16(14)
     }
 
-    fn inflight(&self, head: u16) -> bool {
-        self.0[16 + 16 * usize::from(head)] == 1
+    pub fn flag(&self, head: u16) -> u8 {
+        self.0[16 + 16 * usize::from(head)]
     }
 
-    fn next(&self, head: u16) -> u16 {
+    pub fn inflight(&self, head: u16) -> bool {
+        self.flag(head) == 1
+    }
+
+    pub fn next(&self, head: u16) -> u16 {
         self.u16(16 + 16 * usize::from(head) + 6)
     }
 
-    fn counter(&self, head: u16) -> u64 {
+    pub fn counter(&self, head: u16) -> u64 {
         let at = 16 + 16 * usize::from(head) + 8;
         u64::from_le_bytes(self.0[at..at + 8].try_into().expect("eight bytes"))
     }

@@ -55,7 +55,7 @@ impl RingView {
 
     /// The next head the guest has made available.
     pub fn next_avail(&mut self, mem: &Mem) -> Option<u16> {
-        if u16_at(mem, self.avail + 2) == self.avail_seen {
+        if self.avail_index(mem) == self.avail_seen {
             return None;
         }
         let slot = u64::from(self.avail_seen % self.size);

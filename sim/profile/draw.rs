@@ -105,6 +105,7 @@ fn migrates(s: &mut Stream, profile: &mut Profile) {
     topology.migration = Some(Migration {
         policy: *s.pick("policy", &[Policy::Drain, Policy::Suspend, Policy::Suspend]),
         by_message: s.chance("by message", Ratio::new(1, 3)),
+        agreed: !s.chance("not agreed", Ratio::new(1, 8)),
         grace: *s.pick("grace", &[0, 0, 20, 400]),
         cancel: *s.pick("cancel", &[Some(20), Some(400), Some(3_000), None]),
         page_ns: *s.pick("page_ns", &[200, 700, 3_300]),

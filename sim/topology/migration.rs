@@ -49,6 +49,8 @@ settings! {
         /// Suspending is asked for by a message of its own (45); without it,
         /// every stop suspends, as in QEMU 11.1.
         by_message: bool,
+        /// The front-end has agreed to that; else every stop has to wait.
+        agreed: bool,
         /// Microseconds that requests in flight have to finish by themselves.
         grace: u64,
         /// Microseconds until the disk confirms a cancel, at most; none: it
@@ -71,6 +73,7 @@ impl Default for Migration {
         Self {
             policy: Policy::Suspend,
             by_message: false,
+            agreed: true,
             grace: 0,
             cancel: Some(20),
             page_ns: 200,
@@ -90,7 +93,8 @@ impl core::fmt::Display for Migration {
         };
         write!(f, "migration  a stop is {}{how}", self.policy.name())?;
         if self.policy != Policy::Drain {
-            write!(f, ", grace {} us, ", self.grace)?;
+            let agreed = if self.agreed { "" } else { ", which was not agreed on" };
+            write!(f, "{agreed}, grace {} us, ", self.grace)?;
             match (self.policy, self.cancel) {
                 (Policy::Unsafe, _) => write!(f, "cancels are confirmed at once, without truth")?,
                 (_, Some(us)) => write!(f, "cancels take up to {us} us")?,

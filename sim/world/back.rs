@@ -2,7 +2,9 @@
 
 use super::link::Inbox;
 use super::objects::{Handles, ObjectId};
+use super::vows::Vows;
 use super::{Event, Slip, StepShape, World};
+use crate::choices::Ratio;
 use crate::disk::Job;
 use crate::memory::Mem;
 use crate::oracle::session::{self, Session};
@@ -11,7 +13,7 @@ use crate::scenario::Successor;
 use crate::topology::{Migration, Policy};
 use crate::trace::{Lane, Wake, What};
 use midflight::backend::{Backend, Input, MapRegion, SuspendPolicy};
-use midflight::blk::{Completion, DeviceConfig, ReqId};
+use midflight::blk::{Completion, DeviceConfig, DiskError, ReqId};
 use midflight::time::{Duration, Instant};
 use midflight::wire::Dialect;
 
@@ -37,12 +39,19 @@ pub struct BackProcess {
     pub ending: bool,
     /// Vrings it has taken up.
     pub runs: Vec<bool>,
+    /// Vrings that have stopped, and the front-end is about to be told.
+    pub stopped: Vec<u16>,
+    /// It has guest memory mapped.
+    pub mapped: bool,
     /// What it and its front-end have said, by the bytes.
     pub session: Session,
     /// Requests that wait until the store is this host's.
     pub held: Vec<ReqId>,
     /// It has asked for the store.
     pub wants_store: bool,
+    /// Nanoseconds that requests in flight have at a stop.
+    pub grace: u64,
+    pub vows: Vows,
 }
 
 /// An answer the process owes its core.
@@ -71,6 +80,7 @@ impl BackProcess {
     ) -> Result<Self, Violation> {
         let config = offers(device, kind);
         let vrings = usize::from(config.num_queues.max(device.num_queues));
+        let grace = suspend.map_or(0, |policy| policy.grace.as_nanos() as u64);
         let core = match suspend {
             None => Backend::new(config),
             Some(policy) => Backend::with_suspend(config, policy),
@@ -90,9 +100,13 @@ impl BackProcess {
             timer: None,
             ending: false,
             runs: vec![false; vrings],
+            stopped: Vec::new(),
+            mapped: false,
             session: Session::new(vrings as u16),
             held: Vec::new(),
             wants_store: false,
+            grace,
+            vows: Vows::default(),
         })
     }
 
@@ -178,6 +192,7 @@ impl World<'_> {
             self.die(death.kept, stores, happened as u64, count)?;
             return Ok(false);
         }
+        self.check_vows()?;
         self.check_calls(guest_is_here)?;
         if stores > 0 {
             self.check_region()?;
@@ -250,6 +265,7 @@ impl World<'_> {
         };
         back.conn = None;
         back.runs.fill(false);
+        back.vows.hung_up();
         back.inbox = Inbox::default();
         self.trace.say(Lane::Link, What::Hangup { to_back: true });
         self.give_held_up();
@@ -290,6 +306,7 @@ impl World<'_> {
             },
         );
         self.back_step(Wake::Received, Input::Received { bytes: &piece.bytes, handles })?;
+        self.note_parting();
         Ok(())
     }
 
@@ -336,8 +353,15 @@ impl World<'_> {
         if watched && counter.count > 0 {
             // Reading the counter takes all signals at once.
             counter.count = 0;
-            self.oracle.borrow_mut().kick_heard(vring);
-            self.back_step(Wake::Kick, Input::Kick { vring })?;
+            // A host that only thinks it has the guest hears its own kicks.
+            if self.here.id == self.guest_at {
+                self.oracle.borrow_mut().kick_heard(vring);
+            }
+            let before = self.progress(vring);
+            let lives = self.back_step(Wake::Kick, Input::Kick { vring })?;
+            if let Some(before) = before.filter(|_| lives) {
+                self.check_pace(vring, &before)?;
+            }
         }
         Ok(())
     }
@@ -368,6 +392,9 @@ impl World<'_> {
         let Job { vring, head, .. } = job;
         self.trace.say(Lane::Disk, What::Done { vring, head, ok: result.is_ok() });
         self.oracle.borrow_mut().disk_done((&job).into(), result.is_ok())?;
+        // A system may also give up what nobody has cancelled.
+        let gives_up = result.is_err() && self.host.chance("gives up", Ratio::new(1, 4));
+        let result = if gives_up { Err(DiskError::Cancelled) } else { result };
         // Its driver has said long ago that it is over.
         if !adrift {
             self.push_finished(job.life, Completion { id: job.id, result });
@@ -394,6 +421,7 @@ impl World<'_> {
         if finished.is_empty() {
             return Ok(());
         }
+        finished.iter().for_each(|done| back.vows.told(done.id));
         self.back_step(Wake::DiskDone, Input::DiskDone(&finished))?;
         // The list is made once.
         finished.clear();

@@ -38,10 +38,12 @@ impl World<'_> {
             self.focus(host);
             self.happen(event)?;
             let over = self.migration.as_ref().is_none_or(Migrating::is_over);
+            let parted = self.guest_host().front.parting.is_none();
             if over
                 && self.guest.borrow().is_done()
                 && self.sabotage_is_seen()
                 && !self.disk.has_adrift()
+                && parted
             {
                 return Ok(());
             }
@@ -110,7 +112,8 @@ impl World<'_> {
                     self.die(0, 0, 0, 0)?;
                 }
             }
-            Event::Trouble(conn, trouble) => self.trouble(conn, trouble),
+            Event::Trouble(conn, trouble) => self.trouble(conn, trouble)?,
+            Event::Parted(conn) => self.parted_at(conn)?,
             Event::FrontRetry => self.front_retry()?,
             Event::Wake => self.wake()?,
             Event::Sleep => self.sleep()?,

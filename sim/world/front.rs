@@ -4,6 +4,7 @@
 use super::back::dialect;
 use super::link::Inbox;
 use super::objects::{Handles, Object, Objects};
+use super::parting::{Frozen, Parting};
 use super::{Event, UNFIT_LIVES, World};
 use crate::guest::memory::{GuestMemory, REGIONS, user};
 use crate::oracle::Violation;
@@ -45,6 +46,12 @@ pub struct FrontProcess {
     /// It does not reach anybody before this moment.
     pub gone_until: u64,
     started_before: bool,
+    /// What it said before it breaks its connection.
+    pub parting: Option<Parting>,
+    /// What must not move after it.
+    pub frozen: Option<Frozen>,
+    /// The stop that was asked for last may leave requests in flight.
+    pub may_leave: bool,
 }
 
 impl FrontProcess {
@@ -115,6 +122,9 @@ pub fn new(
         unfit: false,
         gone_until: 0,
         started_before: false,
+        parting: None,
+        frozen: None,
+        may_leave: false,
     })
 }
 
@@ -200,6 +210,7 @@ impl World<'_> {
             E::Logging => FrontEvent::Logging,
             E::NotLogging => FrontEvent::NotLogging,
             E::Disconnected { failure: Failure::Disconnected, .. } => FrontEvent::Left,
+            E::RawReply(reply) => return self.parted(&reply),
             E::Disconnected { failure, .. } if self.is_unfit(&failure) => FrontEvent::Unfit,
             other => return Err(Violation::new("session", format!("front-end: {other:?}"))),
         };
@@ -321,6 +332,7 @@ impl World<'_> {
     pub(super) fn pause(&mut self) -> Result<(), Violation> {
         if self.here.front.core.phase() != Phase::Running
             || self.here.id != self.guest_at
+            || self.here.front.parting.is_some()
             || self.guest.borrow().is_paused()
         {
             return Ok(());
@@ -332,6 +344,14 @@ impl World<'_> {
 
     pub(super) fn front_stop(&mut self, how: Command) -> Result<(), Violation> {
         self.here.front.wanted = false;
+        let plan = self
+            .topology
+            .migration
+            .as_ref()
+            .filter(|plan| plan.policy != Policy::Drain && plan.agreed);
+        // With a message for it, only that one leaves anything.
+        self.here.front.may_leave =
+            plan.is_some_and(|plan| !plan.by_message || how == Command::Suspend);
         self.front_command(how)
     }
 
@@ -410,7 +430,7 @@ impl World<'_> {
 
     fn front_closed(&mut self) -> Result<(), Violation> {
         self.trace.say(Lane::Link, What::Hangup { to_back: false });
-        self.here.front.conn = None;
+        (self.here.front.conn, self.here.front.parting) = (None, None);
         self.here.front.inbox = Inbox::default();
         self.front_step(Input::PeerClosed)
     }
@@ -435,12 +455,13 @@ impl World<'_> {
 }
 
 fn config(topology: &Topology) -> FrontendConfig {
-    let mut accepted = protocol::MQ | protocol::CONFIG | protocol::INFLIGHT_SHMFD;
+    let mut accepted =
+        protocol::MQ | protocol::CONFIG | protocol::INFLIGHT_SHMFD | protocol::RESET_DEVICE;
     let mut numbers = Dialect::default();
     if let Some(plan) = &topology.migration {
         accepted |= protocol::LOG_SHMFD;
         numbers = dialect(plan);
-        if plan.policy != Policy::Drain {
+        if plan.policy != Policy::Drain && plan.agreed {
             accepted |= numbers.get_vring_base_inflight() | numbers.get_vring_base_skip_drain();
         }
     }

@@ -95,6 +95,11 @@ pub struct Wire {
 }
 
 impl Wire {
+    /// Whether everything that was sent has arrived.
+    pub fn is_past(&self, now: u64) -> bool {
+        self.last < now
+    }
+
     /// Nothing arrives before this moment.
     pub fn stall(&mut self, until: u64) {
         self.last = self.last.max(until);

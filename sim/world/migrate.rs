@@ -110,6 +110,11 @@ impl Migrating {
         self.left.is_empty() && self.stage == Stage::Idle
     }
 
+    /// No migration is under way.
+    pub fn is_idle(&self) -> bool {
+        self.stage == Stage::Idle
+    }
+
     /// The guest stands still because of this.
     pub fn holds_guest(&self) -> bool {
         !matches!(self.stage, Stage::Idle | Stage::Logging | Stage::Copying)
@@ -145,7 +150,11 @@ impl World<'_> {
             return Ok(());
         }
         self.focus(self.guest_at);
-        if self.here.front.phase() != Phase::Running || self.guest.borrow().is_paused() {
+        let front = &self.here.front;
+        if front.phase() != Phase::Running
+            || front.parting.is_some()
+            || self.guest.borrow().is_paused()
+        {
             self.schedule(100_000, Event::Migrate);
             return Ok(());
         }

@@ -11,12 +11,15 @@ mod host;
 mod link;
 mod migrate;
 mod objects;
+mod onlooker;
 mod outcome;
+mod parting;
 mod plan;
 mod power;
 mod race;
 mod store;
 mod trouble;
+mod vows;
 mod wishes;
 
 use crate::choices::{Clock, Component, Made, Ratio, Stream};
@@ -75,6 +78,8 @@ enum Event {
     Shutdown(u32),
     /// Something happens to this connection though nobody dies.
     Trouble(u32, Trouble),
+    /// What the front-end said before it breaks this connection has had its time.
+    Parted(u32),
     /// The front-end's owner has it try again.
     FrontRetry,
     /// The source of a migration that is over wakes, and sleeps again.
@@ -388,7 +393,8 @@ impl<'a> World<'a> {
         self.arena.with_image(region, |bytes| {
             let view = RegionView { bytes, queues: self.topology.queues };
             let runs = |vring| self.here.back.as_ref().is_some_and(|b| b.runs(vring));
-            self.oracle.borrow_mut().check_region(&self.here.guest_memory.mem, view, runs)
+            self.oracle.borrow_mut().check_region(&self.here.guest_memory.mem, view, runs)?;
+            self.check_onlooker(bytes)
         })
     }
 

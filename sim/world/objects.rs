@@ -63,6 +63,11 @@ impl Handles {
         self.open.get(&handle).copied()
     }
 
+    /// Whether none is open.
+    pub fn is_empty(&self) -> bool {
+        self.open.is_empty()
+    }
+
     /// Close it; false if it was not open.
     pub fn close(&mut self, handle: Handle) -> bool {
         self.open.remove(&handle).is_some()

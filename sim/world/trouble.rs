@@ -1,14 +1,16 @@
 //! What happens to a connection though nobody dies.
 
 use super::{Event, World};
+use crate::oracle::Violation;
 use crate::scenario::Trouble;
 
 impl World<'_> {
-    pub(super) fn trouble(&mut self, conn: u32, trouble: Trouble) {
+    pub(super) fn trouble(&mut self, conn: u32, trouble: Trouble) -> Result<(), Violation> {
         if self.here.front.conn != Some(conn) {
-            return;
+            return Ok(());
         }
         match trouble {
+            Trouble::Break { .. } if self.part()? => {}
             Trouble::Break { lag, back_first } => {
                 self.stats.breaks += 1;
                 self.break_connection(conn, 1_000 * lag, back_first);
@@ -25,10 +27,11 @@ impl World<'_> {
                 self.break_connection(conn, 0, false);
             }
         }
+        Ok(())
     }
 
     /// One side learns of it at once, the other later: until then it goes on.
-    fn break_connection(&mut self, conn: u32, lag: u64, back_first: bool) {
+    pub(super) fn break_connection(&mut self, conn: u32, lag: u64, back_first: bool) {
         let delay = self.host_delay();
         if back_first {
             self.schedule(delay, Event::BackHangup(conn));

@@ -3,6 +3,8 @@
 use super::back::{Answer, BackProcess, contract};
 use super::link::Inbox;
 use super::objects::{Object, ObjectId};
+use super::parting::Parting;
+use super::vows::vow;
 use super::{Event, World};
 use crate::disk::Job;
 use crate::memory::{Mem, RegionId};
@@ -13,6 +15,7 @@ use midflight::blk::{DiskOp, DiskRequest, ReqId};
 
 impl World<'_> {
     pub(super) fn carry_out(&mut self, output: Output) -> Result<(), Violation> {
+        let now = self.now();
         let Some(back) = &mut self.here.back else { return Ok(()) };
         // No two lives share a connection; an answer to one that is gone is late.
         let (life, conn) = (back.life, back.conn.unwrap_or(0));
@@ -39,19 +42,32 @@ impl World<'_> {
                     handles.iter().map(|h| open(back, *h)).collect::<Result<Vec<_>, _>>()?;
                 let conn = back.conn.ok_or_else(|| contract("sends without a connection"))?;
                 let stopped = session::stop_answer(&bytes);
+                // Without a stop, vrings end only by a reset of the device.
+                let reset = std::mem::take(&mut back.stopped);
                 self.send_to_front(conn, bytes, objects);
                 if let Some(base) = stopped {
                     if let Some((used, inflight)) = self.at_stop(base.vring)? {
                         session::check_answer(base, used, inflight)?;
                     }
+                    self.check_drained(base.vring)?;
                     self.at_rest(life, base.vring);
+                } else {
+                    for vring in reset {
+                        self.at_rest(life, vring);
+                    }
                 }
             }
             Output::Map { regions } => {
+                back.mapped = true;
                 let delay = self.host_delay();
                 self.schedule(delay, Event::BackAnswer(conn, Answer::Map(regions)));
             }
-            Output::Unmap => {}
+            Output::Unmap => {
+                back.mapped = false;
+                if let Some(vring) = back.runs.iter().position(|runs| *runs) {
+                    return Err(vow(format!("memory is unmapped while vring {vring} runs")));
+                }
+            }
             Output::AllocInflight { size } => {
                 let delay = self.host_delay();
                 self.schedule(delay, Event::BackAnswer(conn, Answer::Alloc(size)));
@@ -91,17 +107,31 @@ impl World<'_> {
                     "{id} is fetched after the back-end was asked to end"
                 )));
             }
-            Output::Disk(id) if self.store != Some(self.here.id) => back.held.push(id),
-            Output::Disk(id) => self.issue(id)?,
+            Output::Disk(id) => {
+                let vring = back.core.request(id).map_or(u16::MAX, |request| request.vring);
+                back.vows.asks(id, vring)?;
+                if self.store == Some(self.here.id) {
+                    self.issue(id)?;
+                } else {
+                    back.held.push(id);
+                }
+            }
             Output::MapLog { handle, offset, size } => {
                 let object = back.handles.get(handle);
                 let delay = self.host_delay();
                 let answer = Answer::MapLog { object, offset, size };
                 self.schedule(delay, Event::BackAnswer(conn, answer));
             }
-            Output::Cancel(id) => self.cancel(id),
-            Output::AcquireStore => self.acquire_store(),
+            Output::Cancel(id) => {
+                back.vows.cancels(id, now)?;
+                self.cancel(id);
+            }
+            Output::AcquireStore => {
+                back.vows.acquires()?;
+                self.acquire_store();
+            }
             Output::ReleaseStore => {
+                back.vows.releases()?;
                 back.wants_store = false;
                 self.give_store_back();
             }
@@ -115,9 +145,17 @@ impl World<'_> {
                 let conn = back.conn.take().ok_or_else(|| contract("closes no connection"))?;
                 back.inbox = Inbox::default();
                 let unfit = back.kind.is_unfit();
+                back.runs.fill(false);
+                back.vows.hung_up();
                 self.give_held_up();
                 self.hang_up_front(conn);
-                if !unfit {
+                let expected = match &reason {
+                    CloseReason::FrontendMisbehaved(fault) => self.expects(fault),
+                    CloseReason::Shutdown => false,
+                };
+                if expected {
+                    self.note_loss();
+                } else if !unfit {
                     return Err(Violation::new("contract", format!("back-end closes: {reason}")));
                 }
             }
@@ -158,7 +196,10 @@ impl World<'_> {
 
     pub(super) fn back_event(&mut self, event: backend::Event) -> Result<(), Violation> {
         use backend::Event as E;
+        let now = self.now();
         let Some(back) = &mut self.here.back else { return Ok(()) };
+        back.vows.says(&event, now, back.grace)?;
+        let unfit = back.kind.is_unfit();
         let what = match event {
             E::VringRunning { vring, next_avail, used, resubmitted, .. } => {
                 back.runs[usize::from(vring)] = true;
@@ -168,6 +209,7 @@ impl World<'_> {
             }
             E::VringStopped { vring, base } => {
                 back.runs[usize::from(vring)] = false;
+                back.stopped.push(vring);
                 What::VringStopped { vring, base }
             }
             E::Negotiated { features, protocol } => {
@@ -202,8 +244,8 @@ impl World<'_> {
             E::VringBroken { vring, fault } => {
                 return Err(Violation::new("rings", format!("vring {vring} broken: {fault}")));
             }
-            // A device for which it was not made.
-            E::Refused(_) if back.kind.is_unfit() => return Ok(()),
+            E::Refused(fault) if self.expects(&fault) => return Ok(()),
+            E::Refused(_) if unfit => return Ok(()),
             E::Refused(fault) => {
                 return Err(Violation::new("session", format!("back-end refuses: {fault}")));
             }
@@ -248,7 +290,9 @@ impl World<'_> {
         size: u64,
     ) -> Result<Mem, MapFailed> {
         let (region, mem) = self.map_whole(object, offset, size)?;
-        self.watch_region(region);
+        if self.here.front.parting != Some(Parting::Forged) {
+            self.watch_region(region);
+        }
         Ok(mem)
     }
 

@@ -93,7 +93,7 @@ impl Requests {
     pub fn cancellable(&self, vring: u16) -> impl Iterator<Item = ReqId> {
         self.slots
             .iter()
-            .filter(move |(_, r)| r.vring == vring && !r.orphan && r.op.repeatable())
+            .filter(move |(_, r)| r.vring == vring && r.op.repeatable())
             .map(|(slot, r)| ReqId { slot: slot as u32, epoch: r.epoch })
     }
 

@@ -21,15 +21,15 @@ pub(super) const VERSION_1: u16 = 1;
 
 const HEADER: u64 = 16;
 const ENTRY: u64 = 16;
-/// `u8 inflight` in an entry.
-const ENTRY_INFLIGHT: u64 = 0;
+// An entry begins with `u8 inflight`.
 /// `u16 next` in an entry: the head linked before this one.
 const ENTRY_NEXT: u64 = 6;
 /// `u64 counter` in an entry: order of fetching.
 const ENTRY_COUNTER: u64 = 8;
 
+/// Where the first byte of an entry is.
 pub(super) const fn inflight(head: u16) -> u64 {
-    HEADER + ENTRY * head as u64 + ENTRY_INFLIGHT
+    HEADER + ENTRY * head as u64
 }
 
 pub(super) const fn next(head: u16) -> u64 {

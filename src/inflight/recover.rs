@@ -254,7 +254,7 @@ fn initialise<M: GuestMemory>(
     let used_idx = if at_face_value { 0 } else { used_idx };
     let of_ring = bugs::on_when(Bug::DescNumOfRing, || size != shape.queue_size);
     let desc_num = if of_ring { size } else { shape.queue_size };
-    let region = SplitRegion::new(shape.base(vring), shape.queue_size, 0, 0);
+    let region = SplitRegion::new(shape.base(vring), 0, 0);
     if bugs::on(Bug::VersionFirst) {
         region.store(mem, layout::VERSION, layout::VERSION_1)?;
     }
@@ -338,7 +338,7 @@ fn carry_out<M: GuestMemory>(
         _ => Mark::RecoveryOpenBatchOfMany,
     });
     let base = shape.base(vring);
-    let region = SplitRegion::new(base, shape.queue_size, counter, plan.last_batch_head);
+    let region = SplitRegion::new(base, counter, plan.last_batch_head);
     // R1, R2: finish the batch that was published but not closed. A kill in
     // here leaves the difference in place, so the next successor does it again.
     if bugs::on_when(Bug::OneOfBatchCleared, || plan.published.len() > 1) {

@@ -37,7 +37,6 @@ impl RingState {
 #[derive(Clone, Debug)]
 pub struct SplitRegion {
     base: u64,
-    queue_size: u16,
     /// Counter for the next fetch.
     counter: u64,
     /// What `last_batch_head` holds.
@@ -67,13 +66,8 @@ impl SplitRegion {
         recover::attach(mem, shape, vring, ring)
     }
 
-    pub(super) fn new(base: u64, queue_size: u16, counter: u64, last_batch_head: u16) -> Self {
-        Self { base, queue_size, counter, last_batch_head }
-    }
-
-    /// Entries in this part.
-    pub fn queue_size(&self) -> u16 {
-        self.queue_size
+    pub(super) fn new(base: u64, counter: u64, last_batch_head: u16) -> Self {
+        Self { base, counter, last_batch_head }
     }
 
     /// F2, F3, F4: the request at `head` is fetched.
@@ -136,7 +130,7 @@ impl SplitRegion {
         offset: u64,
         value: T,
     ) -> Result<(), RegionGone> {
-        mem.store(value, GuestAddress(self.base + offset), Ordering::Release)
-            .map_err(|_| RegionGone { offset: self.base + offset })
+        let offset = self.base + offset;
+        mem.store(value, GuestAddress(offset), Ordering::Release).map_err(|_| RegionGone { offset })
     }
 }
