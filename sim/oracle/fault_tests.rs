@@ -5,7 +5,7 @@ use crate::disk::faults::{Content, Family};
 use crate::disk::{ReqId, SECTOR};
 use crate::memory::Arena;
 use crate::pattern;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::GuestAddress;
 
 const AVAIL: u64 = 0x100;
 const USED: u64 = 0x200;

@@ -124,8 +124,9 @@ pub struct Oracle {
     unchecked: Vec<u64>,
     calls: Calls,
     step: RefCell<Step>,
-    /// By vring: requests fetched when the region was looked at last.
-    fetched: Vec<u64>,
+    /// By vring: requests fetched when the region was looked at last, and whether
+    /// a back-end ran the vring then.
+    fetched: Vec<(u64, bool)>,
     /// By vring: the guest has broken its rules, and nothing is promised for it.
     spoiled: Vec<bool>,
 }
@@ -146,7 +147,7 @@ impl Oracle {
             unchecked: Vec::new(),
             calls,
             step: RefCell::default(),
-            fetched: vec![0; queues],
+            fetched: vec![(0, false); queues],
             spoiled: vec![false; queues],
         }
     }
@@ -352,22 +353,27 @@ impl Oracle {
     }
 
     /// The inflight region must be recoverable now. `runs`: vrings that a live
-    /// back-end runs, where no batch is open between its steps.
+    /// back-end runs, where no batch is open between its steps. `changed`: vrings,
+    /// one bit each, of which something was stored since it was looked at last;
+    /// requests that were made available since then are not fetched and change
+    /// nothing.
     pub fn check_region(
         &mut self,
         mem: &Mem,
         region: RegionView<'_>,
         runs: impl Fn(u16) -> bool,
+        changed: u64,
     ) -> Result<(), Violation> {
         if !self.judges.region || !self.judges.costly {
             return Ok(());
         }
         for vring in 0..self.ledger.vrings() {
-            if self.is_spoiled(vring) {
+            let (alive, (_, before)) = (runs(vring), self.fetched[usize::from(vring)]);
+            if self.is_spoiled(vring) || (changed >> vring & 1 == 0 && before == alive) {
                 continue;
             }
-            let fetched = region::check(&self.ledger, mem, region, vring, runs(vring))?;
-            self.fetched[usize::from(vring)] = fetched;
+            let fetched = region::check(&self.ledger, mem, region, vring, alive)?;
+            self.fetched[usize::from(vring)] = (fetched, alive);
         }
         Ok(())
     }

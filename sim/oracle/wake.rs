@@ -25,6 +25,12 @@ impl Oracle {
         }
     }
 
+    /// Vrings, one bit each, in whose used ring a store begins.
+    pub fn used_rings_at(&self, store: GuestStore) -> u64 {
+        let hit = |vring: &u16| self.ledger.ring(*vring).used_range().contains(&store.addr);
+        (0..self.ledger.vrings()).filter(hit).fold(0, |hits, vring| hits | 1 << vring)
+    }
+
     /// The back-end hears of kicks.
     pub fn kick_heard(&mut self, vring: u16) {
         self.calls.kick_heard(vring);
@@ -58,7 +64,7 @@ impl Oracle {
         if !self.judges.region || !self.judges.costly || self.is_spoiled(vring) {
             return Ok(());
         }
-        let fetched = self.fetched[usize::from(vring)];
+        let (fetched, _) = self.fetched[usize::from(vring)];
         let fetched_all = fetched == self.ledger.available_count(vring);
         self.calls.check_sleep(mem, self.ledger.ring(vring), Rest { vring, fetched_all })
     }

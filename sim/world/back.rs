@@ -162,7 +162,10 @@ impl World<'_> {
         let guest_is_here = self.here.id == self.guest_at;
         if stores > 0 && guest_is_here {
             let kept = death.as_ref().map_or(stores, |d| d.kept);
-            self.here.check.publications(&mut self.oracle.borrow_mut(), checked, kept);
+            let oracle = &mut self.oracle.borrow_mut();
+            self.changed |= self.here.check.publications(oracle, checked, kept);
+        } else if stores > 0 {
+            self.changed = u64::MAX;
         }
         match &death {
             None => self.arena.commit(),

@@ -445,7 +445,7 @@ impl World<'_> {
         self.front_command(Command::Adopt { state, inflight: handle })?;
         let inflight = self.region_flags();
         self.say_moving(Moving::Arrives, pages, inflight);
-        self.check_region()?;
+        self.check_whole_region()?;
         let wakes = matches!(fate, Fate::SourceWakes(_));
         if !wakes && self.migrating().stream.below("leave at once", 2) == 0 {
             self.focus(source);

@@ -62,8 +62,8 @@ impl World<'_> {
             let oracle = &mut oracle.borrow_mut();
             let result = check
                 .run(oracle, 0, happened)
-                .inspect(|()| check.publications(oracle, 0, happened))
-                .and_then(|()| oracle.after_stores(&check.mem, None))
+                .map(|()| check.publications(oracle, 0, happened))
+                .and_then(|_| oracle.after_stores(&check.mem, None))
                 .and_then(|_| guest.borrow_mut().turn(vring, oracle, &mut trace));
             *acted.borrow_mut() = Some(Acted { result, trace });
         });
@@ -157,16 +157,24 @@ impl StoreCheck {
     }
 
     /// Of the stores of the step from one to before another, which have happened,
-    /// note those that publish.
-    pub fn publications(&self, oracle: &mut Oracle, from: u64, to: u64) {
+    /// note those that publish. Vrings, one bit each, whose used ring or part of
+    /// the inflight region any store of the step has changed.
+    pub fn publications(&self, oracle: &mut Oracle, from: u64, to: u64) -> u64 {
+        let mut changed = 0;
         self.stores.with(|stores| {
             for (i, (store, bytes)) in (0u64..).zip(stores) {
-                if (from..to).contains(&i) && store.len == 2 && self.ids.contains(&store.region) {
-                    let at = GuestStore { addr: self.guest_addr(store), len: 2 };
-                    oracle.stored(&self.mem, at, bytes);
+                if Some(store.region) == self.inflight {
+                    changed |= 1 << (store.offset / self.part).min(63);
+                } else if self.ids.contains(&store.region) {
+                    let at = GuestStore { addr: self.guest_addr(store), len: store.len.into() };
+                    changed |= oracle.used_rings_at(at);
+                    if (from..to).contains(&i) && store.len == 2 {
+                        oracle.stored(&self.mem, at, bytes);
+                    }
                 }
             }
         });
+        changed
     }
 
     /// Judge the stores of the step from one to before another.
