@@ -13,7 +13,7 @@ use midflight::bugs::Bug;
 pub const APART: u64 = 1_000_000;
 
 /// Catches that are made small until one is small enough.
-const SHRUNK: usize = 5;
+const SHRUNK: usize = 10;
 
 /// Actions that a person takes in at a glance.
 pub const FEW: u64 = 12;
