@@ -2,6 +2,9 @@
 //! core is mutated (`sim/MUTANTS.md`). `cargo sim run --seeds 0..2000` is the
 //! long one.
 
+// How many seeds is for who runs it to say.
+#![allow(clippy::disallowed_methods)]
+
 use midflight_sim::crash::{at_every_store, short_migration, short_run};
 use midflight_sim::memory::Arena;
 use midflight_sim::profile::ProfileName;

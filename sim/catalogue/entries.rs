@@ -11,6 +11,9 @@ type Runs = (ProfileName, &'static [(&'static str, &'static str)]);
 const MIXED: Runs = (ProfileName::Mixed, &[]);
 const MIGRATES: Runs = (ProfileName::Migration, &[]);
 const SUSPENDS: Runs = (ProfileName::Migration, &[("migration.policy", "suspend")]);
+/// Every head of the ring is in use.
+const SMALL_RINGS: Runs =
+    (ProfileName::Mixed, &[("ring_size", "8"), ("depth", "8"), ("indirect", "on")]);
 /// A disk that may complete twice.
 const STORM: Runs = (ProfileName::Storm, &[]);
 /// Vrings stop often, while requests keep coming.
@@ -70,7 +73,6 @@ pub static ENTRIES: &[Entry] = &[
     core(Bug::BaseWithoutInflight, MIGRATES, &["base"]),
     core(Bug::UsedIdxNotReread, MIXED, &["region", "rings", "session", "contract", "ledger"]),
     core(Bug::KickRequired, MIXED, &["notification", "liveness"]),
-    core(Bug::MoreForgotten, MIXED, &["notification", "liveness"]),
     core(Bug::DisabledFetches, STOPS, &["session"]),
     core(Bug::UnfinishedSkipped, MIXED, &["notification", "liveness", "region"]),
     core(Bug::BaseTrusted, MIXED, &["rings", "ledger", "memory", "region"]),
@@ -91,7 +93,7 @@ pub static ENTRIES: &[Entry] = &[
     core(Bug::VersionFirst, MIXED, &["region", "session", "contract"]),
     core(Bug::DescNumOfRing, MIXED, &["contract", "session"]),
     core(Bug::RecoveryLeavesOpen, MIXED, &["region"]),
-    core(Bug::RecoveryMissesLastEntry, MIXED, &["rings", "ledger", "memory", "region"]),
+    core(Bug::RecoveryMissesLastEntry, SMALL_RINGS, &["rings", "ledger", "memory", "region"]),
     // Drain and suspend.
     core(Bug::ReplyBeforeDrained, MIXED, &["late-write", "quiet", "ownership", "dirty"]),
     core(Bug::ReplyBeforeCancelled, SUSPENDS, &["late-write", "quiet", "ownership", "dirty"]),

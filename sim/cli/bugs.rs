@@ -15,7 +15,7 @@ pub struct BugsArgs {
     /// Seeds to try from each start
     #[arg(long, default_value_t = 1000)]
     limit: u64,
-    /// Runs to make the first catch of each small in; 0: leave it as it is
+    /// Runs to make a catch of each small in; 0: leave it as it is
     #[arg(long, default_value_t = 1000)]
     shrink_runs: u64,
     /// Print the table of the documentation instead

@@ -30,7 +30,7 @@ pub fn print(args: &MarksArgs) -> Result {
     let mut arena = Arena::new();
     let mut progress = Progress::new("seeds");
     let (mut runs, mut failed) = (0u64, 0u64);
-    let all = args.seeds.range().end - args.seeds.range().start;
+    let asked = args.seeds.range().end - args.seeds.range().start;
     for number in args.seeds.range() {
         let scenario = story.scenario(number).map_err(|e| e.to_string())?;
         take();
@@ -43,7 +43,7 @@ pub fn print(args: &MarksArgs) -> Result {
             }
         }
         runs += 1;
-        progress.show(runs, all, "");
+        progress.show(runs, asked, "");
     }
     progress.clear();
     println!("{:<24} {:>8} {:>10}  what happens there", "mark", "share", "first seed");

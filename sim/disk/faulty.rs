@@ -50,7 +50,7 @@ impl Disk {
     /// A completion is due: the time at which it may come, if it is held back.
     pub fn hold_back(&mut self, now: u64, key: u64) -> Option<u64> {
         let faults = self.faults.as_mut()?;
-        let pending = self.pending.get_mut(&key)?;
+        let pending = self.pending.get_mut(key)?;
         if pending.held_back {
             return None;
         }

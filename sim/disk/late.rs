@@ -25,8 +25,8 @@ pub struct Landing {
 impl Disk {
     /// Name of a job by its owner's name.
     pub fn find(&self, life: u32, id: ReqId) -> Option<u64> {
-        let found = |(key, p): (&u64, &super::Pending)| {
-            (p.job.life == life && p.job.id == id).then_some(*key)
+        let found = |(key, p): (u64, &super::Pending)| {
+            (p.job.life == life && p.job.id == id).then_some(key)
         };
         self.pending.iter().find_map(found)
     }
@@ -40,12 +40,12 @@ impl Disk {
     /// it has touched. `None`: it is over already, or was so far that it has to
     /// be finished, now.
     pub fn cancelled(&mut self, key: u64, mem: &Mem) -> Option<Job> {
-        let pending = self.pending.get(&key)?;
+        let pending = self.pending.get(key)?;
         let (applied, len) = (pending.applied, pending.job.len);
         if applied && self.stream.chance("cancel.late", Ratio::new(1, 2)) {
             return None;
         }
-        let pending = self.pending.remove(&key)?;
+        let pending = self.pending.remove(key)?;
         if !applied && self.stream.chance("cancel.torn", Ratio::new(1, 2)) {
             let limit = self.torn(len);
             if limit > 0 {
@@ -59,12 +59,12 @@ impl Disk {
     /// stuck somewhere on its way, and does so when it comes: its new name, and
     /// nanoseconds until then.
     pub fn set_adrift(&mut self, key: u64) -> Option<(u64, u64)> {
-        let pending = self.pending.get_mut(&key)?;
+        let pending = self.pending.get_mut(key)?;
         pending.adrift = true;
         if pending.applied {
             return None;
         }
-        let pending = self.pending.remove(&key)?;
+        let pending = self.pending.remove(key)?;
         let (key, after) = (self.next_key, self.stream.below("adrift", STUCK));
         self.next_key += 1;
         self.pending.insert(key, pending);
@@ -73,7 +73,7 @@ impl Disk {
 
     /// Whether nobody waits for this job.
     pub fn is_adrift(&self, key: u64) -> bool {
-        self.pending.get(&key).is_some_and(|p| p.adrift)
+        self.pending.get(key).is_some_and(|p| p.adrift)
     }
 
     /// Whether there is any job that nobody waits for.
@@ -98,7 +98,7 @@ impl Disk {
     /// What is about to happen if this job moves its bytes now though its vring
     /// was said to be at rest.
     pub fn landing(&self, key: u64) -> Option<Landing> {
-        let pending = self.pending.get(&key).filter(|p| p.disowned && !p.applied)?;
+        let pending = self.pending.get(key).filter(|p| p.disowned && !p.applied)?;
         let job = pending.job.clone();
         let sectors = match job.verb {
             Verb::Write | Verb::WriteZeroes | Verb::Discard => {

@@ -16,6 +16,7 @@ mod faulty;
 mod image;
 mod late;
 mod latency;
+mod pending;
 mod versions;
 
 use crate::choices::{Ratio, Stream};
@@ -25,9 +26,10 @@ use faults::{DiskFault, Faults, Injected};
 pub use image::{Image, SECTOR};
 pub use late::Landing;
 pub use latency::Pace;
-use midflight::blk::{DiskError, ReqId};
-use std::collections::BTreeMap;
-use vm_memory::{Bytes, GuestAddress};
+use midflight::blk::DiskError;
+pub use midflight::blk::ReqId;
+use pending::InOrder;
+use vm_memory::GuestAddress;
 
 /// A request of a back-end, as the disk holds it.
 #[derive(Clone, Debug)]
@@ -92,7 +94,7 @@ pub struct Disk {
     pace: Pace,
     errors: Ratio,
     image: Image,
-    pending: BTreeMap<u64, Pending>,
+    pending: InOrder<Pending>,
     next_key: u64,
     /// When each of a fixed number of lanes is free again.
     lanes: Vec<u64>,
@@ -111,7 +113,7 @@ impl Disk {
             pace,
             errors,
             image: Image::new(sectors),
-            pending: BTreeMap::new(),
+            pending: InOrder::new(),
             next_key: 0,
             lanes: vec![0; LANES],
             buffer: Vec::new(),
@@ -160,7 +162,7 @@ impl Disk {
         self.next_key += 1;
         let mark = self.image.mark();
         let fault = self.faults.as_mut().and_then(|faults| faults.next(job.verb));
-        let pending = Pending {
+        let pending = Box::new(Pending {
             job,
             mark,
             applied: false,
@@ -169,21 +171,21 @@ impl Disk {
             adrift: false,
             fault,
             held_back: false,
-        };
+        });
         self.pending.insert(key, pending);
         Plan { key, apply_after, done_after }
     }
 
     /// A job that is still held: not applied or not done.
     pub fn job(&self, key: u64) -> Option<&Job> {
-        self.pending.get(&key).map(|p| &p.job)
+        self.pending.get(key).map(|p| &p.job)
     }
 
     /// The moment when a job's bytes move. Nothing happens if its process has
     /// died, or if it moved already.
     pub fn apply(&mut self, key: u64, mem: &Mem) -> Option<&Job> {
-        if !self.pending.get(&key)?.applied {
-            let mut pending = self.pending.remove(&key)?;
+        if !self.pending.get(key)?.applied {
+            let mut pending = self.pending.remove(key)?;
             pending.applied = true;
             let len = pending.job.len;
             // A request that fails has moved some of its bytes, or none.
@@ -201,7 +203,7 @@ impl Disk {
     /// The job is over; what came of it.
     pub fn finish(&mut self, key: u64, mem: &Mem) -> Option<(Job, Result<(), DiskError>)> {
         self.apply(key, mem)?;
-        let pending = self.pending.remove(&key)?;
+        let pending = self.pending.remove(key)?;
         self.report_again(&pending);
         Some((pending.job, pending.result))
     }
@@ -210,10 +212,10 @@ impl Disk {
     /// of its requests. Returns how many had bytes moved by now.
     pub fn process_died(&mut self, life: u32, mem: &Mem) -> u64 {
         let keys: Vec<u64> =
-            self.pending.iter().filter(|(_, p)| p.job.life == life).map(|(k, _)| *k).collect();
+            self.pending.iter().filter(|(_, p)| p.job.life == life).map(|(k, _)| k).collect();
         let mut moved = 0;
         for key in keys {
-            let Some(pending) = self.pending.remove(&key) else { continue };
+            let Some(pending) = self.pending.remove(key) else { continue };
             if !pending.applied {
                 let len = pending.job.len;
                 let limit = match self.stream.below("killed", 3) {

@@ -6,7 +6,7 @@
 
 use crate::memory::Mem;
 use midflight::driver::RingLayout;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::GuestAddress;
 
 /// What the guest does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]

@@ -8,7 +8,8 @@
 
 use super::log::StoreLog;
 use std::sync::Arc;
-use vm_memory::{MmapRegion, VolatileMemory};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
+use vm_memory::{AtomicInteger, MmapRegion, VolatileMemory};
 
 /// Bytes of a page, as a dirty log counts them.
 pub const PAGE: usize = 4096;
@@ -130,9 +131,28 @@ impl Shadow {
 
 /// Copy bytes of a mapping.
 fn read(mapping: &MmapRegion<StoreLog>, offset: usize, into: &mut [u8]) {
-    // vm-memory has checked this before it stored there.
-    let slice = mapping.get_slice(offset, into.len()).expect("a store inside its region");
-    slice.copy_to(into);
+    // Most stores are small, and a load is quicker than a copy.
+    match into.len() {
+        1 if let Some(byte) = load::<AtomicU8>(mapping, offset) => into[0] = byte,
+        2 if let Some(word) = load::<AtomicU16>(mapping, offset) => {
+            into.copy_from_slice(&word.to_ne_bytes());
+        }
+        8 if let Some(word) = load::<AtomicU64>(mapping, offset) => {
+            into.copy_from_slice(&word.to_ne_bytes());
+        }
+        len => {
+            // vm-memory has checked this before it stored there.
+            mapping.get_slice(offset, len).expect("a store inside its region").copy_to(into);
+        }
+    }
+}
+
+/// A number in a mapping, if it is aligned.
+pub(super) fn load<A: AtomicInteger>(
+    mapping: &MmapRegion<StoreLog>,
+    offset: usize,
+) -> Option<A::V> {
+    Some(mapping.get_atomic_ref::<A>(offset).ok()?.load(Ordering::Relaxed))
 }
 
 impl Journal {

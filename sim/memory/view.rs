@@ -3,10 +3,12 @@
 //! The collection of vm-memory does the same, but each access passes through
 //! several layers of results, and a simulated request has some hundred of them.
 
+use super::journal::load;
 use super::log::{LogSlice, StoreLog};
 use std::iter::FusedIterator;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU16;
 use vm_memory::guest_memory::GuestMemorySliceIterator;
 use vm_memory::{
     GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryMmap, MmapRegion, Permissions,
@@ -49,6 +51,51 @@ impl Mem {
         let apart = |pair: &[Span]| pair[0].guest + pair[0].len <= pair[1].guest;
         assert!(spans.windows(2).all(apart), "regions in order and apart");
         Self { spans }
+    }
+
+    /// Read bytes that are all there.
+    ///
+    /// Like the method of [`Bytes`](vm_memory::Bytes), which whoever is generic
+    /// over memory gets, but with fewer layers in between.
+    ///
+    /// # Errors
+    /// If some are not there; those before them have been read.
+    #[inline]
+    pub fn read_slice(&self, into: &mut [u8], addr: GuestAddress) -> Result<(), GuestMemoryError> {
+        let mut done = 0;
+        for slice in (Slices { mem: self, addr: addr.0, left: into.len() }) {
+            done += slice?.copy_to(&mut into[done..]);
+        }
+        Ok(())
+    }
+
+    /// Write bytes to where all of them have room; otherwise as
+    /// [`read_slice`](Self::read_slice).
+    ///
+    /// # Errors
+    /// If some have no room; those before them have been written.
+    #[inline]
+    pub fn write_slice(&self, bytes: &[u8], addr: GuestAddress) -> Result<(), GuestMemoryError> {
+        let mut rest = bytes;
+        for slice in (Slices { mem: self, addr: addr.0, left: bytes.len() }) {
+            let slice = slice?;
+            let (now, later) = rest.split_at(slice.len());
+            slice.copy_from(now);
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// Two bytes that are both there, as the machine has them.
+    #[inline]
+    pub fn load16(&self, addr: u64) -> Option<[u8; 2]> {
+        let aligned = self.find(addr).and_then(|(span, skip)| {
+            load::<AtomicU16>(&span.mapping, skip as usize).map(u16::to_ne_bytes)
+        });
+        aligned.or_else(|| {
+            let mut bytes = [0; 2];
+            self.read_slice(&mut bytes, GuestAddress(addr)).ok().map(|()| bytes)
+        })
     }
 
     /// The region of an address, and how far into it that is.
@@ -115,9 +162,8 @@ impl<'a> GuestMemorySliceIterator<'a, LogSlice<'a>> for Slices<'a> {
     fn stop_on_error(
         self,
     ) -> Result<impl Iterator<Item = VolatileSlice<'a, LogSlice<'a>>>, GuestMemoryError> {
-        if self.left > 0 && self.mem.find(self.addr).is_none() {
-            return Err(GuestMemoryError::InvalidGuestAddress(GuestAddress(self.addr)));
-        }
-        Ok(self.map_while(Result::ok))
+        let mut rest = self;
+        let first = rest.next().transpose()?;
+        Ok(first.into_iter().chain(rest.map_while(Result::ok)))
     }
 }

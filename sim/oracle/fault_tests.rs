@@ -1,12 +1,11 @@
 //! What was injected is excused, and the same wrongness without it is caught.
 
 use super::*;
-use crate::disk::SECTOR;
 use crate::disk::faults::{Content, Family};
+use crate::disk::{ReqId, SECTOR};
 use crate::memory::Arena;
 use crate::pattern;
-use midflight::blk::ReqId;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::GuestAddress;
 
 const AVAIL: u64 = 0x100;
 const USED: u64 = 0x200;

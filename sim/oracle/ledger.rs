@@ -6,7 +6,7 @@ use crate::disk::faults::Try;
 use crate::disk::{Job, SECTOR};
 use crate::memory::Mem;
 use crate::trace::Verb;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::GuestAddress;
 
 /// What every simulated device answers to GET_ID.
 pub const SERIAL: [u8; 20] = *b"midflight-sim disk\0\0";

@@ -123,8 +123,9 @@ pub struct Oracle {
     unchecked: Vec<u64>,
     calls: Calls,
     step: RefCell<Step>,
-    /// By vring: requests fetched when the region was looked at last.
-    fetched: Vec<u64>,
+    /// By vring: requests fetched when the region was looked at last, and whether
+    /// a back-end ran the vring then.
+    fetched: Vec<(u64, bool)>,
     /// By vring: the guest has broken its rules, and nothing is promised for it.
     spoiled: Vec<bool>,
 }
@@ -145,7 +146,7 @@ impl Oracle {
             unchecked: Vec::new(),
             calls,
             step: RefCell::default(),
-            fetched: vec![0; queues],
+            fetched: vec![(0, false); queues],
             spoiled: vec![false; queues],
         }
     }
@@ -227,6 +228,12 @@ impl Oracle {
         }
     }
 
+    /// Vrings, one bit each, in whose used ring a store begins.
+    pub fn used_rings_at(&self, store: GuestStore) -> u64 {
+        let hit = |vring: &u16| self.ledger.ring(*vring).used_range().contains(&store.addr);
+        (0..self.ledger.vrings()).filter(hit).fold(0, |hits, vring| hits | 1 << vring)
+    }
+
     /// The back-end hears of kicks.
     pub fn kick_heard(&mut self, vring: u16) {
         self.calls.kick_heard(vring);
@@ -260,7 +267,7 @@ impl Oracle {
         if !self.judges.region || !self.judges.costly || self.is_spoiled(vring) {
             return Ok(());
         }
-        let fetched = self.fetched[usize::from(vring)];
+        let (fetched, _) = self.fetched[usize::from(vring)];
         let fetched_all = fetched == self.ledger.available_count(vring);
         self.calls.check_sleep(mem, self.ledger.ring(vring), Rest { vring, fetched_all })
     }
@@ -436,22 +443,27 @@ impl Oracle {
     }
 
     /// The inflight region must be recoverable now. `runs`: vrings that a live
-    /// back-end runs, where no batch is open between its steps.
+    /// back-end runs, where no batch is open between its steps. `changed`: vrings,
+    /// one bit each, of which something was stored since it was looked at last;
+    /// requests that were made available since then are not fetched and change
+    /// nothing.
     pub fn check_region(
         &mut self,
         mem: &Mem,
         region: RegionView<'_>,
         runs: impl Fn(u16) -> bool,
+        changed: u64,
     ) -> Result<(), Violation> {
         if !self.judges.region || !self.judges.costly {
             return Ok(());
         }
         for vring in 0..self.ledger.vrings() {
-            if self.is_spoiled(vring) {
+            let (alive, (_, before)) = (runs(vring), self.fetched[usize::from(vring)]);
+            if self.is_spoiled(vring) || (changed >> vring & 1 == 0 && before == alive) {
                 continue;
             }
-            let fetched = region::check(&self.ledger, mem, region, vring, runs(vring))?;
-            self.fetched[usize::from(vring)] = fetched;
+            let fetched = region::check(&self.ledger, mem, region, vring, alive)?;
+            self.fetched[usize::from(vring)] = (fetched, alive);
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 
 use super::Violation;
 use crate::memory::Mem;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::GuestAddress;
 
 /// Where a ring lies and how far the oracle has read it.
 #[derive(Clone, Copy, Debug)]
@@ -21,9 +21,7 @@ pub struct RingView {
 }
 
 pub(super) fn u16_at(mem: &Mem, addr: u64) -> u16 {
-    let mut bytes = [0; 2];
-    mem.read_slice(&mut bytes, GuestAddress(addr)).expect("rings lie in guest memory");
-    u16::from_le_bytes(bytes)
+    u16::from_le_bytes(mem.load16(addr).expect("rings lie in guest memory"))
 }
 
 fn u32_at(mem: &Mem, addr: u64) -> u32 {

@@ -10,7 +10,7 @@ use crate::disk::{Image, SECTOR};
 use crate::memory::Mem;
 use crate::pattern;
 use crate::trace::Verb;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::GuestAddress;
 
 /// A change to one sector.
 #[derive(Clone, Copy, Debug)]

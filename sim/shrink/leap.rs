@@ -6,21 +6,21 @@
 //! long run comes to once, short runs come to as well.
 
 use super::Shrinker;
-use crate::choices::{Choices, Component, Stream};
-use crate::scenario::{Action, KillAt, Migrate, Scenario};
+use crate::choices::{Choices, Component, Ratio, Stream};
+use crate::scenario::{Action, KillAt, Migrate, Request, Scenario};
 
 /// Requests to make do with.
 const FEW: [u64; 5] = [2, 4, 6, 10, 16];
 /// Share of all runs that may be spent on each of them: one in so many.
-const SHARE: u64 = 16;
+const SHARE: u64 = 40;
 /// Other actions to make do with.
 const OTHERS: u64 = 4;
 
 impl Shrinker<'_> {
-    pub(super) fn leap(&mut self) {
+    pub(super) fn leap(&mut self, round: u64) {
         let requests = self.best.actions.iter().filter(|a| is_request(a)).count() as u64;
         // What is tried next is drawn, but from the same number every time.
-        let mut s = Stream::new(0, Component::Action);
+        let mut s = Stream::new(round, Component::Action);
         for few in FEW.into_iter().filter(|few| *few < requests) {
             for _ in 0..self.limit / SHARE {
                 let actions = self.few_actions(&mut s, few, requests);
@@ -51,7 +51,19 @@ impl Shrinker<'_> {
         };
         let mut actions: Vec<_> = self.best.actions.iter().filter(&mut keep).copied().collect();
         actions.iter_mut().for_each(|action| sooner(s, action));
+        if s.chance("alike", Ratio::new(1, 3)) {
+            self.make_alike(s, &mut actions);
+        }
         actions
+    }
+
+    /// Make every request like one of all there are.
+    fn make_alike(&self, s: &mut Stream, actions: &mut [Action]) {
+        let requests: Vec<Request> = self.best.actions.iter().filter_map(request).collect();
+        let like = *s.pick("like", &requests);
+        for action in actions.iter_mut().filter(|action| is_request(action)) {
+            *action = Action::Request(like);
+        }
     }
 
     /// Where the indexes wrap later, let them wrap within the few requests.
@@ -80,6 +92,13 @@ fn smaller_ring(s: &mut Stream, candidate: &mut Scenario) {
     let size = *s.pick("ring", &[u16::MAX, u16::MAX, 8, 4, 2]);
     if size < candidate.topology.ring_size {
         candidate.topology.ring_size = size;
+    }
+}
+
+fn request(action: &Action) -> Option<Request> {
+    match action {
+        Action::Request(request) => Some(*request),
+        _ => None,
     }
 }
 

@@ -22,11 +22,16 @@ use crate::scenario::{Expected, Scenario};
 use crate::world::{Options, Outcome};
 
 /// Runs that one failure may cost, unless somebody says otherwise.
-pub const RUNS: u64 = 4_000;
+pub const RUNS: u64 = 10_000;
+
+/// Times a leap is tried at most.
+const ROUNDS: u64 = 6;
+/// Actions that somebody can keep in mind.
+const FEW: usize = 12;
 
 /// Other numbers that choices are drawn from when the first does not fail any
 /// more with less.
-const REDRAWS: u64 = 3;
+const REDRAWS: u64 = 12;
 
 /// How large a scenario is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -70,18 +75,13 @@ pub fn shrink(
     let best = Scenario { expect: Some(expect.clone()), ..scenario.clone() };
     let mut shrinker = Shrinker { arena, options, expect, best, runs: 1, limit, changed: false };
     shrinker.sweep();
-    shrinker.leap();
-    shrinker.calm();
-    loop {
-        shrinker.changed = false;
-        shrinker.fewer_actions();
-        shrinker.plainer_world();
-        shrinker.alike();
-        shrinker.smaller_numbers();
-        shrinker.fewer_choices();
-        if !shrinker.changed || shrinker.is_spent() {
+    // What is few already is not worth a leap.
+    for round in 0..ROUNDS {
+        if round > 0 && shrinker.best.actions.len() <= FEW {
             break;
         }
+        shrinker.leap(round);
+        shrinker.step_by_step();
     }
     let Shrinker { arena, options, best, runs, .. } = shrinker;
     let last = run(arena, &best, &Options { keep_choices: true, ..options });
@@ -150,6 +150,22 @@ impl Shrinker<'_> {
             choices.source != candidate.choices.source
                 && self.try_take(Scenario { choices, ..candidate.clone() })
         })
+    }
+
+    /// Less and less, until nothing more can go.
+    fn step_by_step(&mut self) {
+        self.calm();
+        loop {
+            self.changed = false;
+            self.fewer_actions();
+            self.plainer_world();
+            self.alike();
+            self.smaller_numbers();
+            self.fewer_choices();
+            if !self.changed || self.is_spent() {
+                return;
+            }
+        }
     }
 
     /// See whether it fails where nothing happens by chance.

@@ -17,6 +17,12 @@ impl Shrinker<'_> {
         for value in [2, 4, 8] {
             self.setting("ring_size", &value.to_string());
         }
+        if self.best.topology.first_index > 0 {
+            // An index that has to wrap had better do so at once.
+            for value in [65_535, 65_533, 65_529, 65_521] {
+                self.setting("first_index", &u16::to_string(&value));
+            }
+        }
         self.setting("region_size", &self.best.topology.ring_size.to_string());
         for value in [1, 2, 4] {
             self.setting("depth", &value.to_string());

@@ -61,7 +61,7 @@ impl World<'_> {
         self.stats.kills += 1;
         self.trace
             .say(Lane::Host, What::Killed { life, kept, stores, outputs_kept, outputs, moved });
-        self.check_region()?;
+        self.check_whole_region()?;
         if let Some(conn) = back.conn {
             self.hang_up_front(conn);
         }
@@ -96,7 +96,7 @@ impl World<'_> {
         self.here.restarting = true;
         let delay = 1_000 * self.kill.stream.range("restart", 10, 2_000);
         self.schedule(delay, Event::BackStart);
-        self.check_region()
+        self.check_whole_region()
     }
 
     pub(super) fn shutdown(&mut self, life: u32) -> Result<(), Violation> {

@@ -192,8 +192,7 @@ impl World<'_> {
         for counter in self.here.kicks.iter_mut().chain(&mut self.here.calls) {
             counter.count = 0;
         }
-        let past = self.here.check.inflight.take();
-        self.here.check.past.extend(past);
+        self.here.check.set_inflight(None);
         self.here.awake = false;
         if self.here.back.is_none() && !self.here.restarting {
             self.start_back()?;
@@ -446,7 +445,7 @@ impl World<'_> {
         self.front_command(Command::Adopt { state, inflight: handle })?;
         let inflight = self.region_flags();
         self.say_moving(Moving::Arrives, pages, inflight);
-        self.check_region()?;
+        self.check_whole_region()?;
         let wakes = matches!(fate, Fate::SourceWakes(_));
         if !wakes && self.migrating().stream.below("leave at once", 2) == 0 {
             self.focus(source);

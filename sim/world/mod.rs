@@ -189,6 +189,8 @@ pub struct World<'a> {
     excuses: Vec<String>,
     /// Steps of the back-end so far.
     steps: u64,
+    /// Vrings, one bit each, whose place in the region has to be looked at.
+    changed: u64,
     shapes: Option<Vec<StepShape>>,
 }
 
@@ -267,6 +269,7 @@ impl<'a> World<'a> {
             reported: vec![false; usize::from(topology.queues)],
             excuses: Vec::new(),
             steps: 0,
+            changed: u64::MAX,
             shapes: options.shapes.then(Vec::new),
             topology,
         })
@@ -384,7 +387,13 @@ impl<'a> World<'a> {
         Ok(self.arena.view(&view))
     }
 
-    fn check_region(&self) -> Result<(), Violation> {
+    /// After something may have changed that no step of a back-end here tells.
+    fn check_whole_region(&mut self) -> Result<(), Violation> {
+        self.changed = u64::MAX;
+        self.check_region()
+    }
+
+    fn check_region(&mut self) -> Result<(), Violation> {
         // The guest, and with it the truth, may be elsewhere.
         let Some(region) = self.here.check.inflight.filter(|_| self.here.id == self.guest_at)
         else {
@@ -393,9 +402,12 @@ impl<'a> World<'a> {
         self.arena.with_image(region, |bytes| {
             let view = RegionView { bytes, queues: self.topology.queues };
             let runs = |vring| self.here.back.as_ref().is_some_and(|b| b.runs(vring));
-            self.oracle.borrow_mut().check_region(&self.here.guest_memory.mem, view, runs)?;
+            let mem = &self.here.guest_memory.mem;
+            self.oracle.borrow_mut().check_region(mem, view, runs, self.changed)?;
             self.check_onlooker(bytes)
-        })
+        })?;
+        self.changed = 0;
+        Ok(())
     }
 
     /// The host with the guest.

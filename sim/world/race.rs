@@ -62,8 +62,8 @@ impl World<'_> {
             let oracle = &mut oracle.borrow_mut();
             let result = check
                 .run(oracle, 0, happened)
-                .inspect(|()| check.publications(oracle, 0, happened))
-                .and_then(|()| oracle.after_stores(&check.mem, None))
+                .map(|()| check.publications(oracle, 0, happened))
+                .and_then(|_| oracle.after_stores(&check.mem, None))
                 .and_then(|_| guest.borrow_mut().turn(vring, oracle, &mut trace));
             *acted.borrow_mut() = Some(Acted { result, trace });
         });
@@ -95,8 +95,8 @@ pub(super) struct StoreCheck {
     ids: [RegionId; 3],
     /// Where guest addresses mean nothing.
     pub inflight: Option<RegionId>,
-    /// Regions of sessions before, that a back-end may still be at.
-    pub past: Vec<RegionId>,
+    /// Regions before it, which a process that was left may use still.
+    former: Vec<RegionId>,
     /// Dirty logs: the one in use, and older ones that may be in use still.
     pub logs: Vec<RegionId>,
     /// By vring: the front-end was told that it is at rest.
@@ -112,11 +112,17 @@ impl StoreCheck {
             mem: memory.mem.clone(),
             ids: memory.ids,
             inflight: None,
-            past: Vec::new(),
+            former: Vec::new(),
             logs: Vec::new(),
             quiet: vec![true; usize::from(queues)],
             part: 1,
         }
+    }
+
+    /// From now on this is the host's inflight region.
+    pub fn set_inflight(&mut self, region: Option<RegionId>) {
+        let old = std::mem::replace(&mut self.inflight, region);
+        self.former.extend(old.filter(|old| Some(*old) != region));
     }
 
     /// After the answer to a stop nothing of the vring is stored to.
@@ -129,7 +135,7 @@ impl StoreCheck {
                 return Err(not_quiet("the dirty log", "every vring"));
             };
             (vring as u16, "the dirty log")
-        } else if self.past.contains(&store.region) {
+        } else if self.former.contains(&store.region) {
             return Ok(());
         } else {
             match oracle.vring_of(self.guest_addr(store)) {
@@ -151,16 +157,24 @@ impl StoreCheck {
     }
 
     /// Of the stores of the step from one to before another, which have happened,
-    /// note those that publish.
-    pub fn publications(&self, oracle: &mut Oracle, from: u64, to: u64) {
+    /// note those that publish. Vrings, one bit each, whose used ring or part of
+    /// the inflight region any store of the step has changed.
+    pub fn publications(&self, oracle: &mut Oracle, from: u64, to: u64) -> u64 {
+        let mut changed = 0;
         self.stores.with(|stores| {
             for (i, (store, bytes)) in (0u64..).zip(stores) {
-                if (from..to).contains(&i) && store.len == 2 && self.ids.contains(&store.region) {
-                    let at = GuestStore { addr: self.guest_addr(store), len: 2 };
-                    oracle.stored(&self.mem, at, bytes);
+                if Some(store.region) == self.inflight {
+                    changed |= 1 << (store.offset / self.part).min(63);
+                } else if self.ids.contains(&store.region) {
+                    let at = GuestStore { addr: self.guest_addr(store), len: store.len.into() };
+                    changed |= oracle.used_rings_at(at);
+                    if (from..to).contains(&i) && store.len == 2 {
+                        oracle.stored(&self.mem, at, bytes);
+                    }
                 }
             }
         });
+        changed
     }
 
     /// Judge the stores of the step from one to before another.
@@ -178,8 +192,8 @@ impl StoreCheck {
         self.stores.with(|stores| {
             let other = |s: &Store| {
                 Some(s.region) == self.inflight
+                    || self.former.contains(&s.region)
                     || self.logs.contains(&s.region)
-                    || self.past.contains(&s.region)
             };
             let guest = (0u64..).zip(stores).filter(|(i, (s, _))| in_turn(*i) && !other(s)).map(
                 |(_, (s, bytes))| {

@@ -297,7 +297,8 @@ impl World<'_> {
 
     /// From now on, this is the inflight region of the host.
     pub(super) fn watch_region(&mut self, region: RegionId) {
-        self.here.check.inflight = Some(region);
+        self.here.check.set_inflight(Some(region));
+        self.changed = u64::MAX;
         self.here.check.part = self.arena.len(region) / u64::from(self.topology.queues);
     }
 

@@ -75,7 +75,7 @@ impl<M: GuestMemory> Backend<M> {
             None => return,
         };
         if let Some(run) = &mut self.vrings[usize::from(vring)].run {
-            run.more = matches!(result, Ok(true)) && !bugs::on(Bug::MoreForgotten);
+            run.more = matches!(result, Ok(true));
             run.poll_at = now + POLL_INTERVAL;
         }
         let answers =

@@ -89,8 +89,6 @@ bugs! {
         UsedIdxNotReread: "vhost-user, Vring descriptor indices", "rust-vmm/vhost#183";
         /// A vring that starts is not looked at before it is kicked.
         KickRequired: "vhost-user, Ring states", "rust-vmm/vhost#374, #375";
-        /// Chains that one call was not allowed to take are never taken.
-        MoreForgotten: "virtio, Driver Requirements: notifications", "";
         /// A vring that was disabled is fetched from.
         DisabledFetches: "vhost-user, Ring states", "";
         /// After a crash fetching goes on at the available index, past what
