@@ -7,6 +7,7 @@ use super::objects::{Handles, Object, Objects};
 use super::parting::{Frozen, Parting};
 use super::{Event, UNFIT_LIVES, World};
 use crate::guest::memory::{GuestMemory, REGIONS, user};
+use crate::memory::RegionId;
 use crate::oracle::Violation;
 use crate::topology::{Policy, Topology};
 use crate::trace::{FrontEvent, Lane, What};
@@ -48,6 +49,8 @@ pub struct FrontProcess {
     started_before: bool,
     /// What it said before it breaks its connection.
     pub parting: Option<Parting>,
+    /// A region that it has forged.
+    pub forged: Option<RegionId>,
     /// What must not move after it.
     pub frozen: Option<Frozen>,
     /// The stop that was asked for last may leave requests in flight.
@@ -123,6 +126,7 @@ pub fn new(
         gone_until: 0,
         started_before: false,
         parting: None,
+        forged: None,
         frozen: None,
         may_leave: false,
     })

@@ -157,6 +157,7 @@ impl World<'_> {
         let region = self.arena.region(bytes.len() as u64);
         self.arena.put(region, 0, &bytes);
         self.arena.put(region, bytes.len() as u64 / queues * vring + 8, &[2, 0]);
+        self.here.front.forged = Some(region);
         let object = self.objects.add(Object::Memory(region));
         let handle = self.here.front.handles.open(object);
         let description = InflightDescription {
@@ -213,6 +214,12 @@ impl World<'_> {
             {
                 self.here.front.frozen = self.fetched(vring).map(|fetched| (vring, fetched));
             }
+            // Some do not wait until the region is mapped.
+            Some(Parting::Forged) if self.front_stream.below("parting.hasty", 2) == 1 => {
+                if let Some(conn) = self.here.front.conn {
+                    self.break_connection(conn, 0, false);
+                }
+            }
             _ => {}
         }
     }
@@ -221,10 +228,10 @@ impl World<'_> {
     pub(super) fn expects(&self, fault: &FrontendFault) -> bool {
         match self.here.front.parting {
             Some(Parting::Nonsense) => matches!(fault, FrontendFault::VringAlign { .. }),
-            Some(Parting::Forged) => {
-                matches!(fault, FrontendFault::Inflight(InflightFault::Version { .. }))
+            _ => {
+                self.here.front.forged.is_some()
+                    && matches!(fault, FrontendFault::Inflight(InflightFault::Version { .. }))
             }
-            _ => false,
         }
     }
 }

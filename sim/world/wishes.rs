@@ -3,7 +3,6 @@
 use super::back::{Answer, BackProcess, contract};
 use super::link::Inbox;
 use super::objects::{Object, ObjectId};
-use super::parting::Parting;
 use super::vows::vow;
 use super::{Event, World};
 use crate::disk::Job;
@@ -296,7 +295,7 @@ impl World<'_> {
         size: u64,
     ) -> Result<Mem, MapFailed> {
         let (region, mem) = self.map_whole(object, offset, size)?;
-        if self.here.front.parting != Some(Parting::Forged) {
+        if self.here.front.forged != Some(region) {
             self.watch_region(region);
         }
         Ok(mem)
