@@ -13,7 +13,7 @@ use midflight::bugs::Bug;
 pub const APART: u64 = 1_000_000;
 
 /// Catches that are made small until one is small enough.
-const SHRUNK: usize = 5;
+const SHRUNK: usize = 10;
 
 /// Actions that a person takes in at a glance.
 pub const FEW: u64 = 12;
@@ -64,6 +64,10 @@ pub struct Row {
     /// The first run that caught it and could be made small enough, or the one
     /// that came nearest: as drawn, and after shrinking.
     pub sizes: Option<(Size, Size)>,
+    /// The document of that run, made small.
+    pub document: Option<Scenario>,
+    /// Read again, it gives the same verdict.
+    pub replays: bool,
 }
 
 impl Row {
@@ -116,7 +120,8 @@ impl Entry {
         }
     }
 
-    fn bug(&self) -> Option<Bug> {
+    /// The mistake, if the core makes it.
+    pub fn bug(&self) -> Option<Bug> {
         match self.mistake {
             Mistake::Core(bug) => Some(bug),
             Mistake::World(_) => None,
@@ -148,7 +153,15 @@ pub fn hunt(
 /// Hunt from as many starts as asked, and make a catch small.
 pub fn measure(arena: &mut Arena, entry: &'static Entry, switch: Switch, effort: Effort) -> Row {
     let Effort { starts, limit, shrink: runs } = effort;
-    let mut row = Row { entry, starts, reached: 0, found: Vec::new(), sizes: None };
+    let mut row = Row {
+        entry,
+        starts,
+        reached: 0,
+        found: Vec::new(),
+        sizes: None,
+        document: None,
+        replays: false,
+    };
     for start in 0..starts {
         let (reached, found) = hunt(arena, entry, switch, start * APART, limit);
         row.reached += u64::from(reached);
@@ -157,17 +170,31 @@ pub fn measure(arena: &mut Arena, entry: &'static Entry, switch: Switch, effort:
     (switch.set)(entry.bug());
     let tries = if runs == 0 { 0 } else { SHRUNK };
     for found in row.found.iter().take(tries) {
-        let small = shrink(arena, &entry.scenario(found.seed), &entry.options(), runs);
-        let sizes = small.map(|small| (small.before, small.after));
-        let actions =
-            |sizes: Option<(Size, Size)>| sizes.map_or(u64::MAX, |(_, after)| after.actions);
-        if actions(sizes) < actions(row.sizes) {
-            row.sizes = sizes;
+        let drawn = entry.scenario(found.seed);
+        let Some(small) = shrink(arena, &drawn, &entry.options(), runs) else { continue };
+        if row.sizes.is_none_or(|(_, best)| small.after.actions < best.actions) {
+            row.sizes = Some((small.before, small.after));
+            let mistake = Some(entry.name().into());
+            row.document = Some(Scenario { mistake, ..small.scenario });
         }
-        if actions(row.sizes) <= FEW {
+        if small.after.actions <= FEW {
             break;
         }
     }
+    row.replays = row.document.as_ref().is_some_and(|document| {
+        let read: Scenario = document.to_string().parse().expect("what is printed is read");
+        run(arena, &read, &entry.options())
+            .verdict
+            .is_err_and(|violation| read.expect.is_some_and(|expect| expect.is_met_by(&violation)))
+    });
     (switch.set)(None);
     row
+}
+
+impl Row {
+    /// Made small enough to be kept in mind, and the document gives the same
+    /// verdict.
+    pub fn is_small(&self) -> bool {
+        self.replays && self.sizes.is_some_and(|(_, after)| after.actions <= FEW)
+    }
 }

@@ -1,6 +1,7 @@
 //! The catalogue as a table, for a terminal and for the documentation.
 
 use super::Row;
+use super::hunt::FEW;
 
 fn seeds(row: &Row, percent: u64) -> String {
     row.percentile(percent).map_or("-".into(), |seeds| seeds.to_string())
@@ -76,7 +77,17 @@ pub fn verdict(rows: &[Row]) -> (String, bool) {
         (_, true) => "canary failed as it must",
         (_, false) => "the canary did not fail: nothing above can be trusted",
     };
-    (format!("{caught} of {} caught, {canary}", bugs.len()), caught == bugs.len() && sings)
+    let all = bugs.len();
+    let small = bugs.iter().filter(|row| row.is_small()).count();
+    let asked = bugs.iter().any(|row| row.sizes.is_some());
+    let small_too = match asked {
+        true => {
+            format!(", {small} shrunk to at most {FEW} actions that replay to the same verdict")
+        }
+        false => String::new(),
+    };
+    let kept = caught == all && sings && (small == all || !asked);
+    (format!("{caught} of {all} caught{small_too}, {canary}"), kept)
 }
 
 const HEAD: &str = "\

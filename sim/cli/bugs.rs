@@ -4,6 +4,7 @@ use super::exit::End;
 use super::progress::Progress;
 use midflight_sim::catalogue::{self, ENTRIES, Effort, Row, Switch};
 use midflight_sim::memory::Arena;
+use std::path::PathBuf;
 
 #[derive(clap::Args)]
 pub struct BugsArgs {
@@ -16,11 +17,14 @@ pub struct BugsArgs {
     #[arg(long, default_value_t = 1000)]
     limit: u64,
     /// Runs to make a catch of each small in; 0: leave it as it is
-    #[arg(long, default_value_t = 1000)]
+    #[arg(long, default_value_t = midflight_sim::shrink::RUNS)]
     shrink_runs: u64,
     /// Print the table of the documentation instead
     #[arg(long)]
     markdown: bool,
+    /// Write the small document of each into this folder
+    #[arg(long)]
+    save: Option<PathBuf>,
     /// Print what was seen first of each
     #[arg(long)]
     seen: bool,
@@ -55,6 +59,14 @@ pub fn run(args: &BugsArgs) -> End {
             if let Some(found) = row.unexpected() {
                 let expected = row.entry.oracles.join(" or ");
                 println!("    expected {expected}; seed {}: {}", found.seed, found.violation);
+            }
+        }
+        if let (Some(folder), Some(document)) = (&args.save, &row.document) {
+            let file = folder.join(format!("{}.scn", row.entry.name()));
+            let written = std::fs::create_dir_all(folder)
+                .and_then(|()| std::fs::write(&file, document.to_string()));
+            if let Err(error) = written {
+                eprintln!("error: {}: {error}", file.display());
             }
         }
         rows.push(row);

@@ -3,6 +3,7 @@
 use super::ReplayArgs;
 use super::exit::{End, Result};
 use super::failure::sizes;
+use super::mistake;
 use super::one::play;
 use super::story::StoryArgs;
 use midflight_sim::memory::Arena;
@@ -60,12 +61,10 @@ pub fn replay(args: &ReplayArgs) -> Result {
     }
     scenario.check()?;
     println!("{}", scenario.topology);
-    let (end, outcome) = play(&scenario, args.show, args.twice, &options(&scenario))?;
+    let options = mistake::make(&scenario, options(&scenario))?;
+    let (end, outcome) = play(&scenario, args.show, args.twice, &options)?;
     if let (Some(expect), Some(outcome)) = (&scenario.expect, &outcome) {
-        let same = outcome
-            .verdict
-            .as_ref()
-            .is_err_and(|v| v.oracle == expect.oracle && v.cause() == expect.cause);
+        let same = outcome.verdict.as_ref().is_err_and(|violation| expect.is_met_by(violation));
         println!(
             "document   expects {}: {}: {}",
             expect.oracle,
@@ -78,8 +77,9 @@ pub fn replay(args: &ReplayArgs) -> Result {
 
 pub fn shrink(args: &ShrinkArgs) -> Result {
     let scenario = read(&args.file)?;
-    let shrunk = make_small(&mut Arena::new(), &scenario, &options(&scenario), args.runs)
-        .ok_or_else(|| {
+    let options = mistake::make(&scenario, options(&scenario))?;
+    let shrunk =
+        make_small(&mut Arena::new(), &scenario, &options, args.runs).ok_or_else(|| {
             format!("{}: every promise is kept, nothing to shrink", args.file.display())
         })?;
     match &args.out {

@@ -14,6 +14,7 @@ mod many;
 #[cfg(feature = "bugs")]
 mod marks;
 mod merge;
+mod mistake;
 mod one;
 mod progress;
 mod seeds;

@@ -6,6 +6,7 @@ mod check;
 mod document;
 
 use crate::choices::Choices;
+use crate::oracle::Violation;
 use crate::profile::{Profile, ProfileName, SeedId};
 use crate::topology::Topology;
 pub use action::{Action, Fate, KillAt, Migrate, Request, Successor, Trouble};
@@ -44,6 +45,13 @@ pub const TOUR: &str = include_str!("tour.scn");
 
 /// A careless suspend: an old write lands on new data after a migration.
 pub const LATE_WRITE: &str = include_str!("late-write.scn");
+
+impl Expected {
+    /// It is what came.
+    pub fn is_met_by(&self, violation: &Violation) -> bool {
+        violation.oracle == self.oracle && violation.cause() == self.cause
+    }
+}
 
 impl Scenario {
     /// The scenario of a seed.

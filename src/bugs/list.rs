@@ -50,15 +50,15 @@ macro_rules! bugs {
 bugs! {
     Wire {
         /// A message is taken as whole though part of it has not come yet.
-        PartialMessage: "vhost-user, Message specification", "pass-through proxies of QEMU's library, seen on the wire";
+        PartialMessage: "vhost-user, Message specification", "a pass-through proxy, which broke QEMU so";
         /// Descriptors go with the first message of a read that spans several.
-        HandlesToFirstMessage: "vhost-user, Ancillary data", "pass-through proxies of QEMU's library, seen on the wire";
+        HandlesToFirstMessage: "vhost-user, Ancillary data", "a pass-through proxy, which broke QEMU so";
         /// Nothing is acknowledged although REPLY_ACK was agreed on.
         AckForgotten: "vhost-user, VHOST_USER_PROTOCOL_F_REPLY_ACK", "rust-vmm/vhost#45";
         /// SET_LOG_BASE is answered only if an acknowledgement was asked for.
         LogBaseUnanswered: "vhost-user, VHOST_USER_SET_LOG_BASE", "rust-vmm/vhost#217";
         /// GET_INFLIGHT_FD gives room for one vring whatever was asked.
-        InflightForOneVring: "vhost-user, VHOST_USER_GET_INFLIGHT_FD", "virtualopensystems/vapp#3 (sizes not checked)";
+        InflightForOneVring: "vhost-user, VHOST_USER_GET_INFLIGHT_FD", "rust-vmm/vhost#44 (a size that does not match)";
         /// Vrings after the first use the part of the region before theirs.
         SubRegionNotAdvanced: "vhost-user, VHOST_USER_SET_INFLIGHT_FD", "DPDK vhost_user.c, by reading";
         /// A user address is looked up in the region before the one it is in.
@@ -96,7 +96,7 @@ bugs! {
         UnfinishedSkipped: "vhost-user, Inflight I/O tracking", "cloud-hypervisor#8592";
         /// After a crash fetching goes on at the base, which does not count
         /// what is in flight.
-        BaseTrusted: "vhost-user, Inflight I/O tracking", "cloud-hypervisor#8592 (sends the available index)";
+        BaseTrusted: "vhost-user, Inflight I/O tracking", "";
         /// Fetching goes on at base + in flight, though after a stop the base
         /// has counted that.
         BasePlusInflight: "vhost-user, VHOST_USER_SET_VRING_BASE", "DPDK vhost_user.c, by reading";
@@ -139,7 +139,7 @@ bugs! {
         /// GET_VRING_BASE is answered while the disk works for the vring.
         ReplyBeforeDrained: "vhost-user, VHOST_USER_GET_VRING_BASE", "spdk/spdk#3553";
         /// A suspend is answered before cancelled requests are known to be over.
-        ReplyBeforeCancelled: "vhost-user, VHOST_USER_GET_VRING_BASE", "yc-libvhost-server b0e01de (a race in its cancellation)";
+        ReplyBeforeCancelled: "vhost-user, VHOST_USER_GET_VRING_BASE", "";
         /// A stop waits for the first vring only.
         WaitsForFirstVring: "vhost-user, VHOST_USER_GET_VRING_BASE", "";
         /// A request that was cancelled is completed with an error.
@@ -231,7 +231,7 @@ bugs! {
     }
     Frontend {
         /// A region that is still good is replaced by a fresh one at a reconnect.
-        RegionNotKept: "vhost-user, VHOST_USER_SET_INFLIGHT_FD", "cloud-hypervisor#8592";
+        RegionNotKept: "vhost-user, VHOST_USER_SET_INFLIGHT_FD", "cloud-hypervisor#8592 (reconnects without one)";
         /// The used ring is not said to be logged.
         LogFlagForgotten: "vhost-user, VHOST_USER_SET_VRING_ADDR", "";
         /// A start after a stop sends 0 instead of the base that was told.
