@@ -203,7 +203,7 @@ impl Oracle {
         mem: &Mem,
         stores: impl Iterator<Item = (GuestStore, &'s [u8])>,
     ) -> Result<(), Violation> {
-        let mut watch = Watch::new(&self.ledger, mem, &self.step);
+        let mut watch = Watch::new(&self.ledger, mem, &self.step, &self.spoiled);
         for (store, value) in stores {
             watch.store(store, value)?;
         }

@@ -33,15 +33,22 @@ pub(super) struct Watch<'a> {
     ledger: &'a Ledger,
     mem: &'a Mem,
     step: RefMut<'a, Step>,
+    /// By vring: what its used ring says means nothing.
+    spoiled: &'a [bool],
 }
 
 impl<'a> Watch<'a> {
     /// `step` is made new; its lists are used again and again.
-    pub fn new(ledger: &'a Ledger, mem: &'a Mem, step: &'a RefCell<Step>) -> Self {
+    pub fn new(
+        ledger: &'a Ledger,
+        mem: &'a Mem,
+        step: &'a RefCell<Step>,
+        spoiled: &'a [bool],
+    ) -> Self {
         let mut step = step.borrow_mut();
         step.ended.clear();
         step.seen.clear();
-        Self { ledger, mem, step }
+        Self { ledger, mem, step, spoiled }
     }
 
     /// `value`: what was stored, where it is a used index.
@@ -52,7 +59,8 @@ impl<'a> Watch<'a> {
             if !used.contains(&store.addr) || store.addr + store.len > used.end {
                 continue;
             }
-            if store.addr == ring.used + 2 && store.len == 2 {
+            let means = !self.spoiled[usize::from(vring)];
+            if store.addr == ring.used + 2 && store.len == 2 && means {
                 self.publish(vring, u16::from_le_bytes([value[0], value[1]]));
             }
             return Ok(());

@@ -46,6 +46,8 @@ pub struct FrontProcess {
     pub unfit: bool,
     /// It does not reach anybody before this moment.
     pub gone_until: u64,
+    /// The connection on which it has said nonsense, on purpose.
+    pub nonsense_on: Option<u32>,
     started_before: bool,
     /// What it said before it breaks its connection.
     pub parting: Option<Parting>,
@@ -124,6 +126,7 @@ pub fn new(
         bases_known: false,
         unfit: false,
         gone_until: 0,
+        nonsense_on: None,
         started_before: false,
         parting: None,
         forged: None,

@@ -103,6 +103,9 @@ impl World<'_> {
         request: FrontendRequest<Handle>,
     ) -> Result<(), Violation> {
         self.here.front.parting = Some(parting);
+        if parting == Parting::Nonsense {
+            self.here.front.nonsense_on = self.here.front.conn;
+        }
         self.here.front.frozen = None;
         let need_reply = self.topology.reply_ack && !matches!(parting, Parting::Stop(_));
         self.front_command(Command::Raw { request, need_reply })
@@ -226,8 +229,13 @@ impl World<'_> {
 
     /// A refusal that is as it should be.
     pub(super) fn expects(&self, fault: &FrontendFault) -> bool {
+        let back = self.here.back.as_ref().and_then(|back| back.conn);
         match self.here.front.parting {
             Some(Parting::Nonsense) => matches!(fault, FrontendFault::VringAlign { .. }),
+            // It was gone before this was read.
+            _ if self.here.front.nonsense_on.is_some_and(|conn| back.is_none_or(|b| b == conn)) => {
+                matches!(fault, FrontendFault::VringAlign { .. })
+            }
             _ => {
                 self.here.front.forged.is_some()
                     && matches!(fault, FrontendFault::Inflight(InflightFault::Version { .. }))

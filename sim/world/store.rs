@@ -49,6 +49,12 @@ impl World<'_> {
 
     /// The lock is free, maybe; who waits for it takes it.
     pub(super) fn store_free(&mut self) -> Result<(), Violation> {
+        // Whoever gets the lock looks first whether its front-end is there still:
+        // a host that hands over closes the connection before it lets go.
+        let gone = self.here.back.as_ref().and_then(|b| b.conn);
+        if let Some(conn) = gone.filter(|conn| self.here.front.conn != Some(*conn)) {
+            self.back_hangup(conn)?;
+        }
         let Some(back) = self.here.back.as_mut().filter(|b| b.wants_store) else { return Ok(()) };
         if self.store.is_some() || self.here.awake {
             return Ok(());

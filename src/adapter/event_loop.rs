@@ -271,6 +271,13 @@ impl EventLoop {
             return;
         }
         match self.store.poll(now) {
+            // Requests that waited for the lock may have been done by its last
+            // owner: a front-end that has gone to another host closes its
+            // connection before it lets go of the store there.
+            Ok(true) if self.socket.as_ref().is_some_and(Socket::is_hung_up) => {
+                self.disconnect(now);
+                self.disk.open(now);
+            }
             Ok(true) => self.disk.open(now),
             Ok(false) => {}
             Err(refusal) => {

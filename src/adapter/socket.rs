@@ -5,6 +5,7 @@ use super::handles::Handles;
 use crate::Handle;
 use bytes::{Buf as _, Bytes};
 use rustix::cmsg_space;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
@@ -163,6 +164,13 @@ impl Socket {
         let _ = shutdown(&self.fd, Shutdown::Both);
         self.readable = true;
         self.broken = true;
+    }
+
+    /// Whether the other end is closed already, though nobody has read so far.
+    pub fn is_hung_up(&self) -> bool {
+        let gone = PollFlags::HUP | PollFlags::RDHUP | PollFlags::ERR;
+        let mut fds = [PollFd::new(&self.fd, gone)];
+        poll(&mut fds, Some(&Timespec::default())).is_ok() && fds[0].revents().intersects(gone)
     }
 
     /// Send what is kept, as far as the socket takes it.
