@@ -17,7 +17,7 @@ pub struct BugsArgs {
     #[arg(long, default_value_t = 1000)]
     limit: u64,
     /// Runs to make a catch of each small in; 0: leave it as it is
-    #[arg(long, default_value_t = midflight_sim::shrink::RUNS)]
+    #[arg(long, default_value_t = 1500)]
     shrink_runs: u64,
     /// Print the table of the documentation instead
     #[arg(long)]
