@@ -111,7 +111,7 @@ impl World<'_> {
     /// A new process, listening.
     pub(super) fn start_back(&mut self) -> Result<(), Violation> {
         self.here.restarting = false;
-        if self.slip == Some(Slip::Moody) && mood() {
+        if self.slip == Some(Slip::Moody) && self.last_life == 0 && mood() {
             self.host.below("mood", 9);
         }
         self.last_life += 1;
@@ -125,7 +125,8 @@ impl World<'_> {
     }
 }
 
-/// Something that no run may depend on: how often this was asked before.
+/// Something that no run may depend on: how often this was asked before. True
+/// every other time.
 fn mood() -> bool {
     std::thread_local! {
         static ASKED: Cell<u64> = const { Cell::new(0) };
