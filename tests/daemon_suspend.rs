@@ -180,6 +180,43 @@ fn daemon_at_the_destination_waits_for_the_image_until_the_source_has_stopped() 
 }
 
 #[test]
+fn daemon_gives_up_what_waits_for_the_image_when_its_front_end_has_gone() {
+    let scratch = Scratch::new();
+    let mut first = Daemon::serve(&scratch, &[]);
+    let (other, image) = (scratch.path("other"), scratch.image());
+    let args = ["--socket-path", text(&other), "--blk-file", text(&image)];
+    let mut second = Daemon::spawn(&mut command(&args));
+    second.wait_for("listening on");
+    let mut client = connect(&scratch);
+    let mut guest = Guest::new();
+    guest.start(&mut client, 0);
+    first.wait_for("vring 0 runs");
+    // An old write, of a host that the guest has left.
+    let mut old = Guest::new();
+    let mut stale = Client::connect(&other);
+    old.start(&mut stale, 0);
+    old.submit(BlkOp::Out { sector: 0 }, 0x77);
+    old.publish();
+    second.wait_for("is in use, waiting for its lock");
+    drop(stale);
+    // The guest goes on, and then lets go of the image.
+    guest.submit(BlkOp::Out { sector: 0 }, 1);
+    guest.publish();
+    assert_eq!(guest.reap().len(), 1);
+    guest.stop(&mut client);
+    std::thread::sleep(Duration::from_millis(50));
+    // Whoever comes next finds what the guest wrote last.
+    let mut next = Guest::new();
+    let mut third = Client::connect(&other);
+    next.start(&mut third, 0);
+    next.submit(BlkOp::In { sector: 0 }, 0);
+    next.publish();
+    assert_eq!(next.reap().len(), 1);
+    let bytes = std::fs::read(scratch.image()).unwrap();
+    assert_eq!(bytes[..4096], [1; 4096]);
+}
+
+#[test]
 fn daemon_that_never_gets_the_image_closes_the_connection_and_says_why() {
     let scratch = Scratch::new();
     let _first = Daemon::serve(&scratch, &[]);
