@@ -1,6 +1,7 @@
 //! A failure on one screen: what broke, where, who noticed, the story made
 //! small, and what to type next.
 
+use midflight::time::Instant;
 use midflight_sim::hash::Rolling;
 use midflight_sim::memory::Arena;
 use midflight_sim::oracle::{Kind, Violation, promise};
@@ -8,7 +9,7 @@ use midflight_sim::profile::SeedId;
 use midflight_sim::run::run;
 use midflight_sim::scenario::Scenario;
 use midflight_sim::shrink::{Shrunk, shrink};
-use midflight_sim::trace::{Detail, render};
+use midflight_sim::trace::{Detail, What, render};
 use midflight_sim::world::Options;
 use std::fs;
 use std::path::PathBuf;
@@ -103,11 +104,36 @@ pub fn sizes(shrunk: &Shrunk) {
     );
 }
 
+/// Something that was done to the world on purpose.
+fn is_trouble(what: What) -> bool {
+    matches!(
+        what,
+        What::Killed { .. }
+            | What::Exited { .. }
+            | What::Hangup { .. }
+            | What::Moving { .. }
+            | What::Landing { .. }
+            | What::Injected { .. }
+            | What::PowerLost { .. }
+            | What::Sabotaged { .. }
+            | What::Race { .. }
+    )
+}
+
 /// What happens in the small run, the end of it.
 fn story(scenario: &Scenario, options: &Options) {
     let options = Options { trace: true, ..options.clone() };
     let outcome = run(&mut Arena::new(), scenario, &options);
-    let text = render(outcome.trace.events(), Detail::Story);
+    let events = outcome.trace.events();
+    let at = Instant::from_nanos(outcome.at);
+    println!("  where    t={at}, event {} of the small run", outcome.stats.events);
+    // What happened to the world last, before it was noticed, is a good guess.
+    if let Some(event) = events.iter().rev().find(|event| is_trouble(event.what)) {
+        let line = render(std::slice::from_ref(event), Detail::Story);
+        let after = outcome.stats.events - event.seq;
+        println!("  likely   {after} events after: {}", line.lines().last().unwrap_or("").trim());
+    }
+    let text = render(events, Detail::Story);
     let mut lines = text.lines();
     let head = lines.next().unwrap_or_default();
     let lines: Vec<_> = lines.collect();
