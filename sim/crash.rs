@@ -113,10 +113,7 @@ pub fn at_every_store(
     let Some(points) = report.base(arena, scenario) else { return report };
     let all = points.len() as u64;
     for (behind, (kind, point)) in (1u64..).zip(points) {
-        report.count(kind);
-        let options = Options { kill_at: vec![point], ..Options::default() };
-        let outcome = run(arena, scenario, &options);
-        report.judge(&options, outcome);
+        report.explore(arena, scenario, kind, vec![point]);
         each(behind, all);
     }
     report
@@ -136,10 +133,7 @@ pub fn at_every_pair(
         let options = Options { shapes: true, kill_at: vec![first], ..Options::default() };
         let once = run(arena, scenario, &options);
         for (kind, second) in points_after(&once.shapes, first.step) {
-            report.count(kind);
-            let options = Options { kill_at: vec![first, second], ..Options::default() };
-            let outcome = run(arena, scenario, &options);
-            report.judge(&options, outcome);
+            report.explore(arena, scenario, kind, vec![first, second]);
         }
         report.judge(&options, once);
         each(behind, all);
@@ -162,12 +156,22 @@ impl Report {
         }
     }
 
-    fn count(&mut self, kind: Kind) {
+    /// Run with these crashes; the last of them is the one that is explored.
+    fn explore(
+        &mut self,
+        arena: &mut Arena,
+        scenario: &Scenario,
+        kind: Kind,
+        kill_at: Vec<CrashPoint>,
+    ) {
         match kind {
             Kind::BetweenStores => self.between_stores += 1,
             Kind::InsideStore => self.inside_stores += 1,
             Kind::BetweenOutputs => self.between_outputs += 1,
         }
+        let options = Options { kill_at, ..Options::default() };
+        let outcome = run(arena, scenario, &options);
+        self.judge(&options, outcome);
     }
 
     fn judge(&mut self, options: &Options, outcome: Outcome) {

@@ -75,28 +75,19 @@ fn rates(s: &mut Stream) -> Rates {
     let kills = s.chance("kills.on", Ratio::new(4, 5));
     let pauses = s.chance("pauses.on", Ratio::new(1, 3));
     let breaks = s.chance("breaks.on", Ratio::new(1, 4));
+    let requests = s.range("requests", 20, 140);
     Rates {
-        requests: s.range("requests", 20, 140),
         workload: if special { *s.pick("workload", &Workload::ALL) } else { Workload::Mixed },
         hot_sectors: s.range("hot_sectors", 4, 48),
         bad: *s.pick("bad", &[Ratio::NEVER, Ratio::new(1, 12)]),
         rests: *s.pick("rests", &[Ratio::NEVER, Ratio::NEVER, Ratio::new(1, 10)]),
-        odd_kicks: Ratio::NEVER,
-        sabotage: 0,
         kills: if kills { s.range("kills", 1, 8) } else { 0 },
         kill_stores: *s.pick("kill_stores", &[10, 40, 200]),
         kill_idle: *s.pick("kill_idle", &[Ratio::NEVER, Ratio::new(1, 4), Ratio::new(1, 1)]),
         gentle: *s.pick("gentle", &[Ratio::NEVER, Ratio::new(1, 4)]),
         pauses: if pauses { s.range("pauses", 1, 3) } else { 0 },
         breaks: if breaks { s.range("breaks", 1, 2) } else { 0 },
-        successors: Ratio::NEVER,
-        stalls: 0,
-        gone: 0,
-        migrations: 0,
-        apart: 1_000,
-        aborts: Ratio::NEVER,
-        disk_faults: Ratio::NEVER,
-        lying_flush: false,
+        ..Rates::quiet(requests)
     }
 }
 

@@ -67,10 +67,15 @@ impl World<'_> {
         }
         self.give_store_back();
         self.note_loss();
+        self.plan_restart();
+        Ok(())
+    }
+
+    /// Somebody starts a new process, some time.
+    fn plan_restart(&mut self) {
         self.here.restarting = true;
         let delay = 1_000 * self.kill.stream.range("restart", 10, 2_000);
         self.schedule(delay, Event::BackStart);
-        Ok(())
     }
 
     /// The process was asked to end, and does.
@@ -91,11 +96,7 @@ impl World<'_> {
         if let Some(conn) = back.conn {
             self.hang_up_front(conn);
         }
-        self.give_store_back();
-        self.note_loss();
-        self.here.restarting = true;
-        let delay = 1_000 * self.kill.stream.range("restart", 10, 2_000);
-        self.schedule(delay, Event::BackStart);
+        self.plan_restart();
         self.check_whole_region()
     }
 

@@ -482,6 +482,9 @@ impl<'a> World<'a> {
     /// Every decision, if they were kept.
     fn made(&self) -> Vec<(Component, Vec<Made>)> {
         let mut made = Vec::new();
+        if self.clock.is_none() {
+            return made;
+        }
         self.each_stream(|stream| made.push((stream.component(), stream.made().to_vec())));
         made
     }
