@@ -96,6 +96,46 @@ fn inspect_prints_the_same_as_json() {
 }
 
 #[test]
+fn inspect_prints_packed_rings_and_what_a_destination_does() {
+    let scratch = Scratch::new();
+    let bytes = capture::load("packed-in-flight.stream");
+    let file = write(&scratch, &bytes);
+    let (code, out, err) = inspect(&file, &[]);
+    assert_eq!((code, &err[..]), (0, ""));
+    let part = "    region: version 1, 16 entries, used entry 14 (wrap 0), first free 14; at the last close used entry 14 (wrap 0), first free 14";
+    let resubmit =
+        "    resubmit 6: entry (counter) 4 (339), 13 (348), 6 (349), 7 (351), 12 (353), 0 (354)";
+    let go_on = "    then go on at 0xe8004: available entry 4 (wrap 1), used entry 14 (wrap 0)";
+    for line in [
+        "  status 0x0f, features 0x530007e44, packed rings, running when the guest was stopped",
+        "  inflight region for queue size 16, 1152 bytes at 0x10add",
+        "    packed ring of 16: descriptors 0x60ee000, driver events 0x60ef000, device events 0x6072000",
+        "    base 0xe8004: available entry 4 (wrap 1), used entry 14 (wrap 0)",
+        "    last batch closed",
+        part,
+        resubmit,
+        go_on,
+    ] {
+        assert!(out.lines().any(|l| l == line), "no line {line:?} in\n{out}");
+    }
+    let (_, out, _) = inspect(&file, &["--json"]);
+    let report: Value = serde_json::from_str(&out).unwrap();
+    let queue = &report["devices"][0]["queues"][1];
+    assert_eq!(queue["ring"]["base"], 0xe8004);
+    assert_eq!(queue["region"]["used"], json!({ "index": 14, "wrap": 0 }));
+    assert_eq!(queue["takeover"]["base"], 0xe8004);
+    assert_eq!(queue["takeover"]["resubmit"][0], json!({ "head": 4, "counter": 339 }));
+
+    // The region alone says nearly as much, to whom is told what it is of.
+    let region = write(&scratch, &bytes[0x10add..0x10add + 1152]);
+    let (code, out, err) = inspect(&region, &["--packed"]);
+    assert_eq!(code, 0, "{err}");
+    for line in [part, resubmit, go_on] {
+        assert!(out.lines().any(|l| l == line), "no line {line:?} in\n{out}");
+    }
+}
+
+#[test]
 fn inspect_reads_a_dumped_region() {
     let scratch = Scratch::new();
     let bytes = region();

@@ -4,7 +4,8 @@
 //! Layout and rules are those of [`inflight`](crate::inflight); nothing here
 //! knows an offset.
 
-use crate::inflight::{Header, InflightFault, Plan, RegionView, RingState, region_size};
+use crate::inflight::{Header, InflightFault, Plan, RegionView, RingState, region_size_of};
+use crate::vring::RingFormat;
 
 /// A head in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -98,6 +99,33 @@ pub enum Contradiction {
         /// Their distance.
         lost: u16,
     },
+    /// The base of a packed ring is another than the region's.
+    // spec: vhost-user, "Inflight I/O tracking"
+    #[error("base is {base:#x}, expected {region:#x} by the region")]
+    PackedBase {
+        /// From the stream.
+        base: u32,
+        /// Where the region says that the ring goes on.
+        region: u32,
+    },
+    /// Descriptors of a packed ring were in flight and nobody wrote down which.
+    #[error(
+        "base is {base:#x}, but nothing tells what was in flight in {lost} entries of the ring: that is lost"
+    )]
+    PackedLost {
+        /// From the stream.
+        base: u32,
+        /// Entries between its positions.
+        lost: u16,
+    },
+    /// The base is no place in a packed ring.
+    #[error("base is {base:#x}, which is nowhere in a packed ring of {size}")]
+    NoPlace {
+        /// From the stream.
+        base: u32,
+        /// Entries of the ring.
+        size: u16,
+    },
     /// A suspended back-end leaves no batch open.
     #[error("{0} requests are published but not retired, expected none after a stop")]
     OpenBatch(usize),
@@ -155,7 +183,12 @@ pub fn takeover(
 
 /// Whether a region has the size that its queues need, give or take what
 /// rounding can explain: twice as much is for twice as many queues.
-pub(super) fn oversize(len: u64, queues: u16, queue_size: u16) -> Option<Contradiction> {
-    let expected = region_size(queues, queue_size);
+pub(super) fn oversize(
+    format: RingFormat,
+    len: u64,
+    queues: u16,
+    queue_size: u16,
+) -> Option<Contradiction> {
+    let expected = region_size_of(format, queues, queue_size);
     (len >= 2 * expected).then_some(Contradiction::RegionSize { expected, got: len, queues })
 }

@@ -1,7 +1,7 @@
 //! The report for programs.
 
 use super::report::{Disk, Queue, Report};
-use crate::migration::{Live, SectionKind, Stream, Takeover};
+use crate::migration::{Live, PackedTakeover, SectionKind, Stream, Takeover};
 use serde_json::{Value, json};
 
 pub fn render(report: &Report<'_>) -> String {
@@ -64,7 +64,7 @@ fn queue(queue: &Queue) -> Value {
             "desc": s.desc,
             "avail": s.avail,
             "used": s.used,
-            "base": s.last_avail_idx,
+            "base": s.packed.map_or(s.last_avail_idx.into(), |packed| packed.base),
             "used_idx": queue.used,
             "avail_idx": queue.avail,
         })
@@ -80,11 +80,27 @@ fn queue(queue: &Queue) -> Value {
             "flagged": heads(&queue.flagged),
         })
     });
-    let refused = queue.takeover.as_ref().and_then(|t| t.as_ref().err());
+    let packed = queue.packed_header.map(|h| {
+        let place = |(index, wrap): (u16, u8)| json!({ "index": index, "wrap": wrap });
+        json!({
+            "offset": queue.offset,
+            "features": h.features,
+            "version": h.version,
+            "desc_num": h.desc_num,
+            "free_head": h.free_head,
+            "old_free_head": h.old_free_head,
+            "used": place(h.used),
+            "old_used": place(h.old_used),
+        })
+    });
+    let split = queue.takeover.as_ref().and_then(|t| t.as_ref().ok());
+    let split = split.map(|t| takeover(t, queue));
+    let other = queue.packed.as_ref().and_then(|t| t.as_ref().ok());
+    let refused = queue.refused();
     json!({
         "ring": ring,
-        "region": region,
-        "takeover": queue.takeover.as_ref().and_then(|t| t.as_ref().ok()).map(|t| takeover(t, queue)),
+        "region": region.or(packed),
+        "takeover": split.or(other.map(packed_takeover)),
         "refused": refused.map(|e| e.to_string()),
     })
 }
@@ -100,6 +116,22 @@ fn takeover(takeover: &Takeover, queue: &Queue) -> Value {
         "closes": takeover.closes,
         "resubmit": heads(&takeover.resubmit),
         "next_avail": takeover.next_avail,
+        "contradictions": contradictions,
+    })
+}
+
+fn packed_takeover(takeover: &PackedTakeover) -> Value {
+    let contradictions: Vec<String> =
+        takeover.contradictions.iter().map(|c| c.to_string()).collect();
+    json!({
+        "fresh": takeover.fresh,
+        "batch": match (takeover.batch, takeover.published) {
+            (0, _) => "closed",
+            (_, true) => "published, not closed",
+            (_, false) => "not published",
+        },
+        "resubmit": heads(&takeover.resubmit),
+        "base": takeover.base,
         "contradictions": contradictions,
     })
 }

@@ -1,10 +1,11 @@
 //! What there is to say about a file, whatever it is printed as.
 
-use crate::inflight::{Header, InflightFault, RegionView, RingState, region_size};
+use crate::inflight::{Header, InflightFault, PackedHeader, RegionView, RingState, region_size_of};
 use crate::migration::{
-    BlkDevice, Contradiction, Live, QueueState, Stream, StreamFault, Takeover, blk_devices,
-    takeover,
+    BlkDevice, Contradiction, Live, PackedTakeover, QueueState, Stream, StreamFault, Takeover,
+    blk_devices, packed_takeover, takeover,
 };
+use crate::vring::RingFormat;
 
 /// A file.
 pub struct Report<'a> {
@@ -28,6 +29,7 @@ pub struct Disk<'a> {
 }
 
 /// A virtqueue.
+#[derive(Default)]
 pub struct Queue {
     pub state: Option<QueueState>,
     /// From guest memory in the stream.
@@ -41,6 +43,17 @@ pub struct Queue {
     /// Heads with their flag set.
     pub flagged: Vec<Live>,
     pub takeover: Option<Result<Takeover, InflightFault>>,
+    /// The same of a packed ring; the fields before this one are a split ring's.
+    pub packed_header: Option<PackedHeader>,
+    pub packed: Option<Result<PackedTakeover, InflightFault>>,
+}
+
+impl Queue {
+    /// Why no back-end would take it.
+    pub fn refused(&self) -> Option<&InflightFault> {
+        let split = self.takeover.as_ref().and_then(|t| t.as_ref().err());
+        split.or(self.packed.as_ref().and_then(|t| t.as_ref().err()))
+    }
 }
 
 impl Report<'_> {
@@ -49,7 +62,7 @@ impl Report<'_> {
         self.disks.iter().find_map(|disk| {
             let state = disk.device.as_ref().and_then(|d| d.state.as_ref().err());
             let whole = disk.unusable.as_ref().map(|e| at(e, disk.region.map_or(0, |r| r.2)));
-            let part = |q: &Queue| Some(at(q.takeover.as_ref()?.as_ref().err()?, q.offset?));
+            let part = |q: &Queue| Some(at(q.refused()?, q.offset?));
             let parts = || disk.queues.iter().find_map(part);
             state.map(StreamFault::to_string).or(whole).or_else(parts)
         })
@@ -75,15 +88,23 @@ pub fn of_stream(bytes: &[u8]) -> Result<Report<'_>, StreamFault> {
             (i.queue_size, len, offset - len)
         });
         let (view, unusable) = match device.region() {
-            // The layout is that of split rings.
-            Some(_) if device.state.as_ref().is_ok_and(|s| s.packed()) => (None, None),
             Some(Ok(view)) => (Some(view), None),
             Some(Err(fault)) => (None, Some(fault)),
             None => (None, None),
         };
         let start = region.map_or(0, |r| r.2);
+        let packed = device.state.as_ref().is_ok_and(|s| s.packed());
         let queue = |vring: u16| {
             let state = device.state.as_ref().ok().and_then(|s| s.queues.get(usize::from(vring)));
+            if packed {
+                return Queue {
+                    state: state.copied(),
+                    offset: view.map(|v| start + v.offset(vring)),
+                    packed_header: view.and_then(|v| v.packed_header(vring).ok()),
+                    packed: device.packed_takeover(&ram, vring),
+                    ..Queue::default()
+                };
+            }
             let (used, avail) = device.ring(&ram, vring);
             let header = view.and_then(|v| v.header(vring).ok());
             let assumed = used.or(header.filter(|h| h.version != 0).map(|h| h.used_idx));
@@ -96,6 +117,7 @@ pub fn of_stream(bytes: &[u8]) -> Result<Report<'_>, StreamFault> {
                 offset: view.map(|v| start + v.offset(vring)),
                 flagged: flagged(view.as_ref(), vring),
                 takeover: assumed.and_then(|used| device.takeover(vring, used, avail)),
+                ..Queue::default()
             }
         };
         let queues = (0..device.queues().unwrap_or(0)).map(queue).collect();
@@ -110,6 +132,7 @@ pub fn of_region(
     bytes: &[u8],
     queues: Option<u16>,
     queue_size: Option<u16>,
+    format: RingFormat,
 ) -> Result<Report<'_>, String> {
     let len = bytes.len() as u64;
     let whole = |fault: InflightFault| at(&fault, 0);
@@ -120,14 +143,24 @@ pub fn of_region(
             n => n,
         },
     };
-    let one = region_size(1, queue_size);
+    let one = region_size_of(format, 1, queue_size);
     let fit = u16::try_from(len / one).unwrap_or(u16::MAX).clamp(1, 1024);
     let queues = queues.unwrap_or(fit);
     // A dump may be padded to whole pages; parts may be packed tighter than
     // usual, and then they share the whole.
-    let usual = region_size(queues, queue_size).min(len) as usize;
-    let view = RegionView::new(&bytes[..usual], queues, queue_size).map_err(whole)?;
+    let usual = region_size_of(format, queues, queue_size).min(len) as usize;
+    let view = RegionView::of(format, &bytes[..usual], queues, queue_size).map_err(whole)?;
     let queue = |vring| {
+        if format == RingFormat::Packed {
+            // Without the ring a batch that is open counts as not published.
+            let found = packed_takeover(Some(&view), vring, queue_size, None, |_| false);
+            return Queue {
+                offset: Some(view.offset(vring)),
+                packed_header: view.packed_header(vring).ok(),
+                packed: Some(found),
+                ..Queue::default()
+            };
+        }
         let header = view.header(vring).ok();
         let used = header.map(|h| h.used_idx);
         Queue {
@@ -141,6 +174,7 @@ pub fn of_region(
             takeover: used.map(|used| {
                 takeover(Some(&view), vring, used, RingState::unseen(queue_size, used))
             }),
+            ..Queue::default()
         }
     };
     let queues = (0..queues).map(queue).collect();

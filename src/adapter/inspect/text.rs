@@ -68,9 +68,6 @@ fn disk(out: &mut String, disk: &Disk<'_>) {
     match disk.region {
         Some((size, bytes, offset)) => {
             put!(out, "  inflight region for queue size {size}, {bytes} bytes at {offset:#x}");
-            if disk.device.as_ref().is_some_and(|d| d.state.as_ref().is_ok_and(|s| s.packed())) {
-                put!(out, "    it is that of packed rings, which is not decoded");
-            }
         }
         None => {
             put!(out, "  no inflight region: the source drained, or never started the device");
@@ -96,6 +93,16 @@ fn queue(out: &mut String, queue: &Queue) {
         }
         let address = |a: Option<u64>| a.map_or("unknown".into(), |a| format!("{a:#x}"));
         let (avail, used) = (address(s.avail), address(s.used));
+        if let Some(packed) = s.packed {
+            put!(
+                out,
+                "    packed ring of {}: descriptors {:#x}, driver events {avail}, device events {used}",
+                s.size,
+                s.desc
+            );
+            put!(out, "    base {}", places(packed.base));
+            return packed_part(out, queue);
+        }
         put!(
             out,
             "    ring of {}: descriptors {:#x}, available {avail}, used {used}",
@@ -110,6 +117,9 @@ fn queue(out: &mut String, queue: &Queue) {
             index(queue.used),
             index(queue.avail)
         );
+    }
+    if queue.packed.is_some() || queue.packed_header.is_some() {
+        return packed_part(out, queue);
     }
     if let Some(h) = queue.header {
         put!(
@@ -133,22 +143,76 @@ fn queue(out: &mut String, queue: &Queue) {
     }
 }
 
+/// A place in a packed ring, of the lower half of a base.
+fn place(position: u32) -> String {
+    format!("entry {} (wrap {})", position & 0x7fff, position >> 15 & 1)
+}
+
+fn places(base: u32) -> String {
+    format!("{base:#x}: available {}, used {}", place(base), place(base >> 16))
+}
+
+fn packed_part(out: &mut String, queue: &Queue) {
+    if let Some(h) = queue.packed_header {
+        let place = |(index, wrap): (u16, u8)| format!("entry {index} (wrap {wrap})");
+        put!(
+            out,
+            "    region: version {}, {} entries, used {}, first free {}; at the last close used {}, first free {}",
+            h.version,
+            h.desc_num,
+            place(h.used),
+            h.free_head,
+            place(h.old_used),
+            h.old_free_head
+        );
+    }
+    let found = match &queue.packed {
+        None => {
+            put!(out, "    what a back-end would do cannot be told");
+            return;
+        }
+        Some(Err(fault)) => {
+            put!(out, "    refused: {fault}");
+            return;
+        }
+        Some(Ok(found)) => found,
+    };
+    match (found.batch, found.published) {
+        (0, _) if found.fresh => {}
+        (0, _) => {
+            put!(out, "    last batch closed");
+        }
+        (n, true) => {
+            put!(out, "    a batch over {n} ring entries was published, to be closed");
+        }
+        (n, false) => {
+            put!(out, "    a batch over {n} ring entries was not published, to be undone");
+        }
+    }
+    resubmit(out, &found.resubmit, "entry");
+    put!(out, "    then go on at {}", places(found.base));
+    for contradiction in &found.contradictions {
+        put!(out, "    contradiction: {contradiction}");
+    }
+}
+
+fn resubmit(out: &mut String, requests: &[Live], name: &str) {
+    let requests: Vec<String> =
+        requests.iter().map(|Live { head, counter }| format!("{head} ({counter})")).collect();
+    if requests.is_empty() {
+        put!(out, "    nothing to resubmit");
+    } else {
+        put!(out, "    resubmit {}: {name} (counter) {}", requests.len(), requests.join(", "));
+    }
+}
+
 fn takeover(out: &mut String, takeover: &Takeover, assumed: bool) {
-    let heads: Vec<String> = takeover
-        .resubmit
-        .iter()
-        .map(|Live { head, counter }| format!("{head} ({counter})"))
-        .collect();
     if !takeover.closes.is_empty() {
         put!(out, "    published but not retired, to be closed: {:?}", takeover.closes);
     } else if !takeover.fresh {
         put!(out, "    last batch closed");
     }
-    if heads.is_empty() {
-        put!(out, "    nothing to resubmit");
-    } else {
-        put!(out, "    resubmit {}: head (counter) {}", heads.len(), heads.join(", "));
-    }
+    resubmit(out, &takeover.resubmit, "head");
     let unsure = if assumed { ", if the ring's used index is the region's" } else { "" };
     put!(out, "    then fetch from available index {}{unsure}", takeover.next_avail);
     for contradiction in &takeover.contradictions {

@@ -372,7 +372,7 @@ const GONE: GuestFault = GuestFault::Ring { part: "descriptor ring" };
 /// The driver has made an entry available that is looked at for the n-th time
 /// around.
 // spec: virtio 1.2, "Packed Virtqueues", "Driver and Device Ring Wrap Counters"
-fn is_available(flags: u16, wrap: bool) -> bool {
+pub fn is_available(flags: u16, wrap: bool) -> bool {
     (flags & AVAIL != 0) == wrap && (flags & USED != 0) != wrap
 }
 
