@@ -89,7 +89,7 @@ impl Frontend {
         }
         self.device.memory = regions;
         if self.phase == Phase::Running {
-            self.steps.extend(steps::sync_memory(&self.device, &self.session));
+            self.steps.push_back(Step::SyncMemory);
         }
         Ok(())
     }
