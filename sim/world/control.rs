@@ -8,7 +8,7 @@ use crate::scenario::Control;
 use crate::trace::{Lane, What};
 use bytes::Bytes;
 use midflight::Handle;
-use midflight::frontend::{Command, Phase};
+use midflight::frontend::Command;
 use midflight::wire::{
     FrontendReply, FrontendReplyBody, FrontendRequest, LogDescription, MemRegion, VringFile,
     VringState,
@@ -34,11 +34,7 @@ impl World<'_> {
         self.focus(self.guest_at);
         let front = &self.here.front;
         let moving = self.migration.as_ref().is_some_and(|m| !Migrating::is_idle(m));
-        if front.phase() == Phase::Running
-            && front.parting.is_none()
-            && !self.guest.borrow().is_paused()
-            && !moving
-        {
+        if front.goes_on() && !self.guest.borrow().is_paused() && !moving {
             self.change(control)?;
         }
         self.plan_control();
@@ -112,8 +108,7 @@ impl World<'_> {
     /// A vring was disabled long enough.
     pub(super) fn enable_again(&mut self, conn: u32, vring: u16) -> Result<(), Violation> {
         let front = &self.here.front;
-        let same = front.conn == Some(conn) && front.parting.is_none();
-        if !same || front.phase() != Phase::Running {
+        if front.conn != Some(conn) || !front.goes_on() {
             return Ok(());
         }
         self.raw(enable(vring, true), true)

@@ -46,6 +46,8 @@ pub struct FrontProcess {
     pub changes: VecDeque<bool>,
     /// Dirty logs that were changed beside a migration, and are not yet in force.
     pub own_logs: u64,
+    /// The connection that it has said the last word on.
+    pub leaves: Option<u32>,
     /// One of its changes was to be refused.
     pub asks_in_vain: bool,
     timer: Option<u64>,
@@ -74,6 +76,11 @@ pub struct FrontProcess {
 impl FrontProcess {
     pub fn phase(&self) -> Phase {
         self.core.phase()
+    }
+
+    /// It has a connection on which it goes on.
+    pub fn goes_on(&self) -> bool {
+        self.phase() == Phase::Running && self.parting.is_none() && self.leaves != self.conn
     }
 
     /// Messages wait for an answer to one before them.
@@ -141,6 +148,7 @@ pub fn new(
         plugged: false,
         changes: VecDeque::new(),
         own_logs: 0,
+        leaves: None,
         asks_in_vain: false,
         timer: None,
         reading: false,

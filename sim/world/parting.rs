@@ -195,6 +195,7 @@ impl World<'_> {
             }
         }
         self.here.front.parting = None;
+        self.here.front.leaves = self.here.front.conn;
         if let Some(conn) = self.here.front.conn {
             self.stats.breaks += 1;
             self.break_connection(conn, 0, false);
