@@ -49,7 +49,8 @@ impl<M: GuestMemory> Backend<M> {
             return Ok(());
         }
         let run = self.vrings[usize::from(vring)].run.as_mut();
-        let (Some(mem), Some(run)) = (self.memory.as_ref(), run) else { return Ok(()) };
+        let mem = if request.vacates { self.vacated.as_ref() } else { self.memory.as_ref() };
+        let (Some(mem), Some(run)) = (mem, run) else { return Ok(()) };
         run.at_disk -= 1;
         let cancelled = completion.result == Err(DiskError::Cancelled);
         marks::hit_when(Mark::CancelLeaves, || cancelled);

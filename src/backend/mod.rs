@@ -3,6 +3,8 @@
 //! ```text
 //! session   what the front-end says      -> settings, answer, pending wishes
 //! setup     memory and inflight region   -> what a vring needs to run
+//! status    the device status
+//! vacate    memory that is taken away while requests use it
 //! start     a vring begins to run        -> recovery, resubmission
 //! fetch     kick to disk request
 //! complete  disk done to used entry
@@ -22,7 +24,9 @@ mod session;
 mod settings;
 mod setup;
 mod start;
+mod status;
 mod stop;
+mod vacate;
 mod vring;
 
 pub use fault::{ApiMisuse, FrontendFault, GuestFault};
@@ -95,6 +99,9 @@ pub struct Backend<M> {
     /// The operator wants the end.
     shutdown: bool,
     memory: Option<M>,
+    /// Memory as it was before regions were taken away that requests in flight
+    /// still use; those requests go on with it.
+    vacated: Option<M>,
     table: MemoryTable,
     inflight: Option<InflightMemory<M>>,
     log: Option<DirtyLog<M>>,
@@ -145,6 +152,7 @@ impl<M: GuestMemory> Backend<M> {
             session: Session::default(),
             shutdown: false,
             memory: None,
+            vacated: None,
             table: MemoryTable::default(),
             inflight: None,
             log: None,

@@ -76,7 +76,7 @@ impl<M: GuestMemory> Backend<M> {
                 self.reset_vrings();
                 self.answer_ok(reply);
             }
-            Pending::Quiesce(change) if self.requests.is_empty() => self.map(change),
+            Pending::Vacate(vacating) => self.go_on_vacating(vacating),
             other => self.pending = other,
         }
         if self.shutdown && self.link == Link::Connected && self.requests.is_empty() {
@@ -172,6 +172,7 @@ impl<M: GuestMemory> Backend<M> {
             *v = Vring { call: v.call, err: v.err, ..Vring::new(size) };
         }
         self.session.features = 0;
+        self.session.status = 0;
         self.inflight = None;
         self.writeback = true;
     }
@@ -193,7 +194,8 @@ impl<M: GuestMemory> Backend<M> {
         self.link = Link::Leaving;
         self.requests.orphan_all();
         let waiting = match self.pending.take() {
-            Pending::Quiesce(change) | Pending::Map(change) => change.into_new(),
+            Pending::Map(change) => change.into_new(),
+            Pending::Vacate(vacating) => vacating.into_gone(),
             Pending::MapInflight(_, handle, _) | Pending::MapLog(_, handle, _) => vec![handle],
             _ => Vec::new(),
         };
@@ -211,6 +213,7 @@ impl<M: GuestMemory> Backend<M> {
         }
         self.inflight = None;
         self.log = None;
+        self.vacated = None;
         self.cancel_at = None;
         self.writeback = true;
     }
