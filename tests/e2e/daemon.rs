@@ -151,6 +151,13 @@ impl Daemon {
         command
     }
 
+    /// Mappings of memory that a front-end shared, by its process.
+    pub fn mappings(&self) -> usize {
+        let Some(process) = &self.process else { return 0 };
+        let maps = std::fs::read_to_string(format!("/proc/{}/maps", process.id()));
+        maps.unwrap_or_default().lines().filter(|line| line.contains("/memfd:")).count()
+    }
+
     pub fn options(&self) -> &DiskOptions {
         &self.options
     }
