@@ -81,7 +81,7 @@ impl<M: GuestMemory> Backend<M> {
         if let Some(log) = log {
             log_status(log, addr);
         }
-        run.batch.push(Used { head, len });
+        run.finished(Used { head, len });
         Ok(())
     }
 
@@ -107,6 +107,9 @@ impl<M: GuestMemory> Backend<M> {
         let (Some(mem), Some(run)) = (self.memory.as_ref(), v.run.as_mut()) else {
             return Ok(false);
         };
+        if let Some(order) = &mut run.in_order {
+            order.release(&mut run.batch);
+        }
         if run.batch.is_empty() {
             return Ok(false);
         }

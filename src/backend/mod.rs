@@ -8,6 +8,7 @@
 //! start     a vring begins to run        -> recovery, resubmission
 //! fetch     kick to disk request
 //! complete  disk done to used entry
+//! in_order  holds back what finished before its turn
 //! policy    which stop drains, which suspends, and for how long it waits
 //! stop      drain, suspend, reset, disconnect, shut down
 //! ```
@@ -16,6 +17,7 @@ mod answer;
 mod complete;
 mod fault;
 mod fetch;
+mod in_order;
 mod io;
 mod late;
 mod policy;

@@ -269,6 +269,7 @@ impl<M: GuestMemory> Backend<M> {
         match checked {
             Ok(inflight) => {
                 self.inflight = Some(inflight);
+                self.vrings.iter_mut().for_each(|v| v.told = None);
                 self.answer_ok(reply);
             }
             Err(fault) => self.refuse(reply, fault),

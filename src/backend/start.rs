@@ -1,7 +1,8 @@
 //! A vring begins to run: its place is checked, what a predecessor left is
 //! taken over, and the ring is looked at once without being asked.
 
-use super::vring::Run;
+use super::in_order::InOrder;
+use super::vring::{Run, Vring};
 use super::{Backend, Event, FrontendFault, Output};
 use crate::bugs::{self, Bug};
 use crate::dirty::RingLog;
@@ -80,12 +81,24 @@ impl<M: GuestMemory> Backend<M> {
         let state = RingState { size: v.size, used_idx: used, avail_idx };
         let (region, recovery) = match &self.inflight {
             Some(i) => {
+                if self.was_reset(v) {
+                    i.shape.forget(&i.memory, vring)?;
+                }
                 let (region, recovery) = SplitRegion::attach(&i.memory, &i.shape, vring, state)?;
                 (Some(region), recovery)
             }
             None => (None, Recovery { fresh: true, ..Recovery::default() }),
         };
         Ok(Taken { ring, region, recovery, used, avail_idx })
+    }
+
+    /// True if the guest has reset this vring alone: it is started again on the
+    /// region it was stopped with, and not where it was stopped. Nothing of what
+    /// was in flight then belongs to the ring that starts now.
+    // spec: virtio 1.2, "Virtqueue Reset"
+    fn was_reset(&self, v: &Vring) -> bool {
+        let agreed = self.session.features & virtio::RING_RESET != 0;
+        agreed && v.told.is_some_and(|told| told != v.base)
     }
 
     fn begin(&mut self, now: Instant, vring: u16, taken: Taken) {
@@ -122,12 +135,14 @@ impl<M: GuestMemory> Backend<M> {
         }
 
         let size = v.size;
+        let in_order = self.session.features & virtio::IN_ORDER != 0;
         self.vrings[usize::from(vring)].run = Some(Run {
             ring,
             region,
             taken: vec![false; usize::from(size)],
             at_disk: 0,
             batch: Vec::with_capacity(usize::from(size)),
+            in_order: in_order.then(|| InOrder::new(size)),
             stopping: false,
             suspending: false,
             broken: false,

@@ -1,6 +1,7 @@
 //! Everything that ends: one vring, all of them, a connection, the program.
 
 use super::answer::Reply;
+use super::in_order::InOrder;
 use super::policy::Stop;
 use super::setup::{Pending, Stopping};
 use super::vring::{Run, Vring};
@@ -49,6 +50,9 @@ impl<M: GuestMemory> Backend<M> {
     /// or the other.
     fn cancel(&mut self, vring: u16) {
         let Some(run) = &mut self.vrings[usize::from(vring)].run else { return };
+        if run.in_order.as_ref().is_some_and(InOrder::has_what_runs_once) {
+            return;
+        }
         marks::hit(Mark::SuspendCancels);
         run.suspending = true;
         if bugs::on(Bug::ReplyBeforeCancelled) {
@@ -103,6 +107,7 @@ impl<M: GuestMemory> Backend<M> {
         }
         marks::hit_when(Mark::SuspendInGrace, || stopping.cancel_at.is_some());
         let base = self.stop_vring(vring);
+        self.vrings[usize::from(vring)].told = Some(base);
         let base = if bugs::on_when(Bug::BaseZero, || base != 0) { 0 } else { base };
         let state = VringState { index: u32::from(vring), num: u32::from(base) };
         // Whoever hears the answer may start the device elsewhere.

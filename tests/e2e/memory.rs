@@ -67,6 +67,8 @@ fn hotplug(bench: &mut Bench) -> Result<Figures, String> {
     let rig = bench.rig(&spec)?;
     let guest = rig.vm.guest.clone();
     let before = blocks(rig)?;
+    // Where new memory goes, from before there is any.
+    guest.ask("online")?;
     let mut figures = Figures::default();
     let (mut plugged, mut unplugged, mut used, mut most) = (0, 0, 0, 0);
     // I/O from before the memory comes until after it has gone, by a job that

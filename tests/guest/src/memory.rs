@@ -55,9 +55,11 @@ fn movable_used_kib(zones: &str) -> u64 {
     number("managed").saturating_sub(free) * 4
 }
 
-/// Puts every block that is not in use into the zone of movable pages, which is
-/// where the buffers of programs go first.
+/// Puts every block that is not in use, and every one to come, into the zone of
+/// movable pages, which is where the buffers of programs go first.
 pub fn online() -> Result<String, String> {
+    fs::write(format!("{BLOCKS}/auto_online_blocks"), "online_movable")
+        .map_err(|error| format!("cannot choose the zone of new memory: {error}"))?;
     let mut count = 0;
     for path in blocks()? {
         let state = fs::read_to_string(&path).map_err(|error| error.to_string())?;
