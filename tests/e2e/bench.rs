@@ -140,6 +140,8 @@ pub struct Spec {
     pub inflight_migration: bool,
     /// Places for memory that is plugged in later.
     pub memory_slots: u32,
+    /// Further properties of the device, each after a comma.
+    pub device: &'static str,
     /// An older QEMU than that of all the rest.
     pub older: Option<Older>,
 }
@@ -154,6 +156,7 @@ impl Default for Spec {
             queue_size: 128,
             inflight_migration: false,
             memory_slots: 0,
+            device: "",
             older: None,
         }
     }
@@ -184,6 +187,7 @@ impl Spec {
             queues: self.disk.queues,
             queue_size: self.queue_size,
             inflight_migration: self.inflight_migration,
+            more: self.device,
         };
         Hardware {
             cpus: self.cpus,

@@ -23,6 +23,7 @@ mod crash;
 mod daemon;
 mod guest;
 mod handover;
+mod in_order;
 mod initramfs;
 mod memory;
 mod migrate;
@@ -127,6 +128,7 @@ fn main() -> ExitCode {
         plug::scenarios(),
         rebind::scenarios(),
         memory::scenarios(),
+        in_order::scenarios(),
         crash::scenarios(),
         migrate::scenarios(),
         migrate_file::scenarios(),

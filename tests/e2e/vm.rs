@@ -36,6 +36,8 @@ pub struct Disk {
     pub queue_size: u32,
     /// Whether requests in flight may move with the machine.
     pub inflight_migration: bool,
+    /// Further properties of the device.
+    pub more: &'static str,
 }
 
 /// What the machine consists of.
@@ -137,6 +139,7 @@ impl Vm {
             if disk.inflight_migration {
                 device += ",inflight-migration=on";
             }
+            device += disk.more;
             command.arg("-device").arg(device);
         }
         let mut process = Process::start(command, &file("qemu.log"))?;
