@@ -30,6 +30,7 @@ mod migrate_trouble;
 mod plug;
 mod process;
 mod qmp;
+mod resize;
 mod run;
 mod spoil;
 mod steady;
@@ -118,6 +119,7 @@ fn main() -> ExitCode {
     let all = [
         watch::scenarios(),
         steady::scenarios(),
+        resize::scenarios(),
         plug::scenarios(),
         crash::scenarios(),
         migrate::scenarios(),
