@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! session   what the front-end says      -> settings, answer, pending wishes
+//! channel   what the back-end asks          -> the front-end's answers
 //! setup     memory and inflight region   -> what a vring needs to run
 //! status    the device status
 //! vacate    memory that is taken away while requests use it
@@ -14,6 +15,8 @@
 //! ```
 
 mod answer;
+mod capacity;
+mod channel;
 mod complete;
 mod fault;
 mod fetch;
@@ -31,6 +34,7 @@ mod stop;
 mod vacate;
 mod vring;
 
+pub use channel::ChannelEnd;
 pub use fault::{ApiMisuse, FrontendFault, GuestFault};
 pub use io::*;
 pub use policy::SuspendPolicy;
@@ -45,6 +49,7 @@ use crate::time::{Duration, Instant};
 use crate::vring::chain::Chain;
 use crate::wire::features::virtio;
 use crate::wire::{Decoder, Dialect, FrontendRequests, PushReason};
+use channel::Channel;
 use late::Late;
 use requests::Requests;
 use session::Session;
@@ -98,6 +103,10 @@ pub struct Backend<M> {
     decoder: Decoder<FrontendRequests, Handle>,
     link: Link,
     session: Session,
+    /// Where the back-end can ask for something.
+    channel: Option<Channel>,
+    /// The front-end may believe in another size of the device.
+    change_due: bool,
     /// The operator wants the end.
     shutdown: bool,
     memory: Option<M>,
@@ -152,6 +161,8 @@ impl<M: GuestMemory> Backend<M> {
             decoder: Decoder::new(suspend.map_or(Dialect::default(), |s| s.dialect)),
             link: Link::Idle,
             session: Session::default(),
+            channel: None,
+            change_due: true,
             shutdown: false,
             memory: None,
             vacated: None,
@@ -193,6 +204,10 @@ impl<M: GuestMemory> Backend<M> {
         match input {
             Input::Connected => self.connected()?,
             Input::Received { bytes, handles } => self.received(bytes, handles)?,
+            Input::ChannelReceived { bytes, handles } => self.channel_received(bytes, handles)?,
+            // It may have been given up here meanwhile.
+            Input::ChannelClosed(None) => self.end_channel(ChannelEnd::Closed),
+            Input::ChannelClosed(Some(why)) => self.end_channel(ChannelEnd::Failed(why)),
             Input::PeerClosed => {
                 self.check_connected("peer closed")?;
                 self.disconnect();
@@ -210,6 +225,7 @@ impl<M: GuestMemory> Backend<M> {
                 marks::hit_when(Mark::KickHeldBack, || !self.may_fetch() || !v.fetches());
                 self.fetch(now, vring);
             }
+            Input::Capacity(bytes) => self.set_capacity(bytes),
             Input::DiskDone(done) => self.disk_done(done),
             Input::Timeout => self.timeout(now),
             Input::Command(Command::Shutdown) => {
@@ -218,6 +234,7 @@ impl<M: GuestMemory> Backend<M> {
             }
         }
         self.settle(now);
+        self.tell_change();
         Ok(())
     }
 
@@ -278,6 +295,7 @@ impl<M: GuestMemory> Backend<M> {
         self.link = Link::Connected;
         self.decoder = Decoder::new(self.dialect());
         self.session = Session::default();
+        self.change_due = true;
         Ok(())
     }
 

@@ -25,6 +25,7 @@ use vm_memory::GuestMemory;
 pub const OFFERED_PROTOCOL_FEATURES: u64 = protocol::MQ
     | protocol::LOG_SHMFD
     | protocol::REPLY_ACK
+    | protocol::BACKEND_REQ
     | protocol::CONFIG
     | protocol::INFLIGHT_SHMFD
     | protocol::RESET_DEVICE
@@ -130,7 +131,9 @@ impl<M: GuestMemory> Backend<M> {
             }
             R::GetConfig(asked) => {
                 self.need(protocol::CONFIG, "CONFIG", reply)?;
-                return Ok(Answer(FrontendReplyBody::Config(self.get_config(asked)?)));
+                let config = self.get_config(asked)?;
+                self.config_read(&config);
+                return Ok(Answer(FrontendReplyBody::Config(config)));
             }
             R::SetConfig(config) => {
                 self.need(protocol::CONFIG, "CONFIG", reply)?;
@@ -209,9 +212,12 @@ impl<M: GuestMemory> Backend<M> {
                 self.need(protocol::STATUS, "STATUS", reply)?;
                 return Ok(Answer(FrontendReplyBody::U64(self.status())));
             }
+            R::SetBackendReqFd(handle) => {
+                self.need(protocol::BACKEND_REQ, "BACKEND_REQ", reply)?;
+                self.set_backend_req_fd(handle);
+            }
             R::SendRarp(_)
             | R::NetSetMtu(_)
-            | R::SetBackendReqFd(_)
             | R::IotlbMsg(_)
             | R::SetVringEndian(_)
             | R::CreateCryptoSession(_)

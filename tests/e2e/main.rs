@@ -34,6 +34,7 @@ mod plug;
 mod process;
 mod qmp;
 mod rebind;
+mod resize;
 mod run;
 mod spoil;
 mod steady;
@@ -125,6 +126,7 @@ fn main() -> ExitCode {
     let all = [
         watch::scenarios(),
         steady::scenarios(),
+        resize::scenarios(),
         plug::scenarios(),
         rebind::scenarios(),
         memory::scenarios(),
