@@ -5,7 +5,7 @@
 //! the third lies above 4 GiB.
 
 use crate::memory::{Arena, Mem, RegionId};
-use crate::oracle::RingView;
+use crate::oracle::{RingView, SplitView};
 use midflight::driver::RingLayout;
 
 /// A region of guest memory.
@@ -88,13 +88,13 @@ pub fn ring(vring: u16, size: u16) -> RingLayout {
 
 /// The same for the oracle.
 pub fn ring_view(layout: &RingLayout, index: u16) -> RingView {
-    RingView {
+    RingView::Split(SplitView {
         size: layout.size,
         avail: layout.avail,
         used: layout.used,
         avail_seen: index,
         used_seen: index,
-    }
+    })
 }
 
 /// Bytes that all slots together may take.

@@ -55,6 +55,8 @@ struct Queue {
     free_slots: Vec<u64>,
     /// Slot by request.
     slots: BTreeMap<u64, u64>,
+    /// Used elements it has looked at.
+    reaped: u64,
     /// A call or a wish came while the guest was paused.
     missed: bool,
     /// The guest has broken its rules, like this.
@@ -99,6 +101,7 @@ impl Guest {
                 driver: driver(&mem, layout, topology).map_err(blame)?,
                 free_slots: slots.split_off(slots.len() - depth as usize),
                 slots: BTreeMap::new(),
+                reaped: 0,
                 todo,
                 missed: false,
                 spoiled: None,
@@ -153,9 +156,9 @@ impl Guest {
         lost.filter_map(|(i, q)| std::mem::take(&mut q.kick_lost).then_some(i)).collect()
     }
 
-    /// Used elements that the guest has not looked at, by vring.
-    pub fn unseen(&self, vring: u16, used_index: u16) -> u16 {
-        used_index.wrapping_sub(self.queues[usize::from(vring)].driver.ring().next_used())
+    /// Used elements that the guest has looked at.
+    pub fn reaped(&self, vring: u16) -> u64 {
+        self.queues[usize::from(vring)].reaped
     }
 
     /// Stop or go on.
@@ -332,6 +335,7 @@ impl Guest {
                 Violation::new("driver", format!("request {request} is reaped twice"))
             })?;
             queue.free_slots.push(slot);
+            queue.reaped += 1;
             self.completed += 1;
         }
         Ok(())

@@ -3,7 +3,7 @@
 use super::{Profile, ProfileName, Rates, Workload};
 use crate::choices::{Component, Ratio, Stream};
 use crate::disk::Pace;
-use crate::topology::{Migration, Policy, Topology};
+use crate::topology::{Migration, Policy, Ring, Topology};
 
 const HALF: Ratio = Ratio::new(1, 2);
 
@@ -44,6 +44,7 @@ fn topology(s: &mut Stream) -> Topology {
         _ => s.range("first_index.wrap", 65_400, 65_535),
     };
     Topology {
+        ring: Ring::Split,
         queues,
         ring_size,
         region_size: ring_size << s.below("region_size", 2),

@@ -1,15 +1,19 @@
 //! What holds for a whole run: sizes, features, and how the world behaves.
 
 mod migration;
+mod ring;
 
 use crate::choices::Ratio;
 use crate::disk::Pace;
 use crate::settings::{Value, settings};
 pub use migration::{Migration, Policy};
+pub use ring::Ring;
 
 settings! {
     /// See the module.
     pub struct Topology {
+        /// How vrings are laid out.
+        ring: Ring,
         /// Vrings.
         queues: u16,
         /// Entries of each vring.
@@ -17,8 +21,8 @@ settings! {
         /// Entries the inflight region has for each vring; a driver may have
         /// chosen a smaller ring than the device has.
         region_size: u16,
-        /// Both indexes of every vring at the start: an earlier life that left
-        /// no inflight region, such as a migration without one.
+        /// How far every vring has come at the start, all of it used: an earlier
+        /// life that left no inflight region, such as a migration without one.
         first_index: u16,
         /// `VIRTIO_F_EVENT_IDX`.
         event_idx: bool,
@@ -87,6 +91,7 @@ impl Topology {
     /// The smallest world: one vring, no features, nothing happens by itself.
     pub fn plain() -> Self {
         Self {
+            ring: Ring::Split,
             queues: 1,
             ring_size: 16,
             region_size: 16,
@@ -129,8 +134,9 @@ impl core::fmt::Display for Topology {
         let switch = |on: bool| if on { "on" } else { "off" };
         writeln!(
             f,
-            "rings      {} of {} entries (inflight region for {}), first index {}, event index {}, indirect {}",
+            "rings      {} {} of {} entries (inflight region for {}), first index {}, event index {}, indirect {}",
             self.queues,
+            self.ring.name(),
             self.ring_size,
             self.region_size,
             self.first_index,

@@ -28,6 +28,7 @@ use crate::guest::Guest;
 use crate::guest::memory::ring_view;
 use crate::hash::Rolling;
 use crate::memory::{Arena, Mem};
+use crate::oracle::session::Bases;
 use crate::oracle::{Judges, Oracle, RegionView, SERIAL, Violation};
 use crate::scenario::{KillAt, MAX_RING, Scenario, Successor, Trouble};
 use crate::scheduler::Scheduler;
@@ -186,6 +187,8 @@ pub struct World<'a> {
     clock: Option<Clock>,
     /// By vring: a back-end has said that the guest broke its rules.
     reported: Vec<bool>,
+    /// By vring: what was said about where it goes on.
+    bases: Vec<Bases>,
     excuses: Vec<String>,
     /// Steps of the back-end so far.
     steps: u64,
@@ -267,6 +270,7 @@ impl<'a> World<'a> {
             slip: options.slip,
             clock,
             reported: vec![false; usize::from(topology.queues)],
+            bases: vec![Bases::default(); usize::from(topology.queues)],
             excuses: Vec::new(),
             steps: 0,
             changed: u64::MAX,
@@ -400,7 +404,7 @@ impl<'a> World<'a> {
             return Ok(());
         };
         self.arena.with_image(region, |bytes| {
-            let view = RegionView { bytes, queues: self.topology.queues };
+            let view = RegionView::of(bytes, &self.topology);
             let runs = |vring| self.here.back.as_ref().is_some_and(|b| b.runs(vring));
             let mem = &self.here.guest_memory.mem;
             self.oracle.borrow_mut().check_region(mem, view, runs, self.changed)?;

@@ -7,7 +7,7 @@
 // spec: vhost-user, "Inflight I/O tracking", queue_region_split
 
 use super::World;
-use crate::oracle::{Asked, Reading, RegionView, Violation};
+use crate::oracle::{Asked, Reading, RegionView, RingView, Violation};
 use midflight::inflight::{self, InflightFault, RingState};
 
 /// Ways to spoil a region; see [`Case::spoil`].
@@ -29,10 +29,10 @@ impl World<'_> {
         let oracle = self.oracle.borrow();
         let mem = &self.here.guest_memory.mem;
         // Of a region that nobody has used there is nothing to tell.
-        let entries = RegionView { bytes, queues }.entries();
+        let entries = RegionView::of(bytes, &self.topology).entries();
         let Some(entries) = entries.filter(|_| oracle.judges().region) else { return Ok(()) };
         for vring in (0..queues).filter(|vring| !runs(*vring)) {
-            let ring = oracle.ledger().ring(vring);
+            let RingView::Split(ring) = oracle.ledger().ring(vring) else { continue };
             let region = Reading {
                 bytes: bytes.to_vec(),
                 queues,

@@ -149,7 +149,7 @@ impl World<'_> {
         self.arena.with_image(region, |bytes| {
             let part = bytes.len() / usize::from(self.topology.queues);
             let bytes = bytes.get(part * usize::from(vring)..)?.get(..part)?;
-            Some(RegionView { bytes, queues: 1 }.flagged())
+            Some(RegionView { queues: 1, ..RegionView::of(bytes, &self.topology) }.flagged())
         })
     }
 

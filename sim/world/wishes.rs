@@ -30,7 +30,7 @@ impl World<'_> {
             back.session.check_fetch(vring, head)?;
             if let Some(region) = self.here.check.inflight {
                 self.arena.with_image(region, |bytes| {
-                    let view = RegionView { bytes, queues: self.topology.queues };
+                    let view = RegionView::of(bytes, &self.topology);
                     self.oracle.borrow().check_known(view, vring, head)
                 })?;
             }
@@ -45,8 +45,11 @@ impl World<'_> {
                 let reset = std::mem::take(&mut back.stopped);
                 self.send_to_front(conn, bytes, objects);
                 if let Some(base) = stopped {
-                    if let Some((used, inflight)) = self.at_stop(base.vring)? {
-                        session::check_answer(base, used, inflight)?;
+                    if let Some(at) = self.at_stop(base.vring)? {
+                        session::check_answer(base, at)?;
+                    }
+                    if let Some(bases) = self.bases.get_mut(usize::from(base.vring)) {
+                        bases.told = Some(base.index);
                     }
                     self.check_drained(base.vring)?;
                     self.at_rest(life, base.vring);
