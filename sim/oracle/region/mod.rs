@@ -5,6 +5,8 @@
 
 mod packed;
 mod split;
+#[cfg(test)]
+mod tests;
 
 use super::{Ledger, RingView, Violation};
 use crate::memory::Mem;
