@@ -206,6 +206,7 @@ impl Client {
         let features = RingFeatures {
             event_idx: accepted & virtio::EVENT_IDX != 0,
             indirect: accepted & virtio::INDIRECT_DESC != 0,
+            packed: false,
         };
         for queue in &mut self.queues {
             if queue.driver.is_none() {
