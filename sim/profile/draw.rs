@@ -31,6 +31,7 @@ impl Profile {
             ProfileName::Storm => storm(&mut s, &mut profile),
             ProfileName::Hostile => hostile(&mut s, &mut profile.rates),
         }
+        ring(&mut s, &mut profile.topology);
         profile
     }
 }
@@ -67,6 +68,16 @@ fn topology(s: &mut Stream) -> Topology {
         split: *s.pick("split", &[Ratio::NEVER, Ratio::new(1, 3)]),
         races: *s.pick("races", &[Ratio::NEVER, Ratio::new(1, 20), Ratio::new(1, 3)]),
         migration: None,
+    }
+}
+
+/// Packed rings are of any size.
+fn ring(s: &mut Stream, topology: &mut Topology) {
+    topology.ring = *s.pick("ring", &[Ring::Split, Ring::Split, Ring::Packed]);
+    if topology.ring == Ring::Packed {
+        let size = *s.pick("ring.size", &[16, 12, 7, 5, 33, 64]);
+        let more = *s.pick("ring.region", &[0, 0, 1, size]);
+        (topology.ring_size, topology.region_size) = (size, size + more);
     }
 }
 

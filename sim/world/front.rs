@@ -9,7 +9,7 @@ use super::{Event, UNFIT_LIVES, World};
 use crate::guest::memory::{GuestMemory, REGIONS, user};
 use crate::memory::RegionId;
 use crate::oracle::Violation;
-use crate::topology::{Policy, Topology};
+use crate::topology::{Policy, Ring, Topology};
 use crate::trace::{FrontEvent, Lane, What};
 use midflight::Handle;
 use midflight::frontend::{
@@ -501,6 +501,7 @@ fn accepted_features(topology: &Topology) -> u64 {
         (topology.indirect, virtio::INDIRECT_DESC),
         (topology.flush, virtio::BLK_FLUSH),
         (topology.queues > 1, virtio::BLK_MQ),
+        (topology.ring == Ring::Packed, virtio::RING_PACKED),
     ];
     for (on, bit) in wanted {
         if on {

@@ -224,7 +224,7 @@ impl<'a> World<'a> {
             ..DeviceConfig::with_capacity(topology.sectors * 512)
         };
         let rings = (0..topology.queues)
-            .map(|v| ring_view(&guest.layout(v), topology.first_index))
+            .map(|v| ring_view(topology.ring, &guest.layout(v), topology.first_index))
             .collect();
         let oracle = Oracle::new(options.judges, rings, topology.sectors, !topology.flush)
             .with_event_idx(topology.event_idx);
