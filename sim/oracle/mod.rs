@@ -29,7 +29,7 @@ use calls::Calls;
 pub use dirty::Pair;
 pub use ledger::{Ask, Expect, Ledger, SERIAL};
 pub use promise::promise;
-pub use reading::{Asked, Reading};
+pub use reading::{Asked, PackedAsked, PackedReading, Reading};
 pub use region::RegionView;
 pub use rings::{PackedView, RingView, SplitView};
 use sectors::Sectors;

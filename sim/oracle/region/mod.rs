@@ -11,7 +11,7 @@ mod tests;
 use super::{Ledger, RingView, Violation};
 use crate::memory::Mem;
 use crate::topology::{Ring, Topology};
-pub(super) use packed::PackedPart;
+pub(super) use packed::{PackedPart, Position};
 pub(super) use split::Part;
 
 /// The region's bytes.

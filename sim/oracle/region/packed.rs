@@ -44,6 +44,10 @@ impl PackedPart<'_> {
         32 + 32 * usize::from(entry)
     }
 
+    pub fn features(&self) -> u64 {
+        u64::from_le_bytes(self.bytes(0))
+    }
+
     pub fn version(&self) -> u16 {
         self.u16(8)
     }
