@@ -275,15 +275,17 @@ impl World<'_> {
     }
 
     fn start_vrings(&mut self) -> Result<(), Violation> {
-        let first = self.topology.first_index;
         let front = &mut self.here.front;
         let mut vrings = Vec::new();
         for index in 0..self.topology.queues {
             let layout = self.guest.borrow().layout(index);
             let base = if !front.started_before {
-                Base::At(u32::from(first))
+                Base::At(first_base(&self.topology, layout.size))
             } else if front.bases_known {
                 Base::Kept
+            } else if self.topology.ring == Ring::Packed {
+                // The same, which is of no use.
+                Base::Last
             } else {
                 // What QEMU does after its back-end has died.
                 let used = layout.load_used_idx(&self.here.guest_memory.mem);
@@ -487,6 +489,20 @@ fn config(topology: &Topology) -> FrontendConfig {
         dialect: numbers,
         reconnect_backoff: Some(BACKOFF),
         ..FrontendConfig::new(topology.queues)
+    }
+}
+
+/// Where a vring begins, with nothing in flight.
+// spec: vhost-user, "Vring descriptor indices for packed virtqueues"
+fn first_base(topology: &Topology, size: u16) -> u32 {
+    let first = u32::from(topology.first_index);
+    let size = u32::from(size);
+    match topology.ring {
+        Ring::Split => first,
+        Ring::Packed => {
+            let wrap = u32::from((first / size).is_multiple_of(2));
+            (first % size | wrap << 15) * 0x1_0001
+        }
     }
 }
 

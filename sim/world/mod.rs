@@ -32,7 +32,7 @@ use crate::oracle::session::Bases;
 use crate::oracle::{Judges, Oracle, RegionView, SERIAL, Violation};
 use crate::scenario::{KillAt, MAX_RING, Scenario, Successor, Trouble};
 use crate::scheduler::Scheduler;
-use crate::topology::Topology;
+use crate::topology::{Ring, Topology};
 use crate::trace::{Lane, Trace, What};
 use back::Answer;
 use bytes::Bytes;
@@ -221,6 +221,7 @@ impl<'a> World<'a> {
             num_queues: topology.queues,
             queue_size_max: MAX_RING,
             serial: SERIAL,
+            packed: topology.ring == Ring::Packed,
             ..DeviceConfig::with_capacity(topology.sectors * 512)
         };
         let rings = (0..topology.queues)

@@ -115,7 +115,7 @@ impl PackedView {
 
     /// Whether the descriptor in a place does not look available any more: it
     /// was used, and perhaps made available again since then.
-    pub(in crate::oracle) fn was_used(&self, mem: &Mem, place: u32) -> bool {
+    pub fn was_used(&self, mem: &Mem, place: u32) -> bool {
         !self.says_avail(self.flags(mem, self.index(place).0), place)
     }
 
