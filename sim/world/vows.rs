@@ -97,8 +97,7 @@ impl Vows {
                 }
             }
             Event::BaseContradicted { vring, base, used, inflight }
-                if !packed
-                    && (base == used.into() || base == used.wrapping_add(inflight).into()) =>
+                if [used, used.wrapping_add(inflight)].map(u32::from).contains(&base) =>
             {
                 return Err(vow(format!(
                     "base {base} of vring {vring} is called wrong: {used} used, {inflight} in flight"

@@ -111,6 +111,9 @@ pub struct ServeArgs {
     /// has freed it
     #[arg(long)]
     pub ring_reset: bool,
+    /// Do not offer packed virtqueues
+    #[arg(long)]
+    pub no_packed: bool,
     /// How the host's disk is read and written
     #[arg(long, value_enum, default_value_t = Engine::Auto)]
     pub io_engine: Engine,
