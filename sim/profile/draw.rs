@@ -3,7 +3,7 @@
 use super::{Profile, ProfileName, Rates, Workload};
 use crate::choices::{Component, Ratio, Stream};
 use crate::disk::Pace;
-use crate::topology::{Migration, Policy, Topology};
+use crate::topology::{Migration, Policy, Ring, Topology};
 
 const HALF: Ratio = Ratio::new(1, 2);
 
@@ -17,7 +17,7 @@ impl Profile {
             ProfileName::Mixed => s.chance("migrates", Ratio::new(1, 4)),
             ProfileName::Migration => true,
             ProfileName::Storm => s.chance("migrates", HALF),
-            ProfileName::Hostile => s.chance("migrates", Ratio::new(1, 4)),
+            ProfileName::Hostile | ProfileName::Control => s.chance("migrates", Ratio::new(1, 4)),
         };
         if moves {
             migrates(&mut s, &mut profile);
@@ -30,7 +30,9 @@ impl Profile {
             ProfileName::Mixed | ProfileName::Migration => {}
             ProfileName::Storm => storm(&mut s, &mut profile),
             ProfileName::Hostile => hostile(&mut s, &mut profile.rates),
+            ProfileName::Control => controls(&mut s, &mut profile.rates),
         }
+        ring(&mut s, &mut profile.topology);
         profile
     }
 }
@@ -44,6 +46,7 @@ fn topology(s: &mut Stream) -> Topology {
         _ => s.range("first_index.wrap", 65_400, 65_535),
     };
     Topology {
+        ring: Ring::Split,
         queues,
         ring_size,
         region_size: ring_size << s.below("region_size", 2),
@@ -66,6 +69,16 @@ fn topology(s: &mut Stream) -> Topology {
         split: *s.pick("split", &[Ratio::NEVER, Ratio::new(1, 3)]),
         races: *s.pick("races", &[Ratio::NEVER, Ratio::new(1, 20), Ratio::new(1, 3)]),
         migration: None,
+    }
+}
+
+/// Packed rings are of any size.
+fn ring(s: &mut Stream, topology: &mut Topology) {
+    topology.ring = *s.pick("ring", &[Ring::Split, Ring::Split, Ring::Packed]);
+    if topology.ring == Ring::Packed {
+        let size = *s.pick("ring.size", &[16, 12, 7, 5, 33, 64]);
+        let more = *s.pick("ring.region", &[0, 0, 1, size]);
+        (topology.ring_size, topology.region_size) = (size, size + more);
     }
 }
 
@@ -134,6 +147,14 @@ fn storm(s: &mut Stream, profile: &mut Profile) {
     // A disk with nothing wrong is one of them: see the draw of families.
     profile.rates.disk_faults =
         *s.pick("storm.disk_faults", &[Ratio::NEVER, Ratio::new(1, 50), Ratio::new(1, 10)]);
+}
+
+/// A front-end that changes what it can.
+fn controls(s: &mut Stream, rates: &mut Rates) {
+    rates.controls = s.range("controls", 10, 80);
+    rates.controls_apart = *s.pick("controls.apart", &[20, 100, 400, 1_500]);
+    rates.kills = *s.pick("controls.kills", &[0, 0, 1, 3]);
+    rates.requests = s.range("controls.requests", 60, 240);
 }
 
 /// A guest that breaks the rules.

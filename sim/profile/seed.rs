@@ -18,12 +18,14 @@ pub enum ProfileName {
     Storm,
     /// Like mixed, with a guest that breaks the rules.
     Hostile,
+    /// Like mixed, with a front-end that changes what it can while the vrings run.
+    Control,
 }
 
 impl ProfileName {
     /// Every profile.
-    pub const ALL: [Self; 5] =
-        [Self::Quiet, Self::Mixed, Self::Migration, Self::Storm, Self::Hostile];
+    pub const ALL: [Self; 6] =
+        [Self::Quiet, Self::Mixed, Self::Migration, Self::Storm, Self::Hostile, Self::Control];
 
     /// As it is said.
     pub const fn name(self) -> &'static str {
@@ -33,6 +35,7 @@ impl ProfileName {
             Self::Migration => "migration",
             Self::Storm => "storm",
             Self::Hostile => "hostile",
+            Self::Control => "control",
         }
     }
 }
@@ -55,7 +58,7 @@ impl FromStr for ProfileName {
     }
 }
 
-/// A seed: it reads `2:storm:0x8f3a21c04be7d915`, which is schema, profile and
+/// A seed: it reads `3:storm:0x8f3a21c04be7d915`, which is schema, profile and
 /// number. Under one schema it means the same run for ever.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SeedId {
@@ -116,7 +119,7 @@ mod tests {
         assert_eq!(seed.to_string().parse(), Ok(seed));
         assert_eq!("17".parse(), Ok(SeedId { profile: ProfileName::Mixed, number: 17 }));
         assert_eq!("0x11".parse::<SeedId>().map(|s| s.number), Ok(17));
-        for wrong in ["", "x", "1:storm:0x1", "2:gale:1", "2:storm:", "2:storm:1:1"] {
+        for wrong in ["", "x", "1:storm:0x1", "3:gale:1", "3:storm:", "3:storm:1:1", "2:storm:1"] {
             assert!(wrong.parse::<SeedId>().is_err(), "{wrong}");
         }
     }

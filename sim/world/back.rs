@@ -1,13 +1,13 @@
 //! The back-end process: one step at a time, and the moment of its death.
 
 use super::link::Inbox;
-use super::objects::{Handles, ObjectId};
+use super::objects::{Handles, Object, ObjectId};
 use super::vows::Vows;
 use super::{Event, Slip, StepShape, World};
 use crate::choices::Ratio;
 use crate::disk::Job;
 use crate::memory::Mem;
-use crate::oracle::session::{self, Session};
+use crate::oracle::session::{self, Session, Standing};
 use crate::oracle::{RegionView, Violation};
 use crate::scenario::Successor;
 use crate::topology::{Migration, Policy};
@@ -236,7 +236,7 @@ impl World<'_> {
 
     /// Used index and requests in flight of a vring of this host, as guest
     /// memory and region have them; `None` if the guest is elsewhere.
-    pub(super) fn at_stop(&self, vring: u16) -> Result<Option<(u16, u16)>, Violation> {
+    pub(super) fn at_stop(&self, vring: u16) -> Result<Option<Standing>, Violation> {
         let oracle = self.oracle.borrow();
         let judged = oracle.judges().region && !oracle.is_spoiled(vring);
         if self.here.id != self.guest_at || !judged {
@@ -246,8 +246,7 @@ impl World<'_> {
         let found = match self.here.check.inflight {
             None => oracle.at_stop(mem, None, vring),
             Some(region) => self.arena.with_image(region, |bytes| {
-                let view = RegionView { bytes, queues: self.topology.queues };
-                oracle.at_stop(mem, Some(view), vring)
+                oracle.at_stop(mem, Some(RegionView::of(bytes, &self.topology)), vring)
             }),
         };
         found.map(Some)
@@ -296,9 +295,10 @@ impl World<'_> {
         let Some(piece) = back.inbox.read(wanted) else { return Ok(()) };
         let handles: Vec<_> = piece.objects.iter().map(|o| back.handles.open(*o)).collect();
         for base in back.session.heard(&piece.bytes) {
-            if let Some((used, inflight)) = self.at_stop(base.vring)? {
-                session::check_start(base, used, inflight)?;
+            if let Some(at) = self.at_stop(base.vring)? {
+                session::check_start(base, at, &self.bases[usize::from(base.vring)])?;
             }
+            self.bases[usize::from(base.vring)].set = Some(base.index);
         }
         self.trace.say(
             Lane::Link,
@@ -349,10 +349,9 @@ impl World<'_> {
 
     /// A kick arrives at the process.
     pub(super) fn back_kick(&mut self, vring: u16) -> Result<(), Violation> {
+        let watched = self.is_watched(vring);
         let counter = &mut self.here.kicks[usize::from(vring)];
         counter.waking = false;
-        let watched =
-            self.here.back.as_ref().is_some_and(|b| b.watch[usize::from(vring)].is_some());
         if watched && counter.count > 0 {
             // Reading the counter takes all signals at once.
             counter.count = 0;
@@ -370,9 +369,14 @@ impl World<'_> {
     }
 
     /// Let a pending kick wake the process, if it watches.
+    /// The back-end would see a kick.
+    fn is_watched(&self, vring: u16) -> bool {
+        let watch = self.here.back.as_ref().and_then(|back| back.watch[usize::from(vring)]);
+        watch.is_some_and(|object| self.objects.get(object) == Object::Kick(vring))
+    }
+
     pub(super) fn wake_kick(&mut self, vring: u16) {
-        let watched =
-            self.here.back.as_ref().is_some_and(|b| b.watch[usize::from(vring)].is_some());
+        let watched = self.is_watched(vring);
         let counter = &mut self.here.kicks[usize::from(vring)];
         if watched && counter.count > 0 && !counter.waking {
             counter.waking = true;

@@ -19,6 +19,7 @@ impl World<'_> {
         self.front_begin()?;
         self.plan_migration();
         self.plan_power_losses();
+        self.plan_control();
         for vring in 0..self.topology.queues {
             let delay = 1_000 * self.host.below("first", 2_000);
             self.schedule(delay, Event::GuestTurn(vring));
@@ -74,6 +75,8 @@ impl World<'_> {
                 self.guest_turn(vring)?;
             }
             Event::Pause => self.pause()?,
+            Event::Control => self.control()?,
+            Event::Enable(conn, vring) => self.enable_again(conn, vring)?,
             Event::Resume => self.resume()?,
             Event::FrontConnect => self.front_connect()?,
             Event::FrontRead => self.front_read()?,
@@ -150,11 +153,10 @@ impl World<'_> {
 
     /// Why nothing goes on, as far as the rings tell.
     fn stuck(&self, how: &str) -> Violation {
-        let mem = &self.guest_host().guest_memory.mem;
         let oracle = self.oracle.borrow();
         let ledger = oracle.ledger();
         for vring in 0..self.topology.queues {
-            let unseen = self.guest.borrow().unseen(vring, ledger.ring(vring).used_index(mem));
+            let unseen = ledger.used_count(vring) - self.guest.borrow().reaped(vring);
             if unseen > 0 {
                 return Violation::new(
                     "notification",

@@ -3,6 +3,7 @@
 
 mod awake;
 mod back;
+mod control;
 mod death;
 mod events;
 mod excuses;
@@ -28,10 +29,11 @@ use crate::guest::Guest;
 use crate::guest::memory::ring_view;
 use crate::hash::Rolling;
 use crate::memory::{Arena, Mem};
+use crate::oracle::session::Bases;
 use crate::oracle::{Judges, Oracle, RegionView, SERIAL, Violation};
-use crate::scenario::{KillAt, MAX_RING, Scenario, Successor, Trouble};
+use crate::scenario::{Control, KillAt, MAX_RING, Scenario, Successor, Trouble};
 use crate::scheduler::Scheduler;
-use crate::topology::Topology;
+use crate::topology::{Ring, Topology};
 use crate::trace::{Lane, Trace, What};
 use back::Answer;
 use bytes::Bytes;
@@ -53,6 +55,9 @@ enum Event {
     GuestTurn(u16),
     GuestCall(u16),
     Pause,
+    /// The front-end changes something, and enables a vring again.
+    Control,
+    Enable(u32, u16),
     Resume,
     FrontConnect,
     FrontRead,
@@ -169,6 +174,8 @@ pub struct World<'a> {
     pauses: VecDeque<u64>,
     /// The same for what happens to connections.
     troubles: VecDeque<(u64, Trouble)>,
+    /// Changes to come: microseconds after the last.
+    controls: VecDeque<(u64, Control)>,
     /// Losses of power to come: microseconds from the start.
     power_losses: VecDeque<u64>,
     host: Stream,
@@ -186,6 +193,8 @@ pub struct World<'a> {
     clock: Option<Clock>,
     /// By vring: a back-end has said that the guest broke its rules.
     reported: Vec<bool>,
+    /// By vring: what was said about where it goes on.
+    bases: Vec<Bases>,
     excuses: Vec<String>,
     /// Steps of the back-end so far.
     steps: u64,
@@ -218,10 +227,11 @@ impl<'a> World<'a> {
             num_queues: topology.queues,
             queue_size_max: MAX_RING,
             serial: SERIAL,
+            packed: topology.ring == Ring::Packed,
             ..DeviceConfig::with_capacity(topology.sectors * 512)
         };
         let rings = (0..topology.queues)
-            .map(|v| ring_view(&guest.layout(v), topology.first_index))
+            .map(|v| ring_view(topology.ring, &guest.layout(v), topology.first_index))
             .collect();
         let oracle = Oracle::new(options.judges, rings, topology.sectors, !topology.flush)
             .with_event_idx(topology.event_idx);
@@ -252,6 +262,7 @@ impl<'a> World<'a> {
             kill,
             pauses: plan.pauses,
             troubles: plan.troubles,
+            controls: plan.controls,
             power_losses: plan.faults.power_losses().collect(),
             host: stream(Component::Host),
             link: stream(Component::Link),
@@ -267,6 +278,7 @@ impl<'a> World<'a> {
             slip: options.slip,
             clock,
             reported: vec![false; usize::from(topology.queues)],
+            bases: vec![Bases::default(); usize::from(topology.queues)],
             excuses: Vec::new(),
             steps: 0,
             changed: u64::MAX,
@@ -400,7 +412,7 @@ impl<'a> World<'a> {
             return Ok(());
         };
         self.arena.with_image(region, |bytes| {
-            let view = RegionView { bytes, queues: self.topology.queues };
+            let view = RegionView::of(bytes, &self.topology);
             let runs = |vring| self.here.back.as_ref().is_some_and(|b| b.runs(vring));
             let mem = &self.here.guest_memory.mem;
             self.oracle.borrow_mut().check_region(mem, view, runs, self.changed)?;
@@ -426,6 +438,7 @@ impl<'a> World<'a> {
             && self.kill.exact.is_empty()
             && self.pauses.is_empty()
             && self.troubles.is_empty()
+            && self.controls.is_empty()
             && self.power_losses.is_empty()
     }
 
