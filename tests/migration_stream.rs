@@ -5,18 +5,18 @@ mod capture;
 
 use midflight::inflight::InflightFault;
 use midflight::migration::{
-    BlkDevice, Contradiction, InflightSubsection, PackedTakeover, Page, SectionKind, Stream,
-    StreamFault, Takeover, What, blk_devices,
+    BlkDevice, Contradiction, InflightSubsection, Live, Page, SectionKind, Stream, StreamFault,
+    Takeover, What, blk_devices, packed_takeover,
 };
+use midflight::vring::packed::Positions;
 use proptest::prelude::*;
 
-const PACKED: &str = "packed-in-flight.stream";
 const CAPTURES: [&str; 5] = [
     "linux-in-flight.stream",
     "two-disks.stream",
     "never-started.stream",
     "no-region.stream",
-    PACKED,
+    "packed-in-flight.stream",
 ];
 
 /// Judge every ring of every disk, as far as the stream tells.
@@ -30,7 +30,7 @@ fn judge(bytes: &[u8]) -> Result<Vec<Result<Takeover, InflightFault>>, StreamFau
         for vring in 0..device.queues().unwrap_or(0) {
             let (used, avail) = device.ring(&ram, vring);
             all.extend(device.takeover(vring, used.unwrap_or(0), avail));
-            let _ = device.packed_takeover(&ram, vring);
+            all.extend(device.packed_takeover(vring));
         }
     }
     Ok(all)
@@ -72,83 +72,44 @@ fn migration_capture_of_a_busy_guest_says_what_was_in_flight() {
     }
 }
 
-/// What a destination would do with the packed rings of the capture, spoilt
-/// somewhere.
-fn judge_packed(bytes: &[u8]) -> Result<Vec<Result<PackedTakeover, InflightFault>>, StreamFault> {
-    let stream = Stream::parse(bytes)?;
-    let devices = blk_devices(&stream)?;
-    let ram = stream.guest_ram(devices.iter().flat_map(BlkDevice::indexes).collect::<Vec<_>>());
-    let [device] = &devices[..] else { panic!() };
-    if let Err(fault) = &device.state {
-        return Err(fault.clone());
-    }
-    Ok((0..2).map(|vring| device.packed_takeover(&ram, vring).expect("known")).collect())
-}
-
 #[test]
-fn migration_capture_of_packed_rings_carries_wraps_and_chains() {
-    let bytes = capture::load(PACKED);
+fn migration_capture_of_packed_rings_has_positions_with_wraps_and_its_region() {
+    let bytes = capture::load("packed-in-flight.stream");
     let stream = Stream::parse(&bytes).unwrap();
     let [device] = &blk_devices(&stream).unwrap()[..] else { panic!() };
     let state = device.state.as_ref().unwrap();
     assert!(state.packed());
-    // Of either ring fetching has come round once more than completing.
-    let bases: Vec<u32> = state.queues.iter().map(|q| q.packed.unwrap().base).collect();
-    assert_eq!(bases, [0x000a_8002, 0x000e_8004]);
-    assert!(state.queues.iter().all(|q| q.packed.unwrap().in_use == 0));
-    assert_eq!(device.inflight.unwrap().region.len(), 2 * (32 + 32 * 16 + 32));
-    assert_eq!(device.takeover(0, 0, None), None, "no split ring");
-
-    let judged = judge_packed(&bytes).unwrap();
-    let [Ok(first), Ok(second)] = &judged[..] else { panic!("{judged:?}") };
-    let entries = |t: &PackedTakeover| t.resubmit.iter().map(|l| l.head).collect::<Vec<_>>();
-    assert_eq!(entries(first), [3, 6, 15, 5, 1, 10, 9, 4]);
-    assert_eq!(entries(second), [4, 13, 6, 7, 12, 0]);
-    for (takeover, base) in [first, second].into_iter().zip(bases) {
-        assert!(takeover.resubmit.is_sorted_by_key(|l| l.counter));
-        assert_eq!((takeover.fresh, takeover.batch, takeover.base), (false, 0, base));
-        assert_eq!(takeover.contradictions, []);
-    }
-}
-
-#[test]
-fn migration_capture_of_packed_rings_is_judged_by_region_and_ring() {
-    let bytes = capture::load(PACKED);
-    let name = b"virtio/packed_virtqueues";
-    let at = bytes.windows(name.len()).position(|w| w == name).unwrap() + name.len() + 4;
-    let stream = Stream::parse(&bytes).unwrap();
-    let region = blk_devices(&stream).unwrap()[0].inflight_range.end - 2 * 576;
-    let spoilt = |at: usize, with: &[u8]| {
-        let mut bytes = bytes.clone();
-        bytes[at..at + with.len()].copy_from_slice(with);
-        judge_packed(&bytes).map(|mut judged| judged.remove(0))
-    };
-    let base = 0x000a_8002;
-    let open = |t: &PackedTakeover| (t.batch, t.published, t.base, t.contradictions.clone());
-
-    // The base of a back-end that forgot to count.
-    let found = spoilt(at, &[0, 1]).unwrap().unwrap();
-    let contradiction = Contradiction::PackedBase { base: 0x000a_8001, region: base };
-    assert_eq!((found.base, found.contradictions), (base, vec![contradiction]));
-    // A part that nobody has used.
-    let found = spoilt(region + 8, &[0, 0]).unwrap().unwrap();
-    assert!(found.fresh);
-    assert_eq!(found.contradictions, [Contradiction::PackedLost { base, lost: 8 }]);
-    // A batch whose first used descriptor is in the ring, and one without.
-    let old_used = 9u16.to_ne_bytes();
-    let found = spoilt(region + 18, &old_used).unwrap().unwrap();
-    assert_eq!(open(&found), (1, true, base, vec![Contradiction::OpenBatch(1)]));
-    let used = 11u16.to_ne_bytes();
-    let found = spoilt(region + 16, &used).unwrap().unwrap();
-    assert_eq!(open(&found), (1, false, base, vec![Contradiction::OpenBatch(1)]));
-    // What no back-end would take.
-    assert!(spoilt(region + 16, &16u16.to_ne_bytes()).unwrap().is_err());
-    assert!(spoilt(region + 12, &3u16.to_ne_bytes()).unwrap().is_ok(), "of no open batch");
-    assert!(spoilt(region + 14, &3u16.to_ne_bytes()).unwrap().is_err());
-    for (at, with) in [(at, [0x80, 2]), (at + 2, [2, 0])] {
-        let fault = spoilt(at, &with).unwrap_err();
-        assert!(matches!(fault.what, What::TooLarge { .. }), "{fault}");
-    }
+    let [queue] = state.queues[..] else { panic!("{state:?}") };
+    assert_eq!((queue.size, queue.last_avail_idx), (128, 66));
+    assert_eq!(queue.packed.map(|at| at.base()), Some(0x8031_8042));
+    let takeover = device.packed_takeover(0).expect("a packed ring").unwrap();
+    assert_eq!(takeover.resubmit.len(), 17);
+    assert_eq!(
+        takeover.resubmit[..2],
+        [Live { counter: 542, head: 23 }, Live { counter: 547, head: 25 }]
+    );
+    assert!(takeover.resubmit.is_sorted());
+    assert_eq!((takeover.next_avail, takeover.next_used), (0x8042, Some(0x8031)));
+    assert_eq!((takeover.fresh, &takeover.contradictions[..]), (false, &[][..]));
+    // The split ring's judgement is not asked for.
+    assert_eq!(device.takeover(0, 49, None), None);
+    assert_eq!(device.contradiction(), None);
+    // A base that is somewhere else is believed less than the region.
+    let view = device.region().unwrap().unwrap();
+    let base = Positions::from_base(0x8030_8041);
+    let found = packed_takeover(Some(&view), 0, base, 128).unwrap();
+    let said: Vec<String> = found.contradictions.iter().map(|c| c.to_string()).collect();
+    assert_eq!(said, ["base is 0x80308041, expected 0x80318042 (both positions by the region)"]);
+    assert_eq!(found.next_avail, 0x8042);
+    // And without a region requests are lost.
+    let found = packed_takeover(None, 0, queue.packed.unwrap(), 128).unwrap();
+    let said: Vec<String> = found.contradictions.iter().map(|c| c.to_string()).collect();
+    assert_eq!(
+        said,
+        [
+            "base is 0x80318042, but nothing tells which chains of 17 entries are in flight: they are lost"
+        ]
+    );
 }
 
 #[test]

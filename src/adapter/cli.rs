@@ -52,7 +52,7 @@ pub struct InspectArgs {
     /// says]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=32768))]
     pub queue_size: Option<u16>,
-    /// The dumped region is that of packed virtqueues
+    /// A dumped region is that of packed virtqueues
     #[arg(long)]
     pub packed: bool,
 }

@@ -39,12 +39,12 @@ pub fn inspect(args: &InspectArgs) -> Result<ExitCode, Refusal> {
 fn report<'a>(bytes: &'a [u8], args: &InspectArgs) -> Result<Report<'a>, String> {
     if Stream::begins(bytes) {
         if args.queues.is_some() || args.queue_size.is_some() || args.packed {
-            let options = "--queues, --queue-size and --packed";
-            return Err(format!("{options} are for a region, this is a stream"));
+            let own = "--queues, --queue-size and --packed are for a region, this is a stream";
+            return Err(own.into());
         }
         of_stream(bytes).map_err(|e| e.to_string())
     } else {
         let format = if args.packed { RingFormat::Packed } else { RingFormat::Split };
-        of_region(bytes, args.queues, args.queue_size, format)
+        of_region(bytes, format, args.queues, args.queue_size)
     }
 }

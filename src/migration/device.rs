@@ -1,15 +1,13 @@
 //! The sections of vhost-user-blk devices.
 
 use super::fault::{StreamFault, What};
-use super::image::{Contradiction, Takeover, oversize, takeover};
-use super::packed::{PackedTakeover, packed_takeover};
+use super::image::{Contradiction, Takeover, oversize, packed_takeover, takeover};
 use super::ram::GuestRam;
 use super::stream::{Section, Stream};
 use super::subsection::InflightSubsection;
-use super::virtio::{DeviceState, QueueState};
+use super::virtio::DeviceState;
 use crate::inflight::{InflightFault, RegionView, RingState};
 use crate::vring::RingFormat;
-use crate::vring::packed::{Position, is_available};
 use core::ops::Range;
 
 /// End of the section's name, after the path of the device.
@@ -71,8 +69,15 @@ impl<'a> BlkDevice<'a> {
     pub fn region(&self) -> Option<Result<RegionView<'a>, InflightFault>> {
         let inflight = self.inflight.filter(|i| !i.region.is_empty())?;
         let queues = self.queues()?;
-        let format = self.state.as_ref().map_or(RingFormat::Split, DeviceState::format);
-        Some(RegionView::of(format, inflight.region, queues, inflight.queue_size))
+        Some(RegionView::of(self.format(), inflight.region, queues, inflight.queue_size))
+    }
+
+    /// Kind of the device's rings: split, if its state could not be read.
+    pub fn format(&self) -> RingFormat {
+        match &self.state {
+            Ok(state) if state.packed() => RingFormat::Packed,
+            _ => RingFormat::Split,
+        }
     }
 
     /// Number of queues, if the device's state could be read.
@@ -80,30 +85,34 @@ impl<'a> BlkDevice<'a> {
         self.state.as_ref().ok().and_then(|s| u16::try_from(s.queues.len()).ok())
     }
 
-    /// Guest-physical addresses of what [`BlkDevice::ring`] and
-    /// [`BlkDevice::packed_takeover`] read of the device's rings.
+    /// Guest-physical addresses of the used and available indexes of the
+    /// device's rings.
     pub fn indexes(&self) -> impl Iterator<Item = u64> + '_ {
-        let state = self.state.as_ref().ok();
-        let packed = state.is_some_and(DeviceState::packed);
-        let queues = state.map_or(&[][..], |s| &s.queues);
-        let split = queues.iter().filter(move |_| !packed).flat_map(|q| [q.used, q.avail]);
-        let split = split.flatten().filter(|a| *a != 0).map(index);
-        let open = (0u16..).zip(queues).filter(move |_| packed);
-        split.chain(open.filter_map(|(vring, queue)| self.open_entry(vring, queue)))
+        let queues = self.state.as_ref().map_or(&[][..], |s| &s.queues);
+        let addresses = queues.iter().flat_map(|q| [q.used, q.avail]);
+        addresses.flatten().filter(|a| *a != 0).map(index)
     }
 
-    /// Flags of the packed ring's entry that tells whether the batch that the
-    /// region may have open was published.
-    fn open_entry(&self, vring: u16, queue: &QueueState) -> Option<u64> {
-        let header = self.region()?.ok()?.packed_header(vring).ok()?;
-        Some(flags(queue.desc, header.old_used.0)).filter(|_| queue.desc != 0)
-    }
-
-    /// Used and available index of a ring, where guest memory has them.
+    /// Used and available index of a split ring, where guest memory has them.
     pub fn ring(&self, ram: &GuestRam<'_>, vring: u16) -> (Option<u16>, Option<u16>) {
+        if self.format() == RingFormat::Packed {
+            return (None, None);
+        }
         let queue = self.state.as_ref().ok().and_then(|s| s.queues.get(usize::from(vring)));
         let read = |address: Option<u64>| ram.le16(index(address.filter(|a| *a != 0)?));
         queue.map_or((None, None), |q| (read(q.used), read(q.avail)))
+    }
+
+    /// What a back-end at the destination would do with a packed ring. `None` if
+    /// the guest has not set the ring up, or it is a split one.
+    pub fn packed_takeover(&self, vring: u16) -> Option<Result<Takeover, InflightFault>> {
+        let state = self.state.as_ref().ok().filter(|s| s.packed())?;
+        let queue = state.queues.get(usize::from(vring)).filter(|q| q.desc != 0)?;
+        let view = match self.region().transpose() {
+            Ok(view) => view,
+            Err(fault) => return Some(Err(fault)),
+        };
+        Some(packed_takeover(view.as_ref(), vring, queue.packed?, queue.size as u16))
     }
 
     /// What a back-end at the destination would do with a ring that has this
@@ -127,41 +136,12 @@ impl<'a> BlkDevice<'a> {
         Some(takeover(view.as_ref(), vring, queue.last_avail_idx, ring))
     }
 
-    /// What a back-end at the destination would do with a packed ring. `None` if
-    /// the guest has not set the ring up, or the rings are not packed, or an
-    /// open batch hangs on memory that is not in the stream.
-    pub fn packed_takeover(
-        &self,
-        ram: &GuestRam<'_>,
-        vring: u16,
-    ) -> Option<Result<PackedTakeover, InflightFault>> {
-        let state = self.state.as_ref().ok().filter(|s| s.packed())?;
-        let queue = state.queues.get(usize::from(vring)).filter(|q| q.desc != 0)?;
-        let view = match self.region().transpose() {
-            Ok(view) => view,
-            Err(fault) => return Some(Err(fault)),
-        };
-        let mut known = true;
-        let published = |at: Position| {
-            let flags = ram.le16(flags(queue.desc, at.index));
-            known = flags.is_some();
-            flags.is_some_and(|flags| !is_available(flags, at.wrap))
-        };
-        let base = queue.packed.map(|packed| packed.base);
-        // The state was refused if a ring were larger.
-        let found = packed_takeover(view.as_ref(), vring, queue.size as u16, base, published);
-        known.then_some(found)
-    }
-
     /// What is wrong with the region as a whole.
     pub fn contradiction(&self) -> Option<Contradiction> {
         let inflight = self.inflight?;
         match inflight.region.len() {
             0 => Some(Contradiction::Empty),
-            len => {
-                let format = self.state.as_ref().ok()?.format();
-                oversize(format, len as u64, self.queues()?, inflight.queue_size)
-            }
+            len => oversize(self.format(), len as u64, self.queues()?, inflight.queue_size),
         }
     }
 }
@@ -170,10 +150,4 @@ impl<'a> BlkDevice<'a> {
 // spec: virtio 1.2, "Split Virtqueues"
 fn index(ring: u64) -> u64 {
     ring.wrapping_add(2)
-}
-
-/// The flags end a descriptor of 16 bytes.
-// spec: virtio 1.2, "The Virtqueue Descriptor Table" of "Packed Virtqueues"
-fn flags(ring: u64, entry: u16) -> u64 {
-    ring.wrapping_add(16 * u64::from(entry) + 14)
 }

@@ -11,7 +11,7 @@
 //!   description   what the stream says about itself at its end: sizes
 //!   stream        sections, one after the other       ram   pages of guest memory
 //!   device        a vhost-user-blk section            virtio   its ring state
-//!   subsection    the inflight region's envelope      image    its contents, judged; packed
+//!   subsection    the inflight region's envelope      image    its contents, judged
 //! ```
 //!
 //! Nothing in a file is trusted: every size is compared with what is there
@@ -26,7 +26,6 @@ mod description;
 mod device;
 mod fault;
 mod image;
-mod packed;
 mod ram;
 mod stream;
 mod subsection;
@@ -35,8 +34,9 @@ mod virtio;
 pub use description::{Description, DeviceDescription};
 pub use device::{BlkDevice, blk_devices};
 pub use fault::{StreamFault, What};
-pub use image::{Contradiction, InflightImage, Live, PartImage, Takeover, takeover};
-pub use packed::{PackedState, PackedTakeover, packed_takeover};
+pub use image::{
+    Contradiction, InflightImage, Live, PartHeader, PartImage, Takeover, packed_takeover, takeover,
+};
 pub use ram::{GuestRam, Page};
 pub use stream::{Section, SectionKind, Stream};
 pub use subsection::{InflightSubsection, REGION_MAX};

@@ -10,8 +10,7 @@
 
 use super::cursor::{Cursor, SUBSECTION};
 use super::fault::{StreamFault, What, short};
-use super::packed::PackedState;
-use crate::vring::RingFormat;
+use crate::vring::packed::{Position, Positions};
 
 /// Queues that a device may have, and entries of every per-queue array.
 const QUEUES_MAX: u64 = 1024;
@@ -49,21 +48,16 @@ pub struct QueueState {
     /// Guest-physical address of the used ring, if the stream says.
     pub used: Option<u64>,
     /// What the back-end answered to GET_VRING_BASE: of a packed ring only the
-    /// available index.
+    /// available half, without its wrap counter.
     pub last_avail_idx: u16,
-    /// More of that, if rings are packed and the stream says.
-    pub packed: Option<PackedState>,
+    /// All of that answer, of a packed ring.
+    pub packed: Option<Positions>,
 }
 
 impl DeviceState<'_> {
     /// The rings are packed.
     pub fn packed(&self) -> bool {
         self.features & (1 << 34) != 0
-    }
-
-    /// Kind of the rings.
-    pub fn format(&self) -> RingFormat {
-        if self.packed() { RingFormat::Packed } else { RingFormat::Split }
     }
 }
 
@@ -82,10 +76,8 @@ const fn sub(name: &'static str, len: u64) -> Sub {
 const EXTRA: &str = "virtio/extra_state";
 const FEATURES: &str = "virtio/64bit_features";
 const RINGS: &str = "virtio/virtqueues";
-const STARTED: &str = "virtio/started";
-/// For each queue there may be: be16 available index, its wrap counter, be16
-/// used index, its wrap counter, be32 chains in use.
 const PACKED: &str = "virtio/packed_virtqueues";
+const STARTED: &str = "virtio/started";
 
 /// Those whose length is known; [`EXTRA`] has subsections of its own.
 const SUBSECTIONS: [Sub; 8] = [
@@ -157,10 +149,18 @@ impl<'a> DeviceState<'a> {
                 queue.avail = Some(cursor.be64("available ring address")?);
                 queue.used = Some(cursor.be64("used ring address")?);
             }
-        }
-        if name == PACKED.as_bytes() {
+        } else if name == PACKED.as_bytes() {
             for queue in &mut self.queues {
-                queue.packed = Some(packed_state(cursor)?);
+                let mut position = |of| -> Result<Position, StreamFault> {
+                    let index = cursor.be16(of)?;
+                    Ok(Position { index, wrap: cursor.u8(of)? != 0 })
+                };
+                let avail = position("next available position")?;
+                let used = position("next used position")?;
+                queue.packed = Some(Positions { avail, used });
+                // QEMU's own device counts here; a back-end's requests are not
+                // among them.
+                cursor.be32("requests in use")?;
             }
         }
         cursor.take(after.saturating_sub(cursor.at() as u64), "virtio subsection").map(drop)
@@ -235,22 +235,6 @@ fn extra_state(cursor: &mut Cursor<'_>) -> Result<(), StreamFault> {
     // Selectors of both feature words, then the words themselves.
     cursor.take(4 + 4 + 2 * 4, "PCI feature selectors")?;
     cursor.take(28 * QUEUES_MAX, "PCI queue state").map(drop)
-}
-
-fn packed_state(cursor: &mut Cursor<'_>) -> Result<PackedState, StreamFault> {
-    let mut position = |of: &'static str| {
-        let before = cursor.clone();
-        let (index, wrap) = (cursor.be16(of)?, cursor.u8("wrap counter")?);
-        for (of, most, got) in [(of, 0x7fff, index), ("wrap counter", 1, wrap.into())] {
-            if got > most {
-                let (most, got) = (most.into(), got.into());
-                return Err(before.fault(What::TooLarge { of, most, got }));
-            }
-        }
-        Ok(u32::from(index) | u32::from(wrap) << 15)
-    };
-    let base = position("available index")? | position("used index")? << 16;
-    Ok(PackedState { base, in_use: cursor.be32("chains in use")? })
 }
 
 fn bounded(cursor: &mut Cursor<'_>, of: &'static str, most: u64) -> Result<u64, StreamFault> {

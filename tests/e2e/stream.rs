@@ -185,8 +185,9 @@ fn inspected(daemon: &Daemon, rings: Rings, file: &Path) -> Result<u64, String> 
         count += resubmit;
         let base = queue["ring"]["base"].as_u64();
         if rings == Rings::Packed {
-            let closed = takeover["batch"] == "closed" && takeover["contradictions"] == json!([]);
-            if !closed || takeover["base"].as_u64() != base {
+            let half = |field: &str| takeover[field].as_u64();
+            let there = half("used_idx").zip(half("next_avail")).map(|(u, a)| u << 16 | a);
+            if there != base || takeover["contradictions"] != json!([]) {
                 return Err(format!("not what a suspended packed ring looks like: {queue}"));
             }
             continue;

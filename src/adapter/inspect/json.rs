@@ -1,7 +1,7 @@
 //! The report for programs.
 
 use super::report::{Disk, Queue, Report};
-use crate::migration::{Live, PackedTakeover, SectionKind, Stream, Takeover};
+use crate::migration::{Live, PartHeader, SectionKind, Stream, Takeover};
 use serde_json::{Value, json};
 
 pub fn render(report: &Report<'_>) -> String {
@@ -64,13 +64,26 @@ fn queue(queue: &Queue) -> Value {
             "desc": s.desc,
             "avail": s.avail,
             "used": s.used,
-            "base": s.packed.map_or(s.last_avail_idx.into(), |packed| packed.base),
+            "base": s.packed.map_or(s.last_avail_idx.into(), |at| at.base()),
             "used_idx": queue.used,
             "avail_idx": queue.avail,
         })
     });
-    let region = queue.header.map(|h| {
-        json!({
+    let region = queue.header.map(|header| match header {
+        PartHeader::Packed(h) => json!({
+            "offset": queue.offset,
+            "features": h.features,
+            "version": h.version,
+            "desc_num": h.desc_num,
+            "free_head": h.free_head,
+            "old_free_head": h.old_free_head,
+            "used_idx": h.used.0,
+            "used_wrap_counter": h.used.1,
+            "old_used_idx": h.old_used.0,
+            "old_used_wrap_counter": h.old_used.1,
+            "flagged": heads(&queue.flagged),
+        }),
+        PartHeader::Split(h) => json!({
             "offset": queue.offset,
             "features": h.features,
             "version": h.version,
@@ -78,29 +91,13 @@ fn queue(queue: &Queue) -> Value {
             "last_batch_head": h.last_batch_head,
             "used_idx": h.used_idx,
             "flagged": heads(&queue.flagged),
-        })
+        }),
     });
-    let packed = queue.packed_header.map(|h| {
-        let place = |(index, wrap): (u16, u8)| json!({ "index": index, "wrap": wrap });
-        json!({
-            "offset": queue.offset,
-            "features": h.features,
-            "version": h.version,
-            "desc_num": h.desc_num,
-            "free_head": h.free_head,
-            "old_free_head": h.old_free_head,
-            "used": place(h.used),
-            "old_used": place(h.old_used),
-        })
-    });
-    let split = queue.takeover.as_ref().and_then(|t| t.as_ref().ok());
-    let split = split.map(|t| takeover(t, queue));
-    let other = queue.packed.as_ref().and_then(|t| t.as_ref().ok());
-    let refused = queue.refused();
+    let refused = queue.takeover.as_ref().and_then(|t| t.as_ref().err());
     json!({
         "ring": ring,
-        "region": region.or(packed),
-        "takeover": split.or(other.map(packed_takeover)),
+        "region": region,
+        "takeover": queue.takeover.as_ref().and_then(|t| t.as_ref().ok()).map(|t| takeover(t, queue)),
         "refused": refused.map(|e| e.to_string()),
     })
 }
@@ -109,29 +106,13 @@ fn takeover(takeover: &Takeover, queue: &Queue) -> Value {
     let contradictions: Vec<String> =
         takeover.contradictions.iter().map(|c| c.to_string()).collect();
     json!({
-        "used_idx": queue.assumed,
+        "used_idx": takeover.next_used.or(queue.assumed),
         "used_idx_from": if queue.used.is_some() { "guest memory" } else { "region" },
         "fresh": takeover.fresh,
         "batch": if takeover.closes.is_empty() { "closed" } else { "published, not retired" },
         "closes": takeover.closes,
         "resubmit": heads(&takeover.resubmit),
         "next_avail": takeover.next_avail,
-        "contradictions": contradictions,
-    })
-}
-
-fn packed_takeover(takeover: &PackedTakeover) -> Value {
-    let contradictions: Vec<String> =
-        takeover.contradictions.iter().map(|c| c.to_string()).collect();
-    json!({
-        "fresh": takeover.fresh,
-        "batch": match (takeover.batch, takeover.published) {
-            (0, _) => "closed",
-            (_, true) => "published, not closed",
-            (_, false) => "not published",
-        },
-        "resubmit": heads(&takeover.resubmit),
-        "base": takeover.base,
         "contradictions": contradictions,
     })
 }

@@ -1,7 +1,7 @@
 //! The report for people.
 
-use super::report::{Disk, Queue, Report};
-use crate::migration::{Live, SectionKind, Stream, Takeover};
+use super::report::{Disk, Queue, Report, place};
+use crate::migration::{Contradiction, Live, PartHeader, SectionKind, Stream, Takeover};
 use std::fmt::Write as _;
 
 /// Writing to a string cannot fail.
@@ -93,44 +93,60 @@ fn queue(out: &mut String, queue: &Queue) {
         }
         let address = |a: Option<u64>| a.map_or("unknown".into(), |a| format!("{a:#x}"));
         let (avail, used) = (address(s.avail), address(s.used));
-        if let Some(packed) = s.packed {
-            put!(
-                out,
-                "    packed ring of {}: descriptors {:#x}, driver events {avail}, device events {used}",
-                s.size,
-                s.desc
-            );
-            put!(out, "    base {}", places(packed.base));
-            return packed_part(out, queue);
-        }
+        let [of_avail, of_used] = match s.packed {
+            Some(_) => ["driver events", "device events"],
+            None => ["available", "used"],
+        };
         put!(
             out,
-            "    ring of {}: descriptors {:#x}, available {avail}, used {used}",
+            "    ring of {}: descriptors {:#x}, {of_avail} {avail}, {of_used} {used}",
             s.size,
             s.desc
         );
         let index = |i: Option<u16>| i.map_or("not in the file".into(), |i| i.to_string());
-        put!(
-            out,
-            "    base {}, in guest memory: used index {}, available index {}",
-            s.last_avail_idx,
-            index(queue.used),
-            index(queue.avail)
-        );
+        match s.packed {
+            Some(at) => {
+                let (avail, used) = (place(at.avail.bits()), place(at.used.bits()));
+                put!(out, "    base {:#x}: available {avail}; used {used}", at.base());
+            }
+            None => {
+                put!(
+                    out,
+                    "    base {}, in guest memory: used index {}, available index {}",
+                    s.last_avail_idx,
+                    index(queue.used),
+                    index(queue.avail)
+                );
+            }
+        }
     }
-    if queue.packed.is_some() || queue.packed_header.is_some() {
-        return packed_part(out, queue);
-    }
-    if let Some(h) = queue.header {
-        put!(
-            out,
-            "    region: version {}, {} entries, used index {}, last batch head {}, {} flagged",
-            h.version,
-            h.desc_num,
-            h.used_idx,
-            h.last_batch_head,
-            queue.flagged.len()
-        );
+    let flagged = queue.flagged.len();
+    match queue.header {
+        Some(PartHeader::Split(h)) => {
+            put!(
+                out,
+                "    region: version {}, {} entries, used index {}, last batch head {}, {flagged} flagged",
+                h.version,
+                h.desc_num,
+                h.used_idx,
+                h.last_batch_head,
+            );
+        }
+        Some(PartHeader::Packed(h)) => {
+            put!(
+                out,
+                "    region: version {}, {} entries, free from {} ({} when last closed), used {} wrap {} ({} wrap {}), {flagged} flagged",
+                h.version,
+                h.desc_num,
+                h.free_head,
+                h.old_free_head,
+                h.used.0,
+                h.used.1,
+                h.old_used.0,
+                h.old_used.1,
+            );
+        }
+        None => {}
     }
     match &queue.takeover {
         None => {
@@ -143,78 +159,31 @@ fn queue(out: &mut String, queue: &Queue) {
     }
 }
 
-/// A place in a packed ring, of the lower half of a base.
-fn place(position: u32) -> String {
-    format!("entry {} (wrap {})", position & 0x7fff, position >> 15 & 1)
-}
-
-fn places(base: u32) -> String {
-    format!("{base:#x}: available {}, used {}", place(base), place(base >> 16))
-}
-
-fn packed_part(out: &mut String, queue: &Queue) {
-    if let Some(h) = queue.packed_header {
-        let place = |(index, wrap): (u16, u8)| format!("entry {index} (wrap {wrap})");
-        put!(
-            out,
-            "    region: version {}, {} entries, used {}, first free {}; at the last close used {}, first free {}",
-            h.version,
-            h.desc_num,
-            place(h.used),
-            h.free_head,
-            place(h.old_used),
-            h.old_free_head
-        );
-    }
-    let found = match &queue.packed {
-        None => {
-            put!(out, "    what a back-end would do cannot be told");
-            return;
-        }
-        Some(Err(fault)) => {
-            put!(out, "    refused: {fault}");
-            return;
-        }
-        Some(Ok(found)) => found,
-    };
-    match (found.batch, found.published) {
-        (0, _) if found.fresh => {}
-        (0, _) => {
-            put!(out, "    last batch closed");
-        }
-        (n, true) => {
-            put!(out, "    a batch over {n} ring entries was published, to be closed");
-        }
-        (n, false) => {
-            put!(out, "    a batch over {n} ring entries was not published, to be undone");
-        }
-    }
-    resubmit(out, &found.resubmit, "entry");
-    put!(out, "    then go on at {}", places(found.base));
-    for contradiction in &found.contradictions {
-        put!(out, "    contradiction: {contradiction}");
-    }
-}
-
-fn resubmit(out: &mut String, requests: &[Live], name: &str) {
-    let requests: Vec<String> =
-        requests.iter().map(|Live { head, counter }| format!("{head} ({counter})")).collect();
-    if requests.is_empty() {
-        put!(out, "    nothing to resubmit");
-    } else {
-        put!(out, "    resubmit {}: {name} (counter) {}", requests.len(), requests.join(", "));
-    }
-}
-
 fn takeover(out: &mut String, takeover: &Takeover, assumed: bool) {
+    let heads: Vec<String> = takeover
+        .resubmit
+        .iter()
+        .map(|Live { head, counter }| format!("{head} ({counter})"))
+        .collect();
     if !takeover.closes.is_empty() {
         put!(out, "    published but not retired, to be closed: {:?}", takeover.closes);
     } else if !takeover.fresh {
-        put!(out, "    last batch closed");
+        let open = |c: &Contradiction| matches!(c, Contradiction::OpenEntries(_));
+        if !takeover.contradictions.iter().any(open) {
+            put!(out, "    last batch closed");
+        }
     }
-    resubmit(out, &takeover.resubmit, "head");
-    let unsure = if assumed { ", if the ring's used index is the region's" } else { "" };
-    put!(out, "    then fetch from available index {}{unsure}", takeover.next_avail);
+    if heads.is_empty() {
+        put!(out, "    nothing to resubmit");
+    } else {
+        put!(out, "    resubmit {}: head (counter) {}", heads.len(), heads.join(", "));
+    }
+    if takeover.next_used.is_some() {
+        put!(out, "    then fetch from {}", place(takeover.next_avail));
+    } else {
+        let unsure = if assumed { ", if the ring's used index is the region's" } else { "" };
+        put!(out, "    then fetch from available index {}{unsure}", takeover.next_avail);
+    }
     for contradiction in &takeover.contradictions {
         put!(out, "    contradiction: {contradiction}");
     }
