@@ -64,6 +64,10 @@ impl PackedRing {
                 return Err(gone);
             }
         }
+        // Used descriptors are stored in words of eight bytes.
+        if !at.desc.is_multiple_of(16) {
+            return Err(gone);
+        }
         let called_at = positions.used;
         Ok(Self { at, size, positions, table: ChainTable::new(size), event_idx, called_at })
     }
