@@ -177,7 +177,8 @@ impl World<'_> {
             .request(id)
             .ok_or_else(|| contract(format!("{id} goes to the disk, but nobody knows it")))?;
         let name = self.chain_name(request.vring, request.head);
-        let holder = name.and_then(|name| self.oracle.borrow().ledger().holder(request.vring, name));
+        let holder =
+            name.and_then(|name| self.oracle.borrow().ledger().holder(request.vring, name));
         if self.here.id != self.guest_at {
             let message = format!(
                 "request of vring {}, head {} goes to the store for a host that has no guest",
@@ -206,9 +207,8 @@ impl World<'_> {
             return Some(head);
         }
         let region = self.here.check.inflight?;
-        self.arena.with_image(region, |bytes| {
-            RegionView::of(bytes, &self.topology).name(vring, head)
-        })
+        self.arena
+            .with_image(region, |bytes| RegionView::of(bytes, &self.topology).name(vring, head))
     }
 
     pub(super) fn back_event(&mut self, event: backend::Event) -> Result<(), Violation> {
@@ -223,7 +223,6 @@ impl World<'_> {
                 back.runs[usize::from(vring)] = true;
                 self.stats.resubmitted += u64::from(resubmitted);
                 self.stats.recoveries += u64::from(resubmitted > 0);
-                self.check_running(vring, next_avail, used)?;
                 What::VringRunning { vring, next_avail, used, resubmitted }
             }
             E::VringStopped { vring, base } => {

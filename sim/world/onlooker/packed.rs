@@ -49,7 +49,8 @@ impl Case {
     pub fn plan(&self) -> Result<(), Violation> {
         let asked = self.region.asked();
         let PackedReading { vring, size, was_used, .. } = &self.region;
-        let place = |index: u16, wrap| usize::from(index) + usize::from(if wrap { 0 } else { *size });
+        let place =
+            |index: u16, wrap| usize::from(index) + usize::from(if wrap { 0 } else { *size });
         let planned = self.view().and_then(|view| {
             view.packed_plan(*vring, *size, |at| was_used[place(at.index, at.wrap)])
         });
