@@ -318,6 +318,32 @@ impl PackedRing {
         Ok(!is_available(self.flags(mem, at)?, at.wrap))
     }
 
+    /// The entries from the used position to the available one are in flight, so
+    /// the driver made them available and does not touch them. Returns those
+    /// that a predecessor marked as used without publishing them; or, as an
+    /// error, the first that cannot be in flight.
+    pub fn unpublished<M: GuestMemory>(
+        &self,
+        mem: &M,
+        positions: Positions,
+    ) -> Result<Result<Vec<Position>, Position>, GuestFault> {
+        let (mut at, mut found) = (positions.used, Vec::new());
+        while at != positions.avail {
+            let flags = self.flags(mem, at)?;
+            if !is_available(flags, at.wrap) {
+                // The driver waits for the first one, so that one would be
+                // published.
+                let used = if at.wrap { AVAIL | USED } else { 0 };
+                if at == positions.used || flags & (AVAIL | USED) != used {
+                    return Ok(Err(at));
+                }
+                found.push(at);
+            }
+            at = at.after(1, self.size);
+        }
+        Ok(Ok(found))
+    }
+
     /// The entry at a used position was stored by a predecessor that did not
     /// live to publish it: make it the driver's again.
     pub fn take_back<M: GuestMemory>(&self, mem: &M, at: Position) -> Result<(), GuestFault> {

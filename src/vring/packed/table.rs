@@ -94,6 +94,11 @@ impl ChainTable {
         self.free_head
     }
 
+    /// The entry that an entry links.
+    pub fn next(&self, entry: u16) -> u16 {
+        self.entries[usize::from(entry)].next
+    }
+
     /// What is known of a chain in flight.
     pub fn chain(&self, slot: u16) -> ChainInfo {
         let Entry { last, num, .. } = self.entries[usize::from(slot)];
