@@ -27,6 +27,7 @@ mod initramfs;
 mod migrate;
 mod migrate_file;
 mod migrate_trouble;
+mod packed;
 mod plug;
 mod process;
 mod qmp;
@@ -124,6 +125,7 @@ fn main() -> ExitCode {
         migrate_file::scenarios(),
         migrate_trouble::scenarios(),
         migrate::last_scenarios(),
+        packed::scenarios(),
         blkio::scenarios(),
         stream::scenarios(),
     ];
