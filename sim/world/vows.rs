@@ -87,10 +87,10 @@ impl Vows {
                 self.grace_over = None;
                 // Of packed ones chains have lengths, which are not told.
                 if packed {
-                    return match (next_avail == used) == (resubmitted == 0) {
-                        true => Ok(()),
-                        false => Err(vow(format!(
-                            "vring {vring} goes on at {next_avail:#06x}: {used:#06x} used and {resubmitted} in flight"
+                    return match resubmitted > 0 && next_avail == used {
+                        false => Ok(()),
+                        true => Err(vow(format!(
+                            "vring {vring} goes on at {next_avail:#06x}, with {resubmitted} in flight"
                         ))),
                     };
                 }

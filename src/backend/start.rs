@@ -1,11 +1,12 @@
 //! A vring begins to run: its place is checked, what a predecessor left is
 //! taken over, and the ring is looked at once without being asked.
 
+use super::fetch::Broken;
 use super::vring::Run;
 use super::{Backend, Event, FrontendFault, Output};
 use crate::bugs::{self, Bug};
 use crate::dirty::RingLog;
-use crate::inflight::{Recovery, Region};
+use crate::inflight::{InflightFault, Recovery, Region};
 use crate::marks::{self, Mark};
 use crate::time::Instant;
 use crate::vring::{GuestFault, Ring, RingFormat, SplitRing};
@@ -56,11 +57,20 @@ impl<M: GuestMemory> Backend<M> {
         let mut ring =
             Ring::new(mem, format, v.size, at, event_idx, base).map_err(|_| unmapped())?;
 
+        let mut broken = None;
         let (region, recovery) = match &self.inflight {
             Some(i) => {
                 let shape = i.shape.taken_for(format)?;
-                let (region, recovery) = Region::attach(&i.memory, &shape, vring, mem, &mut ring)?;
-                (Some(region), recovery)
+                match Region::attach(&i.memory, &shape, vring, mem, &mut ring) {
+                    Ok((region, recovery)) => (Some(region), recovery),
+                    // Any guest can do that to its ring, so it costs the guest
+                    // this vring and nobody anything else.
+                    Err(InflightFault::NotMadeAvailable { at, .. }) => {
+                        broken = Some(GuestFault::TakenBack { at });
+                        (None, Recovery { fresh: true, ..Recovery::default() })
+                    }
+                    Err(fault) => return Err(fault.into()),
+                }
             }
             None => (None, Recovery { fresh: true, ..Recovery::default() }),
         };
@@ -73,7 +83,9 @@ impl<M: GuestMemory> Backend<M> {
             // After a crash the base is what was said last, however long ago
             // that was. Where nobody has tracked anything it must not count
             // requests that are in flight.
-            Ring::Packed(ring) => !recovery.fresh || ring.positions().ahead(v.size) == Some(0),
+            Ring::Packed(ring) => {
+                !recovery.fresh || broken.is_some() || ring.positions().ahead(v.size) == Some(0)
+            }
         };
         let next = ring.next_avail();
         // What a predecessor stored and did not live to mark. Data and status
@@ -110,6 +122,9 @@ impl<M: GuestMemory> Backend<M> {
             used,
             resubmitted: inflight,
         });
+        if let Some(fault) = broken {
+            self.broken(vring, Broken::Guest(fault));
+        }
         // A stop is over when a vring starts; the next one has its own grace.
         self.cancel_at = None;
         if !self.store {
