@@ -33,6 +33,11 @@ const PACKED_DIES: Runs = (
         ("gentle", "never"),
     ],
 );
+/// A front-end that changes what it can, and nothing else goes wrong.
+const CONTROL: Runs = (
+    ProfileName::Control,
+    &[("kills", "0"), ("breaks", "0"), ("pauses", "0"), ("migrations", "0")],
+);
 /// A disk that may complete twice.
 const STORM: Runs = (ProfileName::Storm, &[]);
 /// Vrings stop often, while requests keep coming.
@@ -136,9 +141,13 @@ pub static ENTRIES: &[Entry] = &[
     core(
         Bug::PackedUsedWrapKept,
         PACKED,
-        &["region", "rings", "ledger", "memory", "notification", "liveness"],
+        &["region", "rings", "ledger", "memory", "notification", "liveness", "base"],
     ),
-    core(Bug::PackedUsedBitIgnored, PACKED, &["rings", "ledger", "region", "memory"]),
+    core(
+        Bug::PackedUsedBitIgnored,
+        PACKED,
+        &["rings", "ledger", "region", "memory", "session", "contract"],
+    ),
     core(Bug::PackedNothingWritten, PACKED, &["rings"]),
     core(Bug::PackedEventWrapIgnored, PACKED_EVENTS, &["notification", "liveness"]),
     core(Bug::PackedKickWrapMissing, PACKED_EVENTS, &["notification", "liveness"]),
@@ -147,13 +156,13 @@ pub static ENTRIES: &[Entry] = &[
     core(Bug::PackedBaseWrapMissing, PACKED, &["base"]),
     core(Bug::PackedBaseHalved, PACKED, &["base"]),
     core(Bug::PackedCopyAfterHead, PACKED, &["region"]),
-    core(Bug::PackedFirstCopied, PACKED, &["region"]),
+    core(Bug::PackedFirstCopied, PACKED, &["region", "ledger"]),
     core(Bug::PackedLinkByOne, PACKED, &["region"]),
-    core(Bug::PackedFreeListCut, PACKED, &["region"]),
+    core(Bug::PackedFreeListCut, PACKED, &["region", "notification", "ledger", "liveness"]),
     core(Bug::PackedOldFreeHeadKept, PACKED, &["region"]),
     core(Bug::PackedBatchLeftOpen, PACKED, &["region"]),
     core(Bug::PackedWrapBeforeIndex, PACKED_DIES, &["onlooker", "region", "contract", "session"]),
-    core(Bug::PackedFlagKept, PACKED, &["region", "onlooker"]),
+    core(Bug::PackedFlagKept, PACKED, &["region", "onlooker", "vows", "base"]),
     core(
         Bug::PackedNoRollBack,
         PACKED_DIES,
@@ -226,7 +235,12 @@ pub static ENTRIES: &[Entry] = &[
     core(Bug::NoLookAfterWish, MIXED, &["notification", "liveness"]),
     core(Bug::NoCallAfterRecovery, MIXED, &["notification", "liveness"]),
     core(Bug::NoCallForAnswers, MIXED, &["notification", "liveness"]),
+    core(Bug::NoCallAfterSwap, CONTROL, &["notification", "liveness"]),
+    core(Bug::OldKickWatched, CONTROL, &["notification", "liveness"]),
+    core(Bug::NoLookAfterSwap, CONTROL, &["notification", "liveness"]),
+    core(Bug::NoLookAfterEnable, CONTROL, &["notification", "liveness"]),
     // The front-end.
+    core(Bug::MemoryTwice, CONTROL, &["contract", "session"]),
     core(Bug::RegionNotKept, MIXED, &["base", "region", "ledger", "memory", "order", "rings"]),
     core(Bug::LogFlagForgotten, MIGRATES, &["dirty"]),
     core(Bug::BaseNotKept, MIXED, &["base"]),

@@ -3,6 +3,7 @@
 
 mod awake;
 mod back;
+mod control;
 mod death;
 mod events;
 mod excuses;
@@ -30,7 +31,7 @@ use crate::hash::Rolling;
 use crate::memory::{Arena, Mem};
 use crate::oracle::session::Bases;
 use crate::oracle::{Judges, Oracle, RegionView, SERIAL, Violation};
-use crate::scenario::{KillAt, MAX_RING, Scenario, Successor, Trouble};
+use crate::scenario::{Control, KillAt, MAX_RING, Scenario, Successor, Trouble};
 use crate::scheduler::Scheduler;
 use crate::topology::{Ring, Topology};
 use crate::trace::{Lane, Trace, What};
@@ -54,6 +55,9 @@ enum Event {
     GuestTurn(u16),
     GuestCall(u16),
     Pause,
+    /// The front-end changes something, and enables a vring again.
+    Control,
+    Enable(u32, u16),
     Resume,
     FrontConnect,
     FrontRead,
@@ -170,6 +174,8 @@ pub struct World<'a> {
     pauses: VecDeque<u64>,
     /// The same for what happens to connections.
     troubles: VecDeque<(u64, Trouble)>,
+    /// Changes to come: microseconds after the last.
+    controls: VecDeque<(u64, Control)>,
     /// Losses of power to come: microseconds from the start.
     power_losses: VecDeque<u64>,
     host: Stream,
@@ -256,6 +262,7 @@ impl<'a> World<'a> {
             kill,
             pauses: plan.pauses,
             troubles: plan.troubles,
+            controls: plan.controls,
             power_losses: plan.faults.power_losses().collect(),
             host: stream(Component::Host),
             link: stream(Component::Link),
@@ -431,6 +438,7 @@ impl<'a> World<'a> {
             && self.kill.exact.is_empty()
             && self.pauses.is_empty()
             && self.troubles.is_empty()
+            && self.controls.is_empty()
             && self.power_losses.is_empty()
     }
 

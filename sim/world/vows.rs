@@ -192,14 +192,14 @@ impl World<'_> {
     /// long, neither the guest nor whatever else the process looks after.
     pub(super) fn check_pace(&self, vring: u16, before: &Progress) -> Result<(), Violation> {
         let Some(after) = self.progress(vring) else { return Ok(()) };
-        let there = before.available - before.fetched;
+        let there = before.available.saturating_sub(before.fetched);
         let (few, most) = (u64::from(CHAINS_UNDIVIDED), u64::from(CHAINS_PER_CALL));
         let of = |there: u64| there.div_ceil(2).clamp(few, most);
         // Of a packed ring a back-end counts descriptors, of which there are more.
         let packed = self.topology.ring == Ring::Packed;
         // The guest may have added some meanwhile.
-        let most = if packed { most } else { of(after.available - before.fetched) };
-        let got = after.fetched - before.fetched;
+        let most = if packed { most } else { of(after.available.saturating_sub(before.fetched)) };
+        let got = after.fetched.saturating_sub(before.fetched);
         // It may have been told to fetch nothing.
         if got > 0 && (got < of(there).min(there) || got > most) {
             return Err(vow(format!("of {there} chains in vring {vring} a kick fetches {got}")));

@@ -207,7 +207,8 @@ impl PackedRing {
         let Some((first, rest)) = batch.split_first() else { return Ok(()) };
         let begin = self.positions.used;
         let mut at = begin.after(self.steps(first.head), self.size);
-        if bugs::on_when(Bug::PackedFirstNotLast, || !rest.is_empty()) {
+        let early = bugs::on_when(Bug::PackedFirstNotLast, || !rest.is_empty());
+        if early {
             self.store_used(mem, begin, first, Ordering::Release, &log)?;
         }
         for used in rest {
@@ -219,7 +220,9 @@ impl PackedRing {
         }
         marks::hit_when(Mark::BatchOfMany, || batch.len() > 1);
         marks::hit_when(Mark::BatchWrapsRing, || at.wrap != begin.wrap && at.index != 0);
-        self.store_used(mem, begin, first, Ordering::Release, &log)?;
+        if !early {
+            self.store_used(mem, begin, first, Ordering::Release, &log)?;
+        }
         self.positions.used = at;
         for used in batch {
             self.table.release(used.head);
