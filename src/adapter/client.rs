@@ -9,6 +9,7 @@
 mod link;
 mod migration;
 mod requests;
+mod state;
 
 use super::clock::Clock;
 use super::handles::Handles;

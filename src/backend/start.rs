@@ -69,6 +69,9 @@ impl<M: GuestMemory> Backend<M> {
     /// Everything that can be refused. What is stored into the inflight region
     /// here is recovery, which may be done any number of times.
     fn take_up(&self, vring: u16) -> Result<Taken, FrontendFault> {
+        if self.is_transferring() {
+            return Err(FrontendFault::Transferring { message: "a start" });
+        }
         let v = &self.vrings[usize::from(vring)];
         let at = v.place(vring, &self.table)?;
         let unmapped = || FrontendFault::VringUnmapped { vring };
