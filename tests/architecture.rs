@@ -18,13 +18,13 @@ const RULE: &[(&str, &[&str])] = &[
     ("memory", &["wire", "bugs"]),
     ("dirty", &["bugs", "marks"]),
     ("vring", &["memory", "dirty", "bugs", "marks"]),
-    ("inflight", &["wire", "bugs", "marks"]),
+    ("inflight", &["wire", "vring", "bugs", "marks"]),
     ("blk", &["vring", "memory", "bugs", "marks"]),
     (
         "backend",
         &["wire", "memory", "vring", "inflight", "blk", "time", "handle", "bugs", "marks", "dirty"],
     ),
-    ("migration", &["inflight"]),
+    ("migration", &["inflight", "vring"]),
     ("frontend", &["wire", "time", "handle", "bugs"]),
     ("driver", &[]),
 ];

@@ -52,6 +52,9 @@ pub struct InspectArgs {
     /// says]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=32768))]
     pub queue_size: Option<u16>,
+    /// A dumped region is that of packed virtqueues
+    #[arg(long)]
+    pub packed: bool,
 }
 
 /// Options of `midflight serve`.
@@ -111,6 +114,9 @@ pub struct ServeArgs {
     /// has freed it
     #[arg(long)]
     pub ring_reset: bool,
+    /// Do not offer packed virtqueues
+    #[arg(long)]
+    pub no_packed: bool,
     /// How the host's disk is read and written
     #[arg(long, value_enum, default_value_t = Engine::Auto)]
     pub io_engine: Engine,

@@ -48,6 +48,7 @@ pub fn serve(args: &ServeArgs) -> Result<ExitCode, Refusal> {
         write_zeroes: !args.read_only,
         in_order: args.in_order,
         ring_reset: args.ring_reset,
+        packed: !args.no_packed,
     };
     let backend =
         match suspend_policy(image.promise(), args.suspend_grace_ms, args.skip_drain_dialect)? {

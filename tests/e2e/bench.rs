@@ -144,6 +144,8 @@ pub struct Spec {
     pub device: &'static str,
     /// An older QEMU than that of all the rest.
     pub older: Option<Older>,
+    /// Rings are packed.
+    pub packed: bool,
 }
 
 impl Default for Spec {
@@ -158,6 +160,7 @@ impl Default for Spec {
             memory_slots: 0,
             device: "",
             older: None,
+            packed: false,
         }
     }
 }
@@ -181,6 +184,11 @@ impl Spec {
         Self { size: 16 << 20, disk, memory_mib: 192, inflight_migration, ..Self::default() }
     }
 
+    /// The same machine with packed rings.
+    pub fn packed(self) -> Self {
+        Self { packed: true, ..self }
+    }
+
     fn hardware(&self, socket: &Path) -> Hardware {
         let disk = Disk {
             socket: socket.to_path_buf(),
@@ -188,6 +196,7 @@ impl Spec {
             queue_size: self.queue_size,
             inflight_migration: self.inflight_migration,
             more: self.device,
+            packed: self.packed,
         };
         Hardware {
             cpus: self.cpus,
