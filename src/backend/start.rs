@@ -95,7 +95,8 @@ impl<M: GuestMemory> Backend<M> {
         let unmapped = || FrontendFault::VringUnmapped { vring };
         let mem = self.memory.as_ref().ok_or_else(unmapped)?;
         let event_idx = self.session.features & virtio::EVENT_IDX != 0;
-        let mut ring = Ring::new(mem, format, v.size, at, event_idx, base).map_err(|_| unmapped())?;
+        let mut ring =
+            Ring::new(mem, format, v.size, at, event_idx, base).map_err(|_| unmapped())?;
 
         let (region, recovery) = match &self.inflight {
             Some(i) => {
