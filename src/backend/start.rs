@@ -18,11 +18,9 @@ struct Taken {
     ring: Ring,
     region: Option<Region>,
     recovery: Recovery,
-    /// Base that it starts from by the front-end's word.
+    /// What SET_VRING_BASE said.
     base: u32,
-    /// Where the guest has seen it come to.
-    used: u16,
-    /// Base, ring and region do not contradict each other.
+    /// It fits what ring and region say.
     plausible: bool,
 }
 
@@ -109,7 +107,6 @@ impl<M: GuestMemory> Backend<M> {
             }
             None => (None, Recovery { fresh: true, ..Recovery::default() }),
         };
-        let used = ring.used();
         let plausible = match &mut ring {
             Ring::Split(ring) => {
                 place_split(ring, mem, &recovery, base as u16).map_err(|_| unmapped())?
@@ -119,7 +116,7 @@ impl<M: GuestMemory> Backend<M> {
             // requests that are in flight.
             Ring::Packed(ring) => !recovery.fresh || ring.positions().ahead(v.size) == Some(0),
         };
-        Ok(Taken { ring, region, recovery, base, used, plausible })
+        Ok(Taken { ring, region, recovery, base, plausible })
     }
 
     /// True if the guest has reset this vring alone: it is started again on the
@@ -132,9 +129,10 @@ impl<M: GuestMemory> Backend<M> {
     }
 
     fn begin(&mut self, now: Instant, vring: u16, taken: Taken) {
-        let Taken { ring, region, recovery, base, used, plausible } = taken;
+        let Taken { ring, region, recovery, base, plausible } = taken;
         let v = &self.vrings[usize::from(vring)];
         let inflight = recovery.resubmit.len() as u16;
+        let used = ring.used();
         let next = ring.next_avail();
         // What a predecessor stored and did not live to mark. Data and status
         // need no such care: what it had not published is written again.
