@@ -240,6 +240,11 @@ pub static ENTRIES: &[Entry] = &[
     core(Bug::NoLookAfterSwap, CONTROL, &["notification", "liveness"]),
     core(Bug::NoLookAfterEnable, CONTROL, &["notification", "liveness"]),
     // The front-end.
+    core(
+        Bug::RegionKeptAtReset,
+        CONTROL,
+        &["contract", "session", "region", "onlooker", "ledger", "rings"],
+    ),
     core(Bug::MemoryTwice, CONTROL, &["contract", "session"]),
     core(Bug::RegionNotKept, MIXED, &["base", "region", "ledger", "memory", "order", "rings"]),
     core(Bug::LogFlagForgotten, MIGRATES, &["dirty"]),

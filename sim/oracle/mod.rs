@@ -303,6 +303,22 @@ impl Oracle {
         self.order.stopped(vring);
     }
 
+    /// The guest has reset the device and begins anew, with these rings. Changes
+    /// that were under way may have happened.
+    pub fn reset(&mut self, rings: Vec<RingView>) {
+        self.tick += 1;
+        for (vring, ring) in (0..).zip(rings) {
+            self.calls.reset(vring, &ring);
+            self.order.stopped(vring);
+            for request in self.ledger.reset(vring, ring) {
+                let ask = self.ledger.ask(request);
+                if ask.expect == Expect::Ok && self.judges.cheap {
+                    self.sectors.completed(ask, false, self.tick);
+                }
+            }
+        }
+    }
+
     /// The vring on whose behalf somebody may store to this guest address.
     pub fn vring_of(&self, addr: u64) -> Option<u16> {
         dirty::vring_of(&self.ledger, addr)

@@ -18,6 +18,7 @@ mod parting;
 mod plan;
 mod power;
 mod race;
+mod reset;
 mod store;
 mod trouble;
 mod vows;

@@ -298,6 +298,8 @@ bugs! {
         BaseNotKept: "vhost-user, VHOST_USER_SET_VRING_BASE", "";
         /// Memory that waits to be sent is not counted as sent when more changes.
         MemoryTwice: "vhost-user, VHOST_USER_ADD_MEM_REG", "";
+        /// A region outlives the reset of its device.
+        RegionKeptAtReset: "vhost-user, VHOST_USER_GET_INFLIGHT_FD", "";
         /// A destination starts without the region that came with the guest.
         AdoptedRegionDropped: "vhost-user, VHOST_USER_SET_INFLIGHT_FD", "QEMU 11.1.3, towards a back-end without the feature";
     }
