@@ -183,7 +183,7 @@ impl Spec {
 
     /// The same machine with packed rings.
     pub fn packed(self) -> Self {
-        Self { device: ",packed=on", ..self }
+        Self { packed: true, ..self }
     }
 
     fn hardware(&self, socket: &Path) -> Hardware {
