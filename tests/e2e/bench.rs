@@ -138,6 +138,8 @@ pub struct Spec {
     /// Largest size of a ring; the guest takes it.
     pub queue_size: u32,
     pub inflight_migration: bool,
+    /// Rings are packed.
+    pub packed: bool,
     /// Places for memory that is plugged in later.
     pub memory_slots: u32,
     /// Further properties of the device, each after a comma.
@@ -155,6 +157,7 @@ impl Default for Spec {
             memory_mib: 256,
             queue_size: 128,
             inflight_migration: false,
+            packed: false,
             memory_slots: 0,
             device: "",
             older: None,
@@ -192,6 +195,7 @@ impl Spec {
             queues: self.disk.queues,
             queue_size: self.queue_size,
             inflight_migration: self.inflight_migration,
+            packed: self.packed,
             more: self.device,
         };
         Hardware {
