@@ -77,6 +77,10 @@ impl World<'_> {
                 let answer = Answer::MapInflight { object, offset, size };
                 self.schedule(delay, Event::BackAnswer(conn, answer));
             }
+            Output::ChannelSend { .. } | Output::WatchChannel { handle: Some(_) } => {
+                return Err(contract("a channel is used that no front-end gave"));
+            }
+            Output::WatchChannel { handle: None } => {}
             Output::WatchKick { vring, handle } => {
                 let object = handle.map(|h| open(back, h)).transpose()?;
                 back.watch[usize::from(vring)] = object;
@@ -236,6 +240,9 @@ impl World<'_> {
             E::Suspended { vring, inflight } => {
                 self.stats.suspended += u64::from(inflight);
                 What::Back { event: BackEvent::Suspended, a: vring.into(), b: inflight.into() }
+            }
+            E::CapacityChanged { .. } | E::ChannelLost(_) | E::RequestRefused { .. } => {
+                return Err(contract("something is reported that has not happened"));
             }
             E::LogMapped { size } => What::Back { event: BackEvent::LogMapped, a: size, b: 0 },
             E::VringBroken { vring, .. } if self.oracle.borrow().is_spoiled(vring) => {

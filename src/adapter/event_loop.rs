@@ -1,5 +1,7 @@
 //! The loop: one readiness, one input, all outputs, sleep until due.
 
+mod channel;
+
 use super::clock::Clock;
 use super::disk::Disk;
 use super::handles::Handles;
@@ -37,6 +39,8 @@ pub struct EventLoop {
     /// A client may be waiting.
     may_accept: bool,
     socket: Option<Socket>,
+    /// Where the back-end asks the front-end.
+    channel: Option<Socket>,
     handles: Handles,
     /// What is watched for kicks, by vring.
     kicks: Vec<Option<Handle>>,
@@ -52,6 +56,8 @@ enum Answer {
     InflightMapped(Result<GuestMem, MapFailed>),
     LogMapped(Result<GuestMem, MapFailed>),
     InflightAllocated(Result<Handle, MapFailed>),
+    /// Not to a wish, but to be told after all of them.
+    ChannelClosed(String),
 }
 
 impl EventLoop {
@@ -75,6 +81,7 @@ impl EventLoop {
             listener: None,
             may_accept: false,
             socket: None,
+            channel: None,
             handles: Handles::default(),
             kicks: Vec::new(),
             memory: Memory::default(),
@@ -111,6 +118,7 @@ impl EventLoop {
                 self.accept(now)?;
             }
             self.receive(now);
+            self.receive_channel(now);
             if self.backend.poll_timeout().is_some_and(|(due, _)| due <= now) {
                 self.tell(now, Input::Timeout);
             }
@@ -156,7 +164,7 @@ impl EventLoop {
     fn next_wakeup(&self) -> Option<Instant> {
         let readable = self.socket.as_ref().is_some_and(|s| s.readable);
         let can_accept = self.may_accept && self.is_vacant();
-        if can_accept || readable && self.backend.wanted() > 0 {
+        if can_accept || readable && self.backend.wanted() > 0 || self.channel_is_readable() {
             return Some(Instant::ZERO);
         }
         let timer = self.backend.poll_timeout().map(|(due, _)| due);
@@ -181,6 +189,7 @@ impl EventLoop {
                     }
                 }
             }
+            Source::Channel => self.channel_ready(now),
             Source::Listener => self.may_accept = true,
             Source::Signal => {
                 if self.signals.take() && !self.stopping {
@@ -337,6 +346,7 @@ impl EventLoop {
                 Answer::InflightMapped(result) => Input::InflightMapped(result),
                 Answer::LogMapped(result) => Input::LogMapped(result),
                 Answer::InflightAllocated(result) => Input::InflightAllocated(result),
+                Answer::ChannelClosed(why) => Input::ChannelClosed(Some(why)),
             };
             if let Err(misuse) = self.backend.handle_input(now, input) {
                 self.misused(&misuse);
@@ -371,6 +381,8 @@ impl EventLoop {
                     socket.shut();
                 }
             }
+            Output::ChannelSend { bytes, handles } => self.send_on_channel(bytes, &handles),
+            Output::WatchChannel { handle } => self.watch_channel(handle),
             Output::Map { regions } => {
                 let mapped = self.memory.map(&regions, &self.handles);
                 self.answers.push_back(Answer::Mapped(mapped));
@@ -440,6 +452,7 @@ impl EventLoop {
         if let Some(socket) = self.socket.take() {
             self.poller.remove(&socket);
         }
+        self.watch_channel(None);
         // What the back-end wanted to know is void without a front-end.
         self.answers.clear();
         // Whoever has the store may have got these requests too, and newer ones.

@@ -192,6 +192,9 @@ pub enum ApiMisuse {
         /// Bytes wanted.
         wanted: u64,
     },
+    /// Bytes on a channel that was never given, or is no longer watched.
+    #[error("received bytes on a channel that there is not")]
+    NoChannel,
     /// The device has no such vring.
     #[error("kick of vring {got}, expected less than {count}")]
     Vring {

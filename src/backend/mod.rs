@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! session   what the front-end says      -> settings, answer, pending wishes
+//! channel   what the back-end asks          -> the front-end's answers
 //! setup     memory and inflight region   -> what a vring needs to run
 //! start     a vring begins to run        -> recovery, resubmission
 //! fetch     kick to disk request
@@ -11,6 +12,8 @@
 //! ```
 
 mod answer;
+mod capacity;
+mod channel;
 mod complete;
 mod fault;
 mod fetch;
@@ -25,6 +28,7 @@ mod start;
 mod stop;
 mod vring;
 
+pub use channel::ChannelEnd;
 pub use fault::{ApiMisuse, FrontendFault, GuestFault};
 pub use io::*;
 pub use policy::SuspendPolicy;
@@ -39,6 +43,7 @@ use crate::time::{Duration, Instant};
 use crate::vring::chain::Chain;
 use crate::wire::features::virtio;
 use crate::wire::{Decoder, Dialect, FrontendRequests, PushReason};
+use channel::Channel;
 use late::Late;
 use requests::Requests;
 use session::Session;
@@ -92,6 +97,10 @@ pub struct Backend<M> {
     decoder: Decoder<FrontendRequests, Handle>,
     link: Link,
     session: Session,
+    /// Where the back-end can ask for something.
+    channel: Option<Channel>,
+    /// The front-end may believe in another size of the device.
+    change_due: bool,
     /// The operator wants the end.
     shutdown: bool,
     memory: Option<M>,
@@ -143,6 +152,8 @@ impl<M: GuestMemory> Backend<M> {
             decoder: Decoder::new(suspend.map_or(Dialect::default(), |s| s.dialect)),
             link: Link::Idle,
             session: Session::default(),
+            channel: None,
+            change_due: true,
             shutdown: false,
             memory: None,
             table: MemoryTable::default(),
@@ -183,6 +194,10 @@ impl<M: GuestMemory> Backend<M> {
         match input {
             Input::Connected => self.connected()?,
             Input::Received { bytes, handles } => self.received(bytes, handles)?,
+            Input::ChannelReceived { bytes, handles } => self.channel_received(bytes, handles)?,
+            // It may have been given up here meanwhile.
+            Input::ChannelClosed(None) => self.end_channel(ChannelEnd::Closed),
+            Input::ChannelClosed(Some(why)) => self.end_channel(ChannelEnd::Failed(why)),
             Input::PeerClosed => {
                 self.check_connected("peer closed")?;
                 self.disconnect();
@@ -200,6 +215,7 @@ impl<M: GuestMemory> Backend<M> {
                 marks::hit_when(Mark::KickHeldBack, || !self.may_fetch() || !v.fetches());
                 self.fetch(now, vring);
             }
+            Input::Capacity(bytes) => self.set_capacity(bytes),
             Input::DiskDone(done) => self.disk_done(done),
             Input::Timeout => self.timeout(now),
             Input::Command(Command::Shutdown) => {
@@ -208,6 +224,7 @@ impl<M: GuestMemory> Backend<M> {
             }
         }
         self.settle(now);
+        self.tell_change();
         Ok(())
     }
 
@@ -268,6 +285,7 @@ impl<M: GuestMemory> Backend<M> {
         self.link = Link::Connected;
         self.decoder = Decoder::new(self.dialect());
         self.session = Session::default();
+        self.change_due = true;
         Ok(())
     }
 

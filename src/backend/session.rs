@@ -25,6 +25,7 @@ use vm_memory::GuestMemory;
 pub const OFFERED_PROTOCOL_FEATURES: u64 = protocol::MQ
     | protocol::LOG_SHMFD
     | protocol::REPLY_ACK
+    | protocol::BACKEND_REQ
     | protocol::CONFIG
     | protocol::INFLIGHT_SHMFD
     | protocol::RESET_DEVICE
@@ -127,7 +128,9 @@ impl<M: GuestMemory> Backend<M> {
             }
             R::GetConfig(asked) => {
                 self.need(protocol::CONFIG, "CONFIG", reply)?;
-                return Ok(Answer(FrontendReplyBody::Config(self.get_config(asked)?)));
+                let config = self.get_config(asked)?;
+                self.config_read(&config);
+                return Ok(Answer(FrontendReplyBody::Config(config)));
             }
             R::SetConfig(config) => {
                 self.need(protocol::CONFIG, "CONFIG", reply)?;
@@ -198,9 +201,12 @@ impl<M: GuestMemory> Backend<M> {
                 self.reset_device(reply);
                 return Ok(Later);
             }
+            R::SetBackendReqFd(handle) => {
+                self.need(protocol::BACKEND_REQ, "BACKEND_REQ", reply)?;
+                self.set_backend_req_fd(handle);
+            }
             R::SendRarp(_)
             | R::NetSetMtu(_)
-            | R::SetBackendReqFd(_)
             | R::IotlbMsg(_)
             | R::SetVringEndian(_)
             | R::CreateCryptoSession(_)

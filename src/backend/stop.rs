@@ -191,6 +191,7 @@ impl<M: GuestMemory> Backend<M> {
         marks::hit_when(Mark::LeftInFlight, || !self.requests.is_empty());
         marks::hit_when(Mark::LeftWaiting, || !self.pending.is_none());
         self.link = Link::Leaving;
+        self.drop_channel();
         self.requests.orphan_all();
         let waiting = match self.pending.take() {
             Pending::Quiesce(change) | Pending::Map(change) => change.into_new(),

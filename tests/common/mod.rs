@@ -12,8 +12,9 @@ use midflight::driver::{
 use midflight::time::Instant;
 use midflight::wire::features::{protocol, virtio};
 use midflight::wire::{
-    Decoder, Dialect, Envelope, FrontendReplies, FrontendReply, FrontendReplyBody, FrontendRequest,
-    InflightDescription, MemRegion, VringAddr, VringFile, VringState, WireError, encode_request,
+    BackendReply, BackendRequest, BackendRequests, Decoder, Dialect, Envelope, FrontendReplies,
+    FrontendReply, FrontendReplyBody, FrontendRequest, InflightDescription, MemRegion, VringAddr,
+    VringFile, VringState, WireError, encode_backend_reply, encode_request,
 };
 use std::collections::BTreeSet;
 use vm_memory::bitmap::NewBitmap;
@@ -77,6 +78,11 @@ pub struct Rig<M = Memory> {
     pub store: bool,
     pub calls: Vec<u16>,
     pub errs: Vec<u16>,
+    /// The back-end's channel.
+    pub channel: Option<Handle>,
+    asked_bytes: Decoder<BackendRequests, Handle>,
+    /// What the back-end has said on it.
+    pub asked: Vec<Envelope<BackendRequest<Handle>>>,
     pub events: Vec<Event>,
     pub closed: Option<CloseReason>,
 }
@@ -125,6 +131,9 @@ impl<M: TestMemory> Rig<M> {
             store: false,
             calls: Vec::new(),
             errs: Vec::new(),
+            channel: None,
+            asked_bytes: Decoder::new(Dialect::default()),
+            asked: Vec::new(),
             events: Vec::new(),
             closed: None,
         };
@@ -195,6 +204,18 @@ impl<M: TestMemory> Rig<M> {
                 Output::WatchKick { handle, .. } => {
                     assert!(handle.is_none_or(|h| self.live.contains(&h)));
                 }
+                Output::WatchChannel { handle } => {
+                    assert!(handle.is_none_or(|h| self.live.contains(&h)));
+                    self.channel = handle;
+                }
+                Output::ChannelSend { bytes, handles } => {
+                    assert!(self.channel.is_some(), "sent on a channel that there is not");
+                    assert!(handles.is_empty(), "no request of a block device carries handles");
+                    self.asked_bytes.push(&bytes, handles).unwrap();
+                    while let Some(next) = self.asked_bytes.next() {
+                        self.asked.push(next.unwrap());
+                    }
+                }
                 Output::Call { vring, handle } => {
                     assert!(self.live.contains(&handle), "called a dead handle");
                     self.calls.push(vring);
@@ -240,6 +261,20 @@ impl<M: TestMemory> Rig<M> {
         let (bytes, handles) = encode_request(&envelope, &self.dialect).unwrap();
         self.input(Input::Received { bytes: &bytes, handles });
         self.replies.get(before).map(|r| r.body.clone())
+    }
+
+    /// Give the back-end a channel.
+    pub fn open_channel(&mut self) {
+        let handle = self.handle();
+        self.ok(FrontendRequest::SetBackendReqFd(handle));
+        assert_eq!(self.channel, Some(handle));
+    }
+
+    /// Answer what the back-end has asked.
+    pub fn answer(&mut self, request: &BackendRequest<Handle>, status: u64) {
+        let reply = BackendReply { code: request.code(), status, handle: None };
+        let (bytes, handles) = encode_backend_reply(&reply);
+        self.input(Input::ChannelReceived { bytes: &bytes, handles });
     }
 
     /// Send and expect a positive acknowledgement.
