@@ -100,6 +100,10 @@ pub struct ServeArgs {
     /// whose every stop suspends
     #[arg(long, value_name = "NAME", value_parser = dialect)]
     pub skip_drain_dialect: Option<Dialect>,
+    /// Take no part in an IOMMU of the virtual machine: a disk with
+    /// iommu_platform=on is then refused by QEMU
+    #[arg(long)]
+    pub no_iommu: bool,
     /// How the host's disk is read and written
     #[arg(long, value_enum, default_value_t = Engine::Auto)]
     pub io_engine: Engine,

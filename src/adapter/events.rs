@@ -1,6 +1,6 @@
 //! What the back-end has to say, as lines for the operator.
 
-use crate::backend::Event;
+use crate::backend::{Event, IommuCounts};
 
 /// Print one line for an event.
 pub fn say(event: &Event) {
@@ -38,6 +38,18 @@ pub fn say(event: &Event) {
         Event::ChannelLost(end) => say_limited!("lost the back-end channel: {end}"),
         Event::RequestRefused { request, status } => {
             say_limited!("the front-end refused {request} with status {status}");
+        }
+        Event::IovaRefused { vring, iova, access } => {
+            let what = ["nothing", "reading", "writing", "reading and writing"];
+            let what = what[usize::from(access & 3)];
+            say_limited!("vring {vring}: the front-end's IOMMU does not allow {what} at {iova:#x}");
+        }
+        Event::IommuAtRest(counts) => {
+            let IommuCounts { misses, updates, invalidations, refused } = counts;
+            say_limited!(
+                "iommu: {misses} misses, {updates} updates, {invalidations} invalidations, \
+                 {refused} refused so far"
+            );
         }
         Event::LogMapped { size } => {
             say_limited!("dirty log of {size} bytes is in place");

@@ -73,6 +73,7 @@ impl<M: GuestMemory> Backend<M> {
         let acks = self.session.protocol & protocol::REPLY_ACK != 0;
         match reply.message {
             "GET_CONFIG" => Consequence::EmptyConfig,
+            "IOTLB_MSG" => Consequence::NegativeAck,
             _ if reply.own => Consequence::Close,
             _ if reply.need_reply && acks => Consequence::NegativeAck,
             _ => Consequence::Close,

@@ -210,6 +210,8 @@ pub enum TimerKind {
     /// A vring is being suspended, and what it has in flight had its time to
     /// finish: cancel the rest.
     SuspendGrace,
+    /// A translation that the front-end has promised does not come.
+    IotlbUpdate,
 }
 
 impl fmt::Display for TimerKind {
@@ -218,6 +220,7 @@ impl fmt::Display for TimerKind {
             Self::MoreChains => "more chains",
             Self::PollVring => "poll vring",
             Self::SuspendGrace => "suspend grace",
+            Self::IotlbUpdate => "iotlb update",
         })
     }
 }
@@ -337,6 +340,18 @@ pub enum Event {
         /// Its answer, not 0.
         status: u64,
     },
+    /// The front-end's IOMMU does not let the device at an address: a request
+    /// that needs it was answered with IOERR, or its vring broke.
+    IovaRefused {
+        /// Vring index.
+        vring: u16,
+        /// I/O virtual address.
+        iova: u64,
+        /// What was to be done: 1 read, 2 write, 3 both.
+        access: u8,
+    },
+    /// The device is at rest, and this has passed about the IOMMU so far.
+    IommuAtRest(super::IommuCounts),
     /// A dirty log is in place, or was replaced.
     LogMapped {
         /// Bytes; each has the bits of eight pages.

@@ -4,6 +4,7 @@
 //! session   what the front-end says      -> settings, answer, pending wishes
 //! channel   what the back-end asks          -> the front-end's answers
 //! setup     memory and inflight region   -> what a vring needs to run
+//! iommu     translations told and asked for -> addresses that can be reached
 //! start     a vring begins to run        -> recovery, resubmission
 //! fetch     kick to disk request
 //! complete  disk done to used entry
@@ -18,6 +19,7 @@ mod complete;
 mod fault;
 mod fetch;
 mod io;
+mod iommu;
 mod late;
 mod policy;
 mod requests;
@@ -26,11 +28,13 @@ mod settings;
 mod setup;
 mod start;
 mod stop;
+mod translate;
 mod vring;
 
 pub use channel::ChannelEnd;
 pub use fault::{ApiMisuse, FrontendFault, GuestFault};
 pub use io::*;
+pub use iommu::{IommuCounts, UPDATE_GRACE};
 pub use policy::SuspendPolicy;
 pub use session::OFFERED_PROTOCOL_FEATURES;
 
@@ -44,11 +48,13 @@ use crate::vring::chain::Chain;
 use crate::wire::features::virtio;
 use crate::wire::{Decoder, Dialect, FrontendRequests, PushReason};
 use channel::Channel;
+use iommu::Iommu;
 use late::Late;
 use requests::Requests;
 use session::Session;
 use setup::{InflightMemory, Pending};
 use std::collections::VecDeque;
+use translate::Scratch;
 use vm_memory::GuestMemory;
 use vring::Vring;
 
@@ -119,6 +125,8 @@ pub struct Backend<M> {
     writeback: bool,
     /// Buffers of the chain being looked at.
     chain: Chain,
+    iommu: Iommu,
+    scratch: Scratch,
     out: VecDeque<Output>,
     late: Late,
 }
@@ -145,6 +153,7 @@ impl<M: GuestMemory> Backend<M> {
         config.validate()?;
         let offered = config.features() | virtio::LOG_ALL | virtio::PROTOCOL_FEATURES;
         let vrings = (0..config.num_queues).map(|_| Vring::new(config.queue_size_max)).collect();
+        let iommu = Iommu::new(config.num_queues);
         Ok(Self {
             config,
             offered,
@@ -166,6 +175,8 @@ impl<M: GuestMemory> Backend<M> {
             store: false,
             writeback: true,
             chain: Chain::default(),
+            iommu,
+            scratch: Scratch::default(),
             out: VecDeque::new(),
             late: Late::default(),
         })
@@ -224,6 +235,7 @@ impl<M: GuestMemory> Backend<M> {
             }
         }
         self.settle(now);
+        self.go_on_waiting(now);
         self.tell_change();
         Ok(())
     }
@@ -248,6 +260,7 @@ impl<M: GuestMemory> Backend<M> {
             v.polled.then_some((run.poll_at, TimerKind::PollVring))
         })
         .chain(self.pending.cancel_at().map(|at| (at, TimerKind::SuspendGrace)))
+        .chain(self.update_due().map(|at| (at, TimerKind::IotlbUpdate)))
         .min_by_key(|(at, _)| *at)
     }
 

@@ -205,9 +205,14 @@ impl<M: GuestMemory> Backend<M> {
                 self.need(protocol::BACKEND_REQ, "BACKEND_REQ", reply)?;
                 self.set_backend_req_fd(handle);
             }
+            R::IotlbMsg(message) => {
+                return Ok(match self.iotlb_msg(message, reply)? {
+                    true => Answer(FrontendReplyBody::U64(0)),
+                    false => Later,
+                });
+            }
             R::SendRarp(_)
             | R::NetSetMtu(_)
-            | R::IotlbMsg(_)
             | R::SetVringEndian(_)
             | R::CreateCryptoSession(_)
             | R::CloseCryptoSession(_)
@@ -248,6 +253,9 @@ impl<M: GuestMemory> Backend<M> {
             if (from ^ to) & rings != 0 {
                 return Err(FrontendFault::FeaturesWhileRunning { vring, from, to });
             }
+        }
+        if (from ^ to) & virtio::ACCESS_PLATFORM != 0 {
+            self.iommu.clear();
         }
         let log = |features| features & virtio::LOG_ALL != 0;
         let runs = self.running_vring().is_some();

@@ -8,6 +8,7 @@ use crate::Handle;
 use crate::bugs::{self, Bug};
 use crate::dirty::DirtyLog;
 use crate::inflight::{InflightFault, RegionShape, region_size};
+use crate::iommu::Range;
 use crate::marks::{self, Mark};
 use crate::memory::MemoryTable;
 use crate::time::Instant;
@@ -31,6 +32,8 @@ pub(super) enum Pending {
     MapLog(u64, Handle, Reply),
     /// GET_VRING_BASE: the disk works for the vring.
     Stop(Stopping),
+    /// IOTLB_MSG: requests in flight use addresses that are taken back.
+    Invalidate(Range, Reply),
     /// RESET_DEVICE: requests in flight.
     Reset(Reply),
 }
@@ -140,7 +143,11 @@ impl<M: GuestMemory> Backend<M> {
         change: MemoryChange,
     ) -> Result<(), FrontendFault> {
         for (vring, v) in (0..).zip(&self.vrings) {
-            if v.run.is_some() && v.place(vring, &change.table) != v.place(vring, &self.table) {
+            let keeps = match self.translates() {
+                true => v.iommu.map.holds(&change.table),
+                false => v.place(vring, &change.table) == v.place(vring, &self.table),
+            };
+            if v.run.is_some() && !keeps {
                 return Err(FrontendFault::MemoryInUse { message, vring });
             }
         }

@@ -1,14 +1,15 @@
 //! A vring begins to run: its place is checked, what a predecessor left is
 //! taken over, and the ring is looked at once without being asked.
 
-use super::vring::Run;
+use super::vring::{Run, ring_log};
 use super::{Backend, Event, FrontendFault, Output};
 use crate::bugs::{self, Bug};
-use crate::dirty::RingLog;
 use crate::inflight::{Recovery, RingState, SplitRegion};
+use crate::iommu::{Space, Translator};
 use crate::marks::{self, Mark};
 use crate::time::Instant;
-use crate::vring::SplitRing;
+use crate::vring::{GuestFault, RingAddresses, SplitRing};
+use crate::wire::VringAddr;
 use crate::wire::features::virtio;
 use vm_memory::GuestMemory;
 
@@ -22,6 +23,9 @@ impl<M: GuestMemory> Backend<M> {
             return Ok(());
         }
         if v.run.is_none() {
+            if self.translates() && !self.find_ring(vring)? {
+                return Ok(());
+            }
             self.take_up(now, vring)?;
         }
         // A kick before this moment was not looked at, and a front-end need not
@@ -34,14 +38,21 @@ impl<M: GuestMemory> Backend<M> {
 
     fn take_up(&mut self, now: Instant, vring: u16) -> Result<(), FrontendFault> {
         let v = &self.vrings[usize::from(vring)];
-        let at = v.place(vring, &self.table)?;
         let unmapped = || FrontendFault::VringUnmapped { vring };
         let mem = self.memory.as_ref().ok_or_else(unmapped)?;
         let event_idx = self.session.features & virtio::EVENT_IDX != 0;
-        let mut ring = SplitRing::new(mem, v.size, at, event_idx).map_err(|_| unmapped())?;
-
+        let opened = if self.translates() {
+            let VringAddr { desc, avail, used, .. } =
+                v.addr.ok_or(FrontendFault::VringUnset { vring })?;
+            let translator =
+                Translator { tlb: &self.iommu.tlb, table: &self.table, ring: &v.iommu.map };
+            let at = RingAddresses { desc, avail, used };
+            open(&Space::new(mem, translator), v.size, at, event_idx)
+        } else {
+            open(mem, v.size, v.place(vring, &self.table)?, event_idx)
+        };
+        let (mut ring, avail_idx) = opened.map_err(|_| unmapped())?;
         let used = ring.used_idx();
-        let avail_idx = ring.avail_idx(mem).map_err(|_| unmapped())?;
         let state = RingState { size: v.size, used_idx: used, avail_idx };
         let (region, recovery) = match &self.inflight {
             Some(i) => {
@@ -72,11 +83,11 @@ impl<M: GuestMemory> Backend<M> {
         // What a predecessor stored and did not live to mark. Data and status
         // need no such care: what it had not published is written again.
         let log = self.session.log_in_force(&self.log);
-        if let Some((log, at)) = log.zip(v.used_log())
+        if let Some((log, used)) = log.zip(ring_log(log, v.addr.as_ref(), &v.iommu.map))
             && !bugs::on(Bug::LogNotMended)
         {
             marks::hit(Mark::LogMended);
-            ring.log_all(&RingLog::new(log, at));
+            ring.log_all(&used);
             log.published();
         }
 
@@ -122,4 +133,16 @@ impl<M: GuestMemory> Backend<M> {
         }
         Ok(())
     }
+}
+
+/// Take up a ring that lies there: the ring, and the available index in it.
+fn open<V: GuestMemory>(
+    view: &V,
+    size: u16,
+    at: RingAddresses,
+    event_idx: bool,
+) -> Result<(SplitRing, u16), GuestFault> {
+    let ring = SplitRing::new(view, size, at, event_idx)?;
+    let avail_idx = ring.avail_idx(view)?;
+    Ok((ring, avail_idx))
 }

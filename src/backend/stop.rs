@@ -77,6 +77,10 @@ impl<M: GuestMemory> Backend<M> {
                 self.answer_ok(reply);
             }
             Pending::Quiesce(change) if self.requests.is_empty() => self.map(change),
+            Pending::Invalidate(range, reply) if !self.is_used(range) => {
+                self.let_go();
+                self.answer(reply, FrontendReplyBody::U64(0));
+            }
             other => self.pending = other,
         }
         if self.shutdown && self.link == Link::Connected && self.requests.is_empty() {
@@ -153,13 +157,15 @@ impl<M: GuestMemory> Backend<M> {
         }
         v.started = false;
         v.polled = false;
+        let base = v.base;
         // A stopped vring has no right to its kick descriptor; call and err
         // stay, since not every front-end sends them again.
         if let Some(kick) = v.kick.take() {
             self.out.push_back(Output::WatchKick { vring, handle: None });
             self.out.push_back(Output::Release(kick));
         }
-        v.base
+        self.forget_translations(vring);
+        base
     }
 
     /// Connection, protocol features and memory stay; call and err as well,
@@ -214,6 +220,8 @@ impl<M: GuestMemory> Backend<M> {
         self.log = None;
         self.cancel_at = None;
         self.writeback = true;
+        self.iommu.clear();
+        self.iommu.channel_given = false;
     }
 
     /// A session begins. QEMU may begin a second one over the same connection,

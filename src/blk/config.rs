@@ -2,7 +2,7 @@
 // spec: virtio 1.2, "Block Device", struct virtio_blk_config
 
 use virtio_bindings::virtio_blk as v;
-use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_config::{VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 /// Unit of `capacity` and of every sector number, in bytes.
@@ -46,6 +46,9 @@ pub struct DeviceConfig {
     pub discard: bool,
     /// The disk can write zeroes.
     pub write_zeroes: bool,
+    /// Offer VIRTIO_F_ACCESS_PLATFORM: the front-end may have an IOMMU between
+    /// the guest's memory and the device.
+    pub access_platform: bool,
 }
 
 /// The configuration makes no sense.
@@ -82,6 +85,7 @@ impl DeviceConfig {
             serial: [0; 20],
             discard: true,
             write_zeroes: true,
+            access_platform: false,
         }
     }
 
@@ -119,6 +123,9 @@ impl DeviceConfig {
         ];
         if self.num_queues > 1 {
             bits.push(v::VIRTIO_BLK_F_MQ);
+        }
+        if self.access_platform {
+            bits.push(VIRTIO_F_ACCESS_PLATFORM);
         }
         if self.read_only {
             bits.push(v::VIRTIO_BLK_F_RO);

@@ -10,6 +10,7 @@
 // spec: vhost-user, "Migration"
 
 use crate::bugs::{self, Bug};
+use crate::iommu::Area;
 use crate::marks::{self, Mark};
 use core::sync::atomic::{AtomicU8, Ordering};
 use vm_memory::bitmap::Bitmap;
@@ -121,13 +122,34 @@ impl<M: GuestMemory> DirtyLog<M> {
 #[derive(Debug)]
 pub struct RingLog<'a, M> {
     log: &'a DirtyLog<M>,
-    at: u64,
+    at: Place<'a>,
 }
+
+#[derive(Clone, Copy, Debug)]
+enum Place<'a> {
+    /// All of it follows this address.
+    Address(u64),
+    /// Wherever it lies.
+    Mapped(&'a Area),
+}
+
+impl<M> Clone for RingLog<'_, M> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<M> Copy for RingLog<'_, M> {}
 
 impl<'a, M: GuestMemory> RingLog<'a, M> {
     /// Bits for a ring whose first byte counts as `at`.
     pub fn new(log: &'a DirtyLog<M>, at: u64) -> Self {
-        Self { log, at }
+        Self { log, at: Place::Address(at) }
+    }
+
+    /// Bits for a ring that is this area.
+    pub fn mapped(log: &'a DirtyLog<M>, area: &'a Area) -> Self {
+        Self { log, at: Place::Mapped(area) }
     }
 
     /// Mark `len` bytes of the ring from `offset` on.
@@ -135,7 +157,12 @@ impl<'a, M: GuestMemory> RingLog<'a, M> {
         if bugs::on(Bug::UsedRingNotLogged) {
             return;
         }
-        self.log.mark(self.at.saturating_add(offset), len);
+        match self.at {
+            Place::Address(at) => self.log.mark(at.saturating_add(offset), len),
+            Place::Mapped(area) => {
+                area.ranges(offset, len).for_each(|(at, len)| self.log.mark(at, len));
+            }
+        }
     }
 }
 

@@ -24,6 +24,10 @@ pub struct Chain {
     pub readable: Vec<Segment>,
     /// Device-writable buffers, in order.
     pub writable: Vec<Segment>,
+    /// Data buffers it may have at most, if that is not
+    /// [`SEG_MAX`](crate::blk::SEG_MAX): one buffer of the guest may have become
+    /// many by translation. 0: not translated.
+    pub data_limit: usize,
 }
 
 impl Chain {
@@ -41,6 +45,7 @@ impl Chain {
     ) -> Result<(), GuestFault> {
         self.readable.clear();
         self.writable.clear();
+        self.data_limit = 0;
         let mut table = Table { addr: table, size: u32::from(ring_size), indirect: false };
         let (mut index, mut bytes, mut count) = (head, 0u64, 0u32);
         loop {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::daemon::{Backend, Daemon, DiskOptions};
 use crate::initramfs;
 use crate::process;
-use crate::vm::{Accelerator, Boot, Disk, Hardware, Vm};
+use crate::vm::{Accelerator, Boot, Disk, Hardware, Iommu, Vm};
 
 pub use crate::run::Figures;
 
@@ -96,7 +96,7 @@ fn kvm_works(boot: &Boot, scratch: &Path) -> bool {
         return false;
     }
     let boot = Boot { accelerator: Accelerator::Kvm, ..boot.clone() };
-    let hardware = Hardware { cpus: 1, memory_mib: 256, disk: None };
+    let hardware = Hardware { cpus: 1, memory_mib: 256, disk: None, iommu: None };
     Vm::boot(&boot, scratch, "kvm", &hardware, Duration::from_secs(8)).is_ok()
 }
 
@@ -111,6 +111,7 @@ pub struct Spec {
     /// Largest size of a ring; the guest takes it.
     pub queue_size: u32,
     pub inflight_migration: bool,
+    pub iommu: Option<Iommu>,
 }
 
 impl Default for Spec {
@@ -122,6 +123,7 @@ impl Default for Spec {
             memory_mib: 256,
             queue_size: 128,
             inflight_migration: false,
+            iommu: None,
         }
     }
 }
@@ -152,7 +154,12 @@ impl Spec {
             queue_size: self.queue_size,
             inflight_migration: self.inflight_migration,
         };
-        Hardware { cpus: self.cpus, memory_mib: self.memory_mib, disk: Some(disk) }
+        Hardware {
+            cpus: self.cpus,
+            memory_mib: self.memory_mib,
+            disk: Some(disk),
+            iommu: self.iommu,
+        }
     }
 }
 

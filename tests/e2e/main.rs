@@ -24,6 +24,7 @@ mod daemon;
 mod guest;
 mod handover;
 mod initramfs;
+mod iommu;
 mod migrate;
 mod migrate_file;
 mod migrate_trouble;
@@ -120,6 +121,7 @@ fn main() -> ExitCode {
         steady::scenarios(),
         plug::scenarios(),
         crash::scenarios(),
+        iommu::scenarios(),
         migrate::scenarios(),
         migrate_file::scenarios(),
         migrate_trouble::scenarios(),
