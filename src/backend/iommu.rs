@@ -381,7 +381,7 @@ impl<M: GuestMemory> Backend<M> {
     fn settle_waits(&mut self, now: Instant, vring: u16) {
         let index = usize::from(vring);
         let v = &self.vrings[index].iommu;
-        if !v.holds_fetching() {
+        if !v.holds_fetching() && !v.news {
             return;
         }
         let askable = self.has_channel() || self.iommu.channel_given;
