@@ -100,7 +100,7 @@ impl<M: GuestMemory> Backend<M> {
     }
 
     fn fetcher(&mut self, vring: u16) -> Option<Fetcher<'_, M>> {
-        let durable = self.session.writes_are_durable(self.writeback);
+        let durable = self.session.writes_are_durable(self.cache.is_on());
         let v = &mut self.vrings[usize::from(vring)];
         Some(Fetcher {
             vring,

@@ -3,6 +3,7 @@
 //! every message behind it waits too.
 
 use super::answer::Reply;
+use super::cache::Settling;
 use super::{ApiMisuse, Backend, Event, FrontendFault, MapFailed, MapRegion, Output};
 use crate::Handle;
 use crate::bugs::{self, Bug};
@@ -31,6 +32,8 @@ pub(super) enum Pending {
     MapLog(u64, Handle, Reply),
     /// GET_VRING_BASE: the disk works for the vring.
     Stop(Stopping),
+    /// SET_CONFIG: volatile writes to be made durable.
+    Settle(Settling),
     /// RESET_DEVICE: requests in flight.
     Reset(Reply),
 }
@@ -50,7 +53,7 @@ impl Pending {
 
     /// True if no vring may fetch until this is over.
     pub fn holds_fetching(&self) -> bool {
-        matches!(self, Self::Quiesce(_) | Self::Map(_) | Self::Reset(_))
+        matches!(self, Self::Quiesce(_) | Self::Map(_) | Self::Settle(_) | Self::Reset(_))
     }
 
     pub fn take(&mut self) -> Self {

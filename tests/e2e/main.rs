@@ -19,6 +19,7 @@
 
 mod bench;
 mod blkio;
+mod cache;
 mod crash;
 mod daemon;
 mod guest;
@@ -119,6 +120,7 @@ fn main() -> ExitCode {
     let all = [
         watch::scenarios(),
         steady::scenarios(),
+        cache::scenarios(),
         resize::scenarios(),
         plug::scenarios(),
         crash::scenarios(),
