@@ -241,7 +241,9 @@ impl World<'_> {
                 self.stats.suspended += u64::from(inflight);
                 What::Back { event: BackEvent::Suspended, a: vring.into(), b: inflight.into() }
             }
-            E::CapacityChanged { .. }
+            E::WriteCache { .. }
+            | E::FlushFailed(_)
+            | E::CapacityChanged { .. }
             | E::ChannelLost(_)
             | E::RequestRefused { .. }
             | E::IovaRefused { .. }

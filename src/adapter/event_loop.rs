@@ -10,6 +10,7 @@ use super::lock::StoreLock;
 use super::memory::{self, GuestMem, Memory};
 use super::poller::{Poller, Source};
 use super::signals::Signals;
+use super::size::SizeWatch;
 use super::socket::{Received, Socket};
 use super::spin::Spin;
 use super::{events, sigbus};
@@ -30,6 +31,8 @@ pub struct EventLoop {
     memory: Memory,
     /// Whose the image is.
     store: StoreLock,
+    /// How large it is.
+    size: SizeWatch,
     backend: Backend<GuestMem>,
     clock: Clock,
     poller: Poller,
@@ -57,7 +60,7 @@ enum Answer {
     LogMapped(Result<GuestMem, MapFailed>),
     InflightAllocated(Result<Handle, MapFailed>),
     /// Not to a wish, but to be told after all of them.
-    ChannelClosed(String),
+    ChannelClosed(Option<String>),
 }
 
 impl EventLoop {
@@ -66,6 +69,7 @@ impl EventLoop {
         backend: Backend<GuestMem>,
         disk: Disk,
         store: StoreLock,
+        size: SizeWatch,
         signals: Signals,
     ) -> io::Result<Self> {
         let poller = Poller::new()?;
@@ -86,6 +90,7 @@ impl EventLoop {
             kicks: Vec::new(),
             memory: Memory::default(),
             store,
+            size,
             disk,
             completions: Vec::with_capacity(usize::from(CHAINS_PER_CALL)),
             answers: VecDeque::new(),
@@ -121,6 +126,9 @@ impl EventLoop {
             self.receive_channel(now);
             if self.backend.poll_timeout().is_some_and(|(due, _)| due <= now) {
                 self.tell(now, Input::Timeout);
+            }
+            if self.size.deadline().is_some_and(|due| due <= now) {
+                self.measure(now);
             }
             self.own_store(now);
             self.pump(now)?;
@@ -168,7 +176,8 @@ impl EventLoop {
             return Some(Instant::ZERO);
         }
         let timer = self.backend.poll_timeout().map(|(due, _)| due);
-        timer.into_iter().chain(self.disk.deadline()).chain(self.store.deadline()).min()
+        let others = [self.disk.deadline(), self.store.deadline(), self.size.deadline()];
+        timer.into_iter().chain(others.into_iter().flatten()).min()
     }
 
     fn ready(&mut self, now: Instant, source: Source) {
@@ -192,7 +201,11 @@ impl EventLoop {
             Source::Channel => self.channel_ready(now),
             Source::Listener => self.may_accept = true,
             Source::Signal => {
-                if self.signals.take() && !self.stopping {
+                let asked = self.signals.take();
+                if asked.measure {
+                    self.measure(now);
+                }
+                if asked.stop && !self.stopping {
                     self.stopping = true;
                     if self.socket.is_some() {
                         say!("stopping");
@@ -200,6 +213,16 @@ impl EventLoop {
                     }
                 }
             }
+        }
+    }
+
+    /// Look how large the image is, and say so.
+    fn measure(&mut self, now: Instant) {
+        if let Some(bytes) = self.size.look(now) {
+            self.tell(now, Input::Capacity(bytes));
+        }
+        if self.socket.is_none() {
+            self.size.rest();
         }
     }
 
@@ -235,6 +258,7 @@ impl EventLoop {
         self.poller.add(&client, Source::Control)?;
         self.socket = Some(Socket::new(client));
         say_limited!("a front-end has connected");
+        self.measure(now);
         self.tell(now, Input::Connected);
         Ok(())
     }
@@ -346,7 +370,7 @@ impl EventLoop {
                 Answer::InflightMapped(result) => Input::InflightMapped(result),
                 Answer::LogMapped(result) => Input::LogMapped(result),
                 Answer::InflightAllocated(result) => Input::InflightAllocated(result),
-                Answer::ChannelClosed(why) => Input::ChannelClosed(Some(why)),
+                Answer::ChannelClosed(why) => Input::ChannelClosed(why),
             };
             if let Err(misuse) = self.backend.handle_input(now, input) {
                 self.misused(&misuse);
@@ -453,6 +477,7 @@ impl EventLoop {
             self.poller.remove(&socket);
         }
         self.watch_channel(None);
+        self.size.rest();
         // What the back-end wanted to know is void without a front-end.
         self.answers.clear();
         // Whoever has the store may have got these requests too, and newer ones.

@@ -35,6 +35,18 @@ pub fn say(event: &Event) {
         Event::CapacityChanged { from, to } => {
             say_limited!("the image has {to} bytes, {from} before");
         }
+        Event::WriteCache { on: true, .. } => say_limited!("the guest's write cache is on"),
+        Event::WriteCache { on: false, known: true } => {
+            say_limited!("the guest's write cache is off, writes are durable before they complete");
+        }
+        Event::WriteCache { on: false, known: false } => say_limited!(
+            "whether the guest's write cache is on is not known, writes are durable before they complete"
+        ),
+        Event::FlushFailed(error) => {
+            say_limited!(
+                "cannot make durable what was written before the write cache was off: {error}"
+            );
+        }
         Event::ChannelLost(end) => say_limited!("lost the back-end channel: {end}"),
         Event::RequestRefused { request, status } => {
             say_limited!("the front-end refused {request} with status {status}");

@@ -35,6 +35,7 @@ mod poller;
 mod serve;
 pub mod sigbus;
 mod signals;
+mod size;
 mod socket;
 mod spin;
 

@@ -1,6 +1,7 @@
 //! From what the disk has done to used entries.
 
 use super::fetch::Broken;
+use super::setup::Pending;
 use super::vring::ring_log;
 use super::{Backend, Event, Output};
 use crate::blk::{Completion, DiskError, DiskOp, Status};
@@ -47,6 +48,12 @@ impl<M: GuestMemory> Backend<M> {
             return Ok(());
         };
         let (vring, head) = (request.vring, request.head);
+        if let (Pending::Settle(settling), Err(error)) = (&mut self.pending, completion.result)
+            && settling.is_flush(completion.id)
+        {
+            settling.failed = true;
+            self.out.push_back(Output::Event(Event::FlushFailed(error)));
+        }
         if request.orphan {
             marks::hit(Mark::OrphanDone);
             return Ok(());

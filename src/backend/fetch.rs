@@ -162,7 +162,7 @@ impl<M: GuestMemory> Backend<M> {
     }
 
     fn fetcher(&mut self, vring: u16) -> Option<Fetcher<'_, M, Direct<'_, M>>> {
-        let durable = self.session.writes_are_durable(self.writeback);
+        let durable = self.session.writes_are_durable(self.cache.is_on());
         let v = &mut self.vrings[usize::from(vring)];
         let mem = self.memory.as_ref()?;
         Some(Fetcher {
@@ -182,7 +182,7 @@ impl<M: GuestMemory> Backend<M> {
     }
 
     fn translating_fetcher(&mut self, vring: u16) -> Option<Fetcher<'_, M, Translated<'_, M>>> {
-        let durable = self.session.writes_are_durable(self.writeback);
+        let durable = self.session.writes_are_durable(self.cache.is_on());
         let v = &mut self.vrings[usize::from(vring)];
         let mem = self.memory.as_ref()?;
         let VringIommu { map, refused, .. } = &mut v.iommu;

@@ -331,6 +331,17 @@ pub enum Event {
         /// Bytes now.
         to: u64,
     },
+    /// The guest has turned its write cache on or off, or a vring starts with
+    /// another choice than was assumed.
+    WriteCache {
+        /// Writes may complete before they are durable.
+        on: bool,
+        /// It is the guest's choice; else that choice is not known.
+        known: bool,
+    },
+    /// Writes that were volatile when the guest turned its write cache off could
+    /// not be made durable.
+    FlushFailed(crate::blk::DiskError),
     /// There is no back-end channel any more; the connection goes on.
     ChannelLost(super::ChannelEnd),
     /// The front-end said no to a request of ours.

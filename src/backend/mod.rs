@@ -13,6 +13,7 @@
 //! ```
 
 mod answer;
+mod cache;
 mod capacity;
 mod channel;
 mod complete;
@@ -47,6 +48,7 @@ use crate::time::{Duration, Instant};
 use crate::vring::chain::Chain;
 use crate::wire::features::virtio;
 use crate::wire::{Decoder, Dialect, FrontendRequests, PushReason};
+use cache::WriteCache;
 use channel::Channel;
 use iommu::Iommu;
 use late::Late;
@@ -122,7 +124,7 @@ pub struct Backend<M> {
     /// [`Output::AcquireStore`] was the last word about the store.
     store: bool,
     /// The guest's choice in the configuration space.
-    writeback: bool,
+    cache: WriteCache,
     /// Buffers of the chain being looked at.
     chain: Chain,
     iommu: Iommu,
@@ -173,7 +175,7 @@ impl<M: GuestMemory> Backend<M> {
             pending: Pending::None,
             cancel_at: None,
             store: false,
-            writeback: true,
+            cache: WriteCache::default(),
             chain: Chain::default(),
             iommu,
             scratch: Scratch::default(),
@@ -202,6 +204,7 @@ impl<M: GuestMemory> Backend<M> {
         if self.late_is_due() {
             self.late.catch_up(self.inflight.as_ref().map(|i| &i.memory));
         }
+        self.keep_cache_on();
         match input {
             Input::Connected => self.connected()?,
             Input::Received { bytes, handles } => self.received(bytes, handles)?,

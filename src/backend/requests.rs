@@ -82,6 +82,13 @@ impl Requests {
         ReqId { slot: self.slots.insert(request) as u32, epoch }
     }
 
+    /// A request of the back-end's own, which no vring is waiting for.
+    pub fn insert_own(&mut self, op: DiskOp) -> ReqId {
+        let id = self.insert(0, 0, op, &[], 0);
+        self.slots[id.slot as usize].orphan = true;
+        id
+    }
+
     pub fn get(&self, id: ReqId) -> Option<DiskRequest<'_>> {
         let r = self.slots.get(id.slot as usize).filter(|r| r.epoch == id.epoch)?;
         let Request { vring, head, op, ref segments, .. } = *r;

@@ -3,6 +3,7 @@
 //! every message behind it waits too.
 
 use super::answer::Reply;
+use super::cache::Settling;
 use super::{ApiMisuse, Backend, Event, FrontendFault, MapFailed, MapRegion, Output};
 use crate::Handle;
 use crate::bugs::{self, Bug};
@@ -34,6 +35,8 @@ pub(super) enum Pending {
     Stop(Stopping),
     /// IOTLB_MSG: requests in flight use addresses that are taken back.
     Invalidate(Range, Reply),
+    /// SET_CONFIG: volatile writes to be made durable.
+    Settle(Settling),
     /// RESET_DEVICE: requests in flight.
     Reset(Reply),
 }
@@ -53,7 +56,7 @@ impl Pending {
 
     /// True if no vring may fetch until this is over.
     pub fn holds_fetching(&self) -> bool {
-        matches!(self, Self::Quiesce(_) | Self::Map(_) | Self::Reset(_))
+        matches!(self, Self::Quiesce(_) | Self::Map(_) | Self::Settle(_) | Self::Reset(_))
     }
 
     pub fn take(&mut self) -> Self {

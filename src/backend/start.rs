@@ -116,6 +116,7 @@ impl<M: GuestMemory> Backend<M> {
         });
         // A stop is over when a vring starts; the next one has its own grace.
         self.cancel_at = None;
+        self.start_cache(used);
         if !self.store {
             self.store = true;
             self.out.push_back(Output::AcquireStore);

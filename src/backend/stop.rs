@@ -1,6 +1,7 @@
 //! Everything that ends: one vring, all of them, a connection, the program.
 
 use super::answer::Reply;
+use super::cache::WriteCache;
 use super::policy::Stop;
 use super::setup::{Pending, Stopping};
 use super::vring::{Run, Vring};
@@ -72,6 +73,7 @@ impl<M: GuestMemory> Backend<M> {
     pub(super) fn finish_waits(&mut self, now: Instant) {
         match self.pending.take() {
             Pending::Stop(stopping) => self.go_on_stopping(now, stopping),
+            Pending::Settle(settling) => self.go_on_settling(now, settling),
             Pending::Reset(reply) if self.requests.is_empty() => {
                 self.reset_vrings();
                 self.answer_ok(reply);
@@ -135,6 +137,7 @@ impl<M: GuestMemory> Backend<M> {
     pub(super) fn stop_vring(&mut self, vring: u16) -> u16 {
         let v = &mut self.vrings[usize::from(vring)];
         if let Some(run) = v.run.take() {
+            self.cache.vring_stopped();
             let inflight = run.in_flight();
             // What was fetched is published or in flight. A head that broke the
             // ring before it got into the region is neither, and is fetched
@@ -179,7 +182,6 @@ impl<M: GuestMemory> Backend<M> {
         }
         self.session.features = 0;
         self.inflight = None;
-        self.writeback = true;
     }
 
     /// The front-end broke the protocol in a way it cannot be told.
@@ -219,7 +221,7 @@ impl<M: GuestMemory> Backend<M> {
         self.inflight = None;
         self.log = None;
         self.cancel_at = None;
-        self.writeback = true;
+        self.cache = WriteCache::default();
         self.iommu.clear();
         self.iommu.channel_given = false;
     }

@@ -3,15 +3,17 @@
 //! Every load and store of the region happens in this folder and nowhere else,
 //! and this folder does not know who is asking. `split` has one function for
 //! each step of the spec's algorithm; `recover` reads a region that somebody
-//! else left behind; `view` is for whoever only looks. DESIGN.md, "Inflight region, store by store", has the
+//! else left behind; `view` is for whoever only looks; `choice` keeps what the guest has said about its write cache. DESIGN.md, "Inflight region, store by store", has the
 //! argument why a kill between any two stores is safe, by the same step names.
 // spec: vhost-user, "Inflight I/O tracking"
 
+mod choice;
 mod layout;
 mod recover;
 mod split;
 mod view;
 
+pub use choice::{load_choice, store_choice};
 pub use layout::{RegionShape, region_size};
 pub use recover::{InflightFault, Plan, Recovery};
 pub use split::{RegionGone, RingState, SplitRegion};

@@ -388,6 +388,11 @@ impl Bench {
             .collect()
     }
 
+    /// Ends the present machine the regular way: nobody else can use it.
+    pub fn renew(&mut self) -> Result<(), String> {
+        self.rig.take().map_or(Ok(()), Rig::close)
+    }
+
     /// Throws the present machine away.
     pub fn discard(&mut self) {
         self.rig = None;

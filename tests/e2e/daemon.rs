@@ -178,6 +178,11 @@ impl Daemon {
         self.process.take().ok_or("no back-end to kill")?.kill()
     }
 
+    /// SIGHUP: the image may have another size.
+    pub fn hang_up(&mut self) -> Result<(), String> {
+        self.process.as_mut().ok_or("no back-end to signal")?.signal(libc::SIGHUP)
+    }
+
     /// SIGTERM; it has to end by itself, and well.
     pub fn terminate(&mut self) -> Result<(), String> {
         let mut process = self.process.take().ok_or("no back-end to terminate")?;

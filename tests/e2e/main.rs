@@ -19,6 +19,7 @@
 
 mod bench;
 mod blkio;
+mod cache;
 mod crash;
 mod daemon;
 mod guest;
@@ -31,6 +32,7 @@ mod migrate_trouble;
 mod plug;
 mod process;
 mod qmp;
+mod resize;
 mod run;
 mod spoil;
 mod steady;
@@ -119,6 +121,8 @@ fn main() -> ExitCode {
     let all = [
         watch::scenarios(),
         steady::scenarios(),
+        cache::scenarios(),
+        resize::scenarios(),
         plug::scenarios(),
         crash::scenarios(),
         iommu::scenarios(),

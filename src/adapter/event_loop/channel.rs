@@ -7,7 +7,7 @@ use super::{Answer, EventLoop};
 use crate::Handle;
 use crate::adapter::error::describe;
 use crate::adapter::poller::Source;
-use crate::adapter::socket::{Received, Socket};
+use crate::adapter::socket::{Received, Socket, SocketError};
 use crate::backend::Input;
 use crate::time::Instant;
 use bytes::Bytes;
@@ -34,7 +34,7 @@ impl EventLoop {
             Ok(channel) => self.channel = Some(channel),
             Err(error) => {
                 let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
-                self.channel_failed(format!("expected a socket: {}", describe(errno)));
+                self.channel_failed(Some(format!("expected a socket: {}", describe(errno))));
             }
         }
     }
@@ -43,7 +43,7 @@ impl EventLoop {
         if let Some(channel) = &mut self.channel
             && let Err(error) = channel.send(bytes, handles, &self.handles)
         {
-            self.channel_failed(error.to_string());
+            self.channel_failed(why(&error));
         }
     }
 
@@ -56,7 +56,7 @@ impl EventLoop {
         if let Some(channel) = &mut self.channel {
             channel.readable = true;
             if let Err(error) = channel.flush() {
-                self.tell(now, Input::ChannelClosed(Some(error.to_string())));
+                self.tell(now, Input::ChannelClosed(why(&error)));
             }
         }
     }
@@ -83,15 +83,23 @@ impl EventLoop {
             }
             Ok(Received::Nothing) => {}
             Ok(Received::End) => self.tell(now, Input::ChannelClosed(None)),
-            Err(error) => self.tell(now, Input::ChannelClosed(Some(error.to_string()))),
+            Err(error) => self.tell(now, Input::ChannelClosed(why(&error))),
         }
     }
 
     /// The back-end hears of it when its wishes are carried out.
-    fn channel_failed(&mut self, why: String) {
+    fn channel_failed(&mut self, why: Option<String>) {
         if let Some(channel) = self.channel.take() {
             self.poller.remove(&channel);
         }
         self.answers.push_back(Answer::ChannelClosed(why));
+    }
+}
+
+/// `None`: the other end is closed, as a read would have told.
+fn why(error: &SocketError) -> Option<String> {
+    match error {
+        SocketError::System(Errno::PIPE | Errno::CONNRESET) => None,
+        other => Some(other.to_string()),
     }
 }
