@@ -19,7 +19,7 @@ const RULE: &[(&str, &[&str])] = &[
     ("iommu", &["memory"]),
     ("dirty", &["iommu", "bugs", "marks"]),
     ("vring", &["memory", "dirty", "bugs", "marks"]),
-    ("inflight", &["wire", "bugs", "marks"]),
+    ("inflight", &["wire", "vring", "bugs", "marks"]),
     ("blk", &["vring", "memory", "bugs", "marks"]),
     (
         "backend",

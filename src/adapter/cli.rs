@@ -104,6 +104,9 @@ pub struct ServeArgs {
     /// iommu_platform=on is then refused by QEMU
     #[arg(long)]
     pub no_iommu: bool,
+    /// Do not offer packed virtqueues
+    #[arg(long)]
+    pub no_packed: bool,
     /// How the host's disk is read and written
     #[arg(long, value_enum, default_value_t = Engine::Auto)]
     pub io_engine: Engine,

@@ -47,6 +47,7 @@ pub fn serve(args: &ServeArgs) -> Result<ExitCode, Refusal> {
         discard: image.can_discard(),
         write_zeroes: !args.read_only,
         access_platform: !args.no_iommu,
+        packed: !args.no_packed,
     };
     let backend =
         match suspend_policy(image.promise(), args.suspend_grace_ms, args.skip_drain_dialect)? {

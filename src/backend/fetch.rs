@@ -225,16 +225,14 @@ impl<M: GuestMemory> Backend<M> {
 
 impl<M: GuestMemory, S: AddressSpace> Fetcher<'_, M, S> {
     fn fetch(&mut self) -> Result<Fetched, Broken> {
-        let ring = &self.run.ring;
-        let there = ring.avail_idx(self.space.view())?.wrapping_sub(ring.next_avail());
+        let there = self.run.ring.backlog(self.space.view(), 2 * CHAINS_PER_CALL)?;
         let mut left = there.div_ceil(2).clamp(CHAINS_UNDIVIDED, CHAINS_PER_CALL);
         self.run.ring.disable_kicks(self.space.view(), self.ring_log)?;
         loop {
             while let Some(head) = self.run.ring.pop(self.space.view())? {
                 if !self.take(head)? {
                     // It was not fetched, then: nothing about it was stored.
-                    let ring = &mut self.run.ring;
-                    ring.set_next_avail(ring.next_avail().wrapping_sub(1));
+                    self.run.ring.put_back(head);
                     return Ok(Fetched::Waits);
                 }
                 left -= 1;
@@ -269,7 +267,7 @@ impl<M: GuestMemory, S: AddressSpace> Fetcher<'_, M, S> {
         // F2, F3, F4, before anything else is done for this request and before
         // the next one is fetched.
         if let (Some(region), Some(mem)) = (&mut self.run.region, self.region_mem) {
-            region.submit(mem, head)?;
+            region.submit(mem, &self.run.ring, head)?;
         }
         self.run.taken[usize::from(head)] = true;
         let prepared = match prepared {
@@ -293,8 +291,7 @@ impl<M: GuestMemory, S: AddressSpace> Fetcher<'_, M, S> {
 
     /// Read the chain of a head, every descriptor once.
     fn prepare(&mut self, head: u16) -> Result<Prepared, GuestFault> {
-        let ring = &self.run.ring;
-        let walk = self.chain.walk(self.space.view(), ring.desc_table(), ring.size(), head);
+        let walk = self.run.ring.walk(self.space.view(), head, self.chain);
         self.space.translate(head, self.chain, walk)
     }
 

@@ -435,7 +435,8 @@ impl<M: GuestMemory> Backend<M> {
     pub(super) fn find_ring(&mut self, vring: u16) -> Result<bool, FrontendFault> {
         let v = &self.vrings[usize::from(vring)];
         let addr = v.addr.ok_or(FrontendFault::VringUnset { vring })?;
-        if v.parts().is_none() {
+        let format = self.session.ring_format();
+        if v.parts(format).is_none() {
             let (part, got, len) = ("descriptor table", addr.desc, 16 * u64::from(v.size));
             return Err(FrontendFault::VringPlace { vring, part, got, len });
         }
@@ -445,11 +446,12 @@ impl<M: GuestMemory> Backend<M> {
     /// Find out where a ring lies. False if it cannot go on now: it waits, or is
     /// broken because its memory was refused.
     pub(super) fn resolve_ring(&mut self, vring: u16) -> bool {
+        let format = self.session.ring_format();
         let v = &mut self.vrings[usize::from(vring)];
         if !v.iommu.map.is_empty() {
             return true;
         }
-        let Some(parts) = v.parts() else { return false };
+        let Some(parts) = v.parts(format) else { return false };
         let mut gaps = Vec::new();
         let map = RingMap::resolve(&self.iommu.tlb, &self.table, &parts, &mut gaps);
         if gaps.iter().any(|gap| v.iommu.was_refused(gap)) {

@@ -1,14 +1,15 @@
 //! A vring begins to run: its place is checked, what a predecessor left is
 //! taken over, and the ring is looked at once without being asked.
 
+use super::setup::InflightMemory;
 use super::vring::{Run, ring_log};
 use super::{Backend, Event, FrontendFault, Output};
 use crate::bugs::{self, Bug};
-use crate::inflight::{Recovery, RingState, SplitRegion};
+use crate::inflight::{Recovery, Region};
 use crate::iommu::{Space, Translator};
 use crate::marks::{self, Mark};
 use crate::time::Instant;
-use crate::vring::{GuestFault, RingAddresses, SplitRing};
+use crate::vring::{GuestFault, Ring, RingAddresses, RingFormat, SplitRing};
 use crate::wire::VringAddr;
 use crate::wire::features::virtio;
 use vm_memory::GuestMemory;
@@ -38,48 +39,38 @@ impl<M: GuestMemory> Backend<M> {
 
     fn take_up(&mut self, now: Instant, vring: u16) -> Result<(), FrontendFault> {
         let v = &self.vrings[usize::from(vring)];
+        let format = self.session.ring_format();
+        let base = v.base.unwrap_or(format.first_base());
+        // Sizes and bases may have come before it was agreed on what they mean.
+        if !format.has_size(v.size) {
+            let (got, max) = (v.size.into(), self.config.queue_size_max);
+            return Err(FrontendFault::VringSize { vring, format, got, max });
+        }
+        if !format.has_base(base, v.size) {
+            return Err(match format {
+                RingFormat::Split => FrontendFault::VringBase { vring, got: base },
+                RingFormat::Packed => {
+                    FrontendFault::VringPositions { vring, got: base, size: v.size }
+                }
+            });
+        }
         let unmapped = || FrontendFault::VringUnmapped { vring };
         let mem = self.memory.as_ref().ok_or_else(unmapped)?;
         let event_idx = self.session.features & virtio::EVENT_IDX != 0;
+        let opening = Opening { vring, format, size: v.size, event_idx, base };
         let opened = if self.translates() {
             let VringAddr { desc, avail, used, .. } =
                 v.addr.ok_or(FrontendFault::VringUnset { vring })?;
-            let translator =
-                Translator { tlb: &self.iommu.tlb, table: &self.table, ring: &v.iommu.map };
-            let at = RingAddresses { desc, avail, used };
-            open(&Space::new(mem, translator), v.size, at, event_idx)
+            let (tlb, table) = (&self.iommu.tlb, &self.table);
+            let space = Space::new(mem, Translator { tlb, table, ring: &v.iommu.map });
+            opening.open(&space, RingAddresses { desc, avail, used }, self.inflight.as_ref())
         } else {
-            open(mem, v.size, v.place(vring, &self.table)?, event_idx)
+            let at = v.place(vring, format, &self.table)?;
+            opening.open(mem, at, self.inflight.as_ref())
         };
-        let (mut ring, avail_idx) = opened.map_err(|_| unmapped())?;
-        let used = ring.used_idx();
-        let state = RingState { size: v.size, used_idx: used, avail_idx };
-        let (region, recovery) = match &self.inflight {
-            Some(i) => {
-                let (region, recovery) = SplitRegion::attach(&i.memory, &i.shape, vring, state)?;
-                (Some(region), recovery)
-            }
-            None => (None, Recovery { fresh: true, ..Recovery::default() }),
-        };
-
-        // What the base means depends on how the front-end came by it: after a
-        // stop it counts the requests in flight, after a crash it does not. The
-        // region knows, so the base is only a check, except where nobody has
-        // tracked anything.
-        let inflight = recovery.resubmit.len() as u16;
-        let next = match () {
-            () if recovery.fresh || bugs::on_when(Bug::BaseTrusted, || inflight > 0) => v.base,
-            () if bugs::on_when(Bug::BasePlusInflight, || inflight > 0) => {
-                v.base.wrapping_add(inflight)
-            }
-            () if bugs::on(Bug::UnfinishedSkipped) => avail_idx,
-            () => used.wrapping_add(inflight),
-        };
-        marks::hit_when(Mark::BaseAfterCrash, || inflight > 0 && v.base == used);
-        marks::hit_when(Mark::BaseAfterStop, || inflight > 0 && v.base == next);
-        let plausible = v.base == used || v.base == used.wrapping_add(inflight);
-        let base = v.base;
-        ring.set_next_avail(next);
+        let Opened { ring, region, recovery, plausible } = opened?;
+        let (inflight, used) = (recovery.resubmit.len() as u16, ring.used());
+        let next = ring.next_avail();
         // What a predecessor stored and did not live to mark. Data and status
         // need no such care: what it had not published is written again.
         let log = self.session.log_in_force(&self.log);
@@ -91,13 +82,13 @@ impl<M: GuestMemory> Backend<M> {
             log.published();
         }
 
-        let size = v.size;
+        let (size, slots) = (v.size, usize::from(ring.slots()));
         self.vrings[usize::from(vring)].run = Some(Run {
             ring,
             region,
-            taken: vec![false; usize::from(size)],
+            taken: vec![false; slots],
             at_disk: 0,
-            batch: Vec::with_capacity(usize::from(size)),
+            batch: Vec::with_capacity(slots),
             stopping: false,
             suspending: false,
             broken: false,
@@ -136,14 +127,77 @@ impl<M: GuestMemory> Backend<M> {
     }
 }
 
-/// Take up a ring that lies there: the ring, and the available index in it.
-fn open<V: GuestMemory>(
-    view: &V,
+/// Where a split ring goes on; false if the base contradicts that.
+///
+/// What the base means depends on how the front-end came by it: after a stop it
+/// counts the requests in flight, after a crash it does not. The region knows,
+/// so the base is only a check, except where nobody has tracked anything.
+fn place_split<M: GuestMemory>(
+    ring: &mut SplitRing,
+    mem: &M,
+    recovery: &Recovery,
+    base: u16,
+) -> Result<bool, GuestFault> {
+    let (used, inflight) = (ring.used_idx(), recovery.resubmit.len() as u16);
+    let next = match () {
+        () if recovery.fresh || bugs::on_when(Bug::BaseTrusted, || inflight > 0) => base,
+        () if bugs::on_when(Bug::BasePlusInflight, || inflight > 0) => base.wrapping_add(inflight),
+        () if bugs::on(Bug::UnfinishedSkipped) => ring.avail_idx(mem)?,
+        () => used.wrapping_add(inflight),
+    };
+    marks::hit_when(Mark::BaseAfterCrash, || inflight > 0 && base == used);
+    marks::hit_when(Mark::BaseAfterStop, || inflight > 0 && base == next);
+    ring.set_next_avail(next);
+    Ok(base == used || base == used.wrapping_add(inflight))
+}
+
+/// What a vring is started with.
+struct Opening {
+    vring: u16,
+    format: RingFormat,
     size: u16,
-    at: RingAddresses,
     event_idx: bool,
-) -> Result<(SplitRing, u16), GuestFault> {
-    let ring = SplitRing::new(view, size, at, event_idx)?;
-    let avail_idx = ring.avail_idx(view)?;
-    Ok((ring, avail_idx))
+    base: u32,
+}
+
+/// A ring that is ready to run.
+struct Opened {
+    ring: Ring,
+    region: Option<Region>,
+    recovery: Recovery,
+    /// The base does not contradict what was found.
+    plausible: bool,
+}
+
+impl Opening {
+    /// Take up a ring by the addresses that `view` has, and what a predecessor
+    /// left in flight.
+    fn open<V: GuestMemory, M: GuestMemory>(
+        &self,
+        view: &V,
+        at: RingAddresses,
+        inflight: Option<&InflightMemory<M>>,
+    ) -> Result<Opened, FrontendFault> {
+        let &Self { vring, format, size, event_idx, base } = self;
+        let unmapped = |_: GuestFault| FrontendFault::VringUnmapped { vring };
+        let mut ring = Ring::new(view, format, size, at, event_idx, base).map_err(unmapped)?;
+        let (region, recovery) = match inflight {
+            Some(i) => {
+                let shape = i.shape.taken_for(format)?;
+                let (region, recovery) = Region::attach(&i.memory, &shape, vring, view, &mut ring)?;
+                (Some(region), recovery)
+            }
+            None => (None, Recovery { fresh: true, ..Recovery::default() }),
+        };
+        let plausible = match &mut ring {
+            Ring::Split(ring) => {
+                place_split(ring, view, &recovery, base as u16).map_err(unmapped)?
+            }
+            // After a crash the base is what was said last, however long ago
+            // that was. Where nobody has tracked anything it must not count
+            // requests that are in flight.
+            Ring::Packed(ring) => !recovery.fresh || ring.positions().ahead(size) == Some(0),
+        };
+        Ok(Opened { ring, region, recovery, plausible })
+    }
 }

@@ -14,11 +14,11 @@ use super::iommu::VringIommu;
 use crate::Handle;
 use crate::bugs::{self, Bug};
 use crate::dirty::{DirtyLog, RingLog};
-use crate::inflight::SplitRegion;
+use crate::inflight::Region;
 use crate::iommu::{Access, Range, RingMap};
 use crate::memory::MemoryTable;
 use crate::time::Instant;
-use crate::vring::{RingAddresses, SplitRing, Used};
+use crate::vring::{Ring, RingAddresses, RingFormat, Used};
 use crate::wire::VringAddr;
 use vm_memory::GuestMemory;
 
@@ -27,8 +27,9 @@ use vm_memory::GuestMemory;
 pub(super) struct Vring {
     pub size: u16,
     pub addr: Option<VringAddr>,
-    /// Next available index to start from.
-    pub base: u16,
+    /// Where to start from, in the form of SET_VRING_BASE; `None`: nobody has
+    /// said, so at the beginning.
+    pub base: Option<u32>,
     pub started: bool,
     pub enabled: bool,
     pub kick: Option<Handle>,
@@ -44,9 +45,9 @@ pub(super) struct Vring {
 /// What exists only from start to stop.
 #[derive(Debug)]
 pub(super) struct Run {
-    pub ring: SplitRing,
-    pub region: Option<SplitRegion>,
-    /// By head: fetched and not published.
+    pub ring: Ring,
+    pub region: Option<Region>,
+    /// By slot: fetched and not published.
     pub taken: Vec<bool>,
     /// Requests the disk works on. A chain that broke the ring is taken but
     /// not here: nothing will ever complete it. Nor is one that was cancelled.
@@ -69,7 +70,12 @@ pub(super) struct Run {
 impl Run {
     /// Heads fetched and not published: what the region has in flight.
     pub fn in_flight(&self) -> u16 {
-        self.taken.iter().filter(|taken| **taken).count() as u16
+        self.taken_slots().count() as u16
+    }
+
+    /// Their slots.
+    pub fn taken_slots(&self) -> impl Iterator<Item = u16> {
+        (0..).zip(&self.taken).filter(|(_, taken)| **taken).map(|(slot, _)| slot)
     }
 }
 
@@ -78,7 +84,7 @@ impl Vring {
         Self {
             size,
             addr: None,
-            base: 0,
+            base: None,
             started: false,
             enabled: false,
             kick: None,
@@ -98,39 +104,47 @@ impl Vring {
     }
 
     /// The parts of the ring, by the addresses given, and what is done there.
-    pub fn parts(&self) -> Option<[(Range, Access); 3]> {
+    pub fn parts(&self, format: RingFormat) -> Option<[(Range, Access); 3]> {
         let addr = self.addr.as_ref()?;
-        let [desc, avail, used] = RingAddresses::sizes(self.size);
+        let [desc, avail, used] = format.sizes(self.size);
+        let of_desc = match format {
+            RingFormat::Split => Access::READ,
+            // Used descriptors are written where available ones were.
+            RingFormat::Packed => Access::BOTH,
+        };
         Some([
-            (Range::new(addr.desc, desc)?, Access::READ),
+            (Range::new(addr.desc, desc)?, of_desc),
             (Range::new(addr.avail, avail)?, Access::READ),
             (Range::new(addr.used, used)?, Access::BOTH),
         ])
     }
 
     /// Where the ring lies by a memory table.
-    pub fn place(&self, vring: u16, table: &MemoryTable) -> Result<RingAddresses, FrontendFault> {
+    pub fn place(
+        &self,
+        vring: u16,
+        format: RingFormat,
+        table: &MemoryTable,
+    ) -> Result<RingAddresses, FrontendFault> {
         let addr = self.addr.ok_or(FrontendFault::VringUnset { vring })?;
-        let [desc_len, avail_len, used_len] = RingAddresses::sizes(self.size);
+        let [desc_len, avail_len, used_len] = format.sizes(self.size);
+        let [desc, avail, used] = parts(format);
         let find = |part, got, len| {
             table.user_to_guest(got, len).ok_or(FrontendFault::VringPlace { vring, part, got, len })
         };
         Ok(RingAddresses {
-            desc: find("descriptor table", addr.desc, desc_len)?,
-            avail: find("available ring", addr.avail, avail_len)?,
-            used: find("used ring", addr.used, used_len)?,
+            desc: find(desc, addr.desc, desc_len)?,
+            avail: find(avail, addr.avail, avail_len)?,
+            used: find(used, addr.used, used_len)?,
         })
     }
 }
 
-/// Index of the used ring in [`Vring::parts`].
-const USED: usize = 2;
-
-/// The log as a used ring has it, if it is to be logged.
+/// The log as a ring has it, if it is to be logged.
 ///
-/// Its bits are counted from a guest-physical address of the front-end's choice.
-/// With an IOMMU that address is one of the guest's, the ring's own: bits are
-/// counted where the ring really lies.
+/// The bits of a used ring, or of a device event area, are counted from a
+/// guest-physical address of the front-end's choice. With an IOMMU that address
+/// is one of the guest's, the area's own: bits are counted where it really lies.
 // spec: vhost-user, VHOST_USER_SET_VRING_ADDR: VHOST_VRING_F_LOG
 pub(super) fn ring_log<'a, M: GuestMemory>(
     log: Option<&'a DirtyLog<M>>,
@@ -140,20 +154,31 @@ pub(super) fn ring_log<'a, M: GuestMemory>(
     const F_LOG: u32 = 1;
     let addr = addr.filter(|addr| addr.flags & F_LOG != 0)?;
     let log = log?;
-    Some(match map.area(USED) {
-        Some(area) => RingLog::mapped(log, area),
-        None => RingLog::new(log, addr.log),
+    Some(if map.is_empty() {
+        RingLog::new(log, addr.log)
+    } else {
+        RingLog::mapped(log, map, addr.used)
     })
 }
 
-/// Alignment of the parts of a split ring.
-// spec: virtio 1.2, "Split Virtqueues"
-pub(super) fn check_alignment(vring: u16, addr: &VringAddr) -> Result<(), FrontendFault> {
-    let parts = [
-        ("descriptor table", addr.desc, 16),
-        ("available ring", addr.avail, 2),
-        ("used ring", addr.used, 4),
-    ];
+/// What the three addresses of SET_VRING_ADDR are of.
+fn parts(format: RingFormat) -> [&'static str; 3] {
+    match format {
+        RingFormat::Split => ["descriptor table", "available ring", "used ring"],
+        RingFormat::Packed => ["descriptor ring", "driver event area", "device event area"],
+    }
+}
+
+/// Alignment of the parts of a ring.
+// spec: virtio 1.2, "Split Virtqueues" and "Packed Virtqueues"
+pub(super) fn check_alignment(
+    vring: u16,
+    format: RingFormat,
+    addr: &VringAddr,
+) -> Result<(), FrontendFault> {
+    let [desc, avail, used] = parts(format);
+    let of_avail = if format == RingFormat::Packed { 4 } else { 2 };
+    let parts = [(desc, addr.desc, 16), (avail, addr.avail, of_avail), (used, addr.used, 4)];
     for (part, got, align) in parts {
         if !got.is_multiple_of(align) {
             return Err(FrontendFault::VringAlign { vring, part, got, align });

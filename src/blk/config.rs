@@ -2,7 +2,9 @@
 // spec: virtio 1.2, "Block Device", struct virtio_blk_config
 
 use virtio_bindings::virtio_blk as v;
-use virtio_bindings::virtio_config::{VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_VERSION_1};
+use virtio_bindings::virtio_config::{
+    VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1,
+};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 /// Unit of `capacity` and of every sector number, in bytes.
@@ -49,6 +51,8 @@ pub struct DeviceConfig {
     /// Offer VIRTIO_F_ACCESS_PLATFORM: the front-end may have an IOMMU between
     /// the guest's memory and the device.
     pub access_platform: bool,
+    /// Packed vrings are offered.
+    pub packed: bool,
 }
 
 /// The configuration makes no sense.
@@ -74,7 +78,8 @@ pub enum ConfigError {
 }
 
 impl DeviceConfig {
-    /// A writable disk of `capacity` bytes with one queue and every ability.
+    /// A writable disk of `capacity` bytes with one queue and every ability of a
+    /// disk; its vrings are split.
     pub fn with_capacity(capacity: u64) -> Self {
         Self {
             capacity,
@@ -86,6 +91,7 @@ impl DeviceConfig {
             discard: true,
             write_zeroes: true,
             access_platform: false,
+            packed: false,
         }
     }
 
@@ -135,6 +141,9 @@ impl DeviceConfig {
         }
         if self.can_write_zeroes() {
             bits.push(v::VIRTIO_BLK_F_WRITE_ZEROES);
+        }
+        if self.packed {
+            bits.push(VIRTIO_F_RING_PACKED);
         }
         bits.iter().fold(0, |all, bit| all | 1 << bit)
     }

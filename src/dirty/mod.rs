@@ -10,7 +10,7 @@
 // spec: vhost-user, "Migration"
 
 use crate::bugs::{self, Bug};
-use crate::iommu::Area;
+use crate::iommu::RingMap;
 use crate::marks::{self, Mark};
 use core::sync::atomic::{AtomicU8, Ordering};
 use vm_memory::bitmap::Bitmap;
@@ -129,8 +129,8 @@ pub struct RingLog<'a, M> {
 enum Place<'a> {
     /// All of it follows this address.
     Address(u64),
-    /// Wherever it lies.
-    Mapped(&'a Area),
+    /// It begins at this I/O virtual address.
+    Mapped(&'a RingMap, u64),
 }
 
 impl<M> Clone for RingLog<'_, M> {
@@ -147,9 +147,10 @@ impl<'a, M: GuestMemory> RingLog<'a, M> {
         Self { log, at: Place::Address(at) }
     }
 
-    /// Bits for a ring that is this area.
-    pub fn mapped(log: &'a DirtyLog<M>, area: &'a Area) -> Self {
-        Self { log, at: Place::Mapped(area) }
+    /// Bits for a ring whose addresses are I/O virtual, and its first byte's is
+    /// `at`: they are counted where the ring lies.
+    pub fn mapped(log: &'a DirtyLog<M>, map: &'a RingMap, at: u64) -> Self {
+        Self { log, at: Place::Mapped(map, at) }
     }
 
     /// Mark `len` bytes of the ring from `offset` on.
@@ -159,8 +160,23 @@ impl<'a, M: GuestMemory> RingLog<'a, M> {
         }
         match self.at {
             Place::Address(at) => self.log.mark(at.saturating_add(offset), len),
-            Place::Mapped(area) => {
-                area.ranges(offset, len).for_each(|(at, len)| self.log.mark(at, len));
+            Place::Mapped(map, at) => {
+                map.ranges(at.saturating_add(offset), len)
+                    .for_each(|(at, len)| self.log.mark(at, len));
+            }
+        }
+    }
+
+    /// Mark `len` bytes at the ring's own address, which is known for the part
+    /// of a packed ring that the front-end names no other for.
+    pub fn mark_guest(&self, addr: u64, len: u64) {
+        if bugs::on(Bug::UsedRingNotLogged) {
+            return;
+        }
+        match self.at {
+            Place::Address(_) => self.log.mark(addr, len),
+            Place::Mapped(map, _) => {
+                map.ranges(addr, len).for_each(|(at, len)| self.log.mark(at, len));
             }
         }
     }

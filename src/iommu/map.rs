@@ -19,7 +19,7 @@ struct Piece {
 
 /// One part of a ring.
 #[derive(Clone, Debug)]
-pub struct Area {
+struct Area {
     range: Range,
     access: Access,
     /// By ascending address, without gaps.
@@ -28,7 +28,7 @@ pub struct Area {
 
 impl Area {
     /// Guest-physical address of a byte, and how many follow it there.
-    pub fn find(&self, iova: u64) -> Option<(u64, u64)> {
+    fn find(&self, iova: u64) -> Option<(u64, u64)> {
         if iova < self.range.first || iova > self.range.last {
             return None;
         }
@@ -37,21 +37,6 @@ impl Area {
         let skip = iova - piece.iova;
         let left = piece.len.checked_sub(skip).filter(|left| *left > 0)?;
         Some((piece.guest + skip, left))
-    }
-
-    /// Guest-physical ranges of `len` bytes from `offset` on, as far as they
-    /// are in the area.
-    pub fn ranges(&self, offset: u64, len: u64) -> impl Iterator<Item = (u64, u64)> {
-        let mut next = self.range.first.checked_add(offset);
-        let mut left = len;
-        core::iter::from_fn(move || {
-            let at = next.filter(|_| left > 0)?;
-            let (guest, there) = self.find(at)?;
-            let take = there.min(left);
-            left -= take;
-            next = at.checked_add(take);
-            Some((guest, take))
-        })
     }
 }
 
@@ -98,9 +83,17 @@ impl RingMap {
         self.areas.is_empty()
     }
 
-    /// The n-th part.
-    pub fn area(&self, index: usize) -> Option<&Area> {
-        self.areas.get(index)
+    /// Guest-physical ranges of `len` bytes, as far as they are in the ring.
+    pub fn ranges(&self, iova: u64, len: u64) -> impl Iterator<Item = (u64, u64)> {
+        let (mut next, mut left) = (Some(iova), len);
+        core::iter::from_fn(move || {
+            let at = next.filter(|_| left > 0)?;
+            let (guest, there) = self.find(at, Access::from_bits(0))?;
+            let take = there.min(left);
+            left -= take;
+            next = at.checked_add(take);
+            Some((guest, take))
+        })
     }
 
     /// True if a part has an address of this range.

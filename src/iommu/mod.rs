@@ -17,7 +17,7 @@ mod map;
 mod space;
 
 pub use iotlb::{Found, Iotlb, Range};
-pub use map::{Area, RingMap};
+pub use map::RingMap;
 pub use space::{Space, Translator};
 
 /// Grain of the questions asked of the front-end, in bytes. Its answers may

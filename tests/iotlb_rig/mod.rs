@@ -11,7 +11,9 @@ use crate::common::{FEATURES, GUEST_BYTES, RING, Rig, USER_BASE, ring_features};
 use midflight::Handle;
 use midflight::backend::SuspendPolicy;
 use midflight::blk::{DeviceConfig, DiskOp, ReqId};
-use midflight::driver::{BlkDriver, BlkOp, BlkRequest, Framing, RequestBuffers, RingLayout, Span};
+use midflight::driver::{
+    BlkDriver, BlkOp, BlkRequest, Framing, RequestBuffers, RingFeatures, RingLayout, Span,
+};
 use midflight::wire::features::virtio;
 use midflight::wire::{
     BackendRequest, FrontendReplyBody, FrontendRequest, Iotlb, VringAddr, VringFile, VringState,
@@ -108,6 +110,8 @@ impl<'a> GuestMemorySliceIterator<'a, BS<'a, AtomicBitmap>> for Slices<'a> {}
 
 pub struct Platform {
     pub rig: Rig<Tracked>,
+    /// The vring is a packed one.
+    pub packed: bool,
     pub tables: Tables,
     /// Questions taken from the rig so far.
     pub seen: usize,
@@ -118,15 +122,16 @@ pub struct Platform {
 }
 
 impl Platform {
-    pub fn new() -> Self {
-        Self::with(None)
+    pub fn new(packed: bool) -> Self {
+        Self::with(packed, None)
     }
 
-    pub fn with(suspend: Option<SuspendPolicy>) -> Self {
-        let config = DeviceConfig { access_platform: true, ..DeviceConfig::with_capacity(1 << 20) };
+    pub fn with(packed: bool, suspend: Option<SuspendPolicy>) -> Self {
+        let config =
+            DeviceConfig { access_platform: true, packed, ..DeviceConfig::with_capacity(1 << 20) };
         let rig = Rig::with(config, suspend);
         let (granted, failures) = (BTreeMap::new(), Vec::new());
-        let mut new = Self { rig, tables: Tables::default(), seen: 0, granted, failures };
+        let mut new = Self { rig, packed, tables: Tables::default(), seen: 0, granted, failures };
         new.tables.map(RING_AT, RingLayout::footprint(RING), BOTH);
         new
     }
@@ -135,21 +140,50 @@ impl Platform {
         View(&self.rig.guest)
     }
 
-    pub fn layout() -> RingLayout {
-        RingLayout::contiguous(RING, RING_AT).unwrap()
+    pub fn layout(&self) -> RingLayout {
+        match self.packed {
+            false => RingLayout::contiguous(RING, RING_AT).unwrap(),
+            true => RingLayout::contiguous_packed(RING, RING_AT).unwrap(),
+        }
+    }
+
+    pub fn driver(&self) -> BlkDriver {
+        let features = RingFeatures { packed: self.packed, ..ring_features() };
+        BlkDriver::start(&self.view(), self.layout(), features).unwrap()
+    }
+
+    /// The base of a vring of which so many chains were fetched and used. None
+    /// goes around the ring, and all have three descriptors.
+    pub fn base(&self, fetched: u32, used: u32) -> u32 {
+        if self.packed { 0x8000_8000 | used * 3 << 16 | fetched * 3 } else { fetched }
+    }
+
+    /// Stop the vring; its base, if the answer has come.
+    pub fn stop(&mut self) -> Option<u32> {
+        let state = VringState { index: 0, num: 0 };
+        match self.rig.send(FrontendRequest::GetVringBase(state), false) {
+            Some(FrontendReplyBody::VringState(state)) => Some(state.num),
+            None => None,
+            other => panic!("{other:?}"),
+        }
     }
 
     /// Agree on everything and share memory, as at the beginning of a
     /// connection.
     pub fn set_up(&mut self) {
-        self.rig.negotiate(FEATURES | virtio::ACCESS_PLATFORM);
+        self.agree();
         self.rig.open_channel();
         self.rig.add_memory();
     }
 
+    pub fn agree(&mut self) {
+        let packed = if self.packed { virtio::RING_PACKED } else { 0 };
+        self.rig.negotiate(FEATURES | virtio::ACCESS_PLATFORM | packed);
+    }
+
     /// Start the vring; what it needs to run is asked for.
-    pub fn start(&mut self, base: u16) {
-        let at = Self::layout();
+    pub fn start(&mut self, base: u32) {
+        let at = self.layout();
         let addr = VringAddr {
             index: 0,
             flags: 0,
@@ -161,10 +195,10 @@ impl Platform {
         self.start_at(base, addr);
     }
 
-    pub fn start_at(&mut self, base: u16, addr: VringAddr) {
+    pub fn start_at(&mut self, base: u32, addr: VringAddr) {
         let state = |num: u32| VringState { index: 0, num };
         self.rig.ok(FrontendRequest::SetVringNum(state(u32::from(RING))));
-        self.rig.ok(FrontendRequest::SetVringBase(state(u32::from(base))));
+        self.rig.ok(FrontendRequest::SetVringBase(state(base)));
         self.rig.ok(FrontendRequest::SetVringAddr(addr));
         for message in [
             FrontendRequest::SetVringCall,
@@ -178,8 +212,8 @@ impl Platform {
     }
 
     /// A platform whose vring runs, with an inflight region, and its driver.
-    pub fn running() -> (Self, BlkDriver) {
-        let mut new = Self::new();
+    pub fn running(packed: bool) -> (Self, BlkDriver) {
+        let mut new = Self::new(packed);
         let driver = new.run();
         (new, driver)
     }
@@ -188,8 +222,8 @@ impl Platform {
         self.set_up();
         self.rig.get_inflight(1, RING);
         self.rig.set_inflight();
-        let driver = BlkDriver::start(&self.view(), Self::layout(), ring_features()).unwrap();
-        self.start(0);
+        let driver = self.driver();
+        self.start(self.base(0, 0));
         self.serve();
         driver
     }
