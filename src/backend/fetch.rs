@@ -296,6 +296,9 @@ impl<M: GuestMemory, S: AddressSpace> Fetcher<'_, M, S> {
     }
 
     fn begin(&mut self, head: u16, prepared: Prepared) -> Result<(), Broken> {
+        if let Some(order) = &mut self.run.in_order {
+            order.fetch(head);
+        }
         let mem = self.mem;
         let parsed = match prepared {
             Prepared::Refused { status_addr } => {
@@ -317,6 +320,9 @@ impl<M: GuestMemory, S: AddressSpace> Fetcher<'_, M, S> {
                     self.requests.name(id, self.space.named());
                 }
                 self.run.at_disk += 1;
+                if let Some(order) = self.run.in_order.as_mut().filter(|_| !op.repeatable()) {
+                    order.last_runs_once();
+                }
                 self.out.push_back(Output::Disk(id));
             }
             Action::Answer { status, written } => {
@@ -332,7 +338,7 @@ impl<M: GuestMemory, S: AddressSpace> Fetcher<'_, M, S> {
                     log_data(log, &self.chain.writable, written);
                     log_status(log, at);
                 }
-                self.run.batch.push(Used { head, len: written + 1 });
+                self.run.finished(Used { head, len: written + 1 });
             }
         }
         Ok(())

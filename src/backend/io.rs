@@ -111,6 +111,9 @@ pub enum Output {
     /// whose handle was in the last table is the same region: reuse its
     /// mapping. Until the answer comes the back-end takes no further message
     /// from its buffer.
+    ///
+    /// What was started before goes on with the memory as it was: a region that
+    /// is not in the new table stays mapped until the disk is done with it.
     Map {
         /// The whole new table.
         regions: Vec<MapRegion>,

@@ -1,8 +1,9 @@
 //! A vring begins to run: its place is checked, what a predecessor left is
 //! taken over, and the ring is looked at once without being asked.
 
+use super::in_order::InOrder;
 use super::setup::InflightMemory;
-use super::vring::{Run, ring_log};
+use super::vring::{Run, Vring, ring_log};
 use super::{Backend, Event, FrontendFault, Output};
 use crate::bugs::{self, Bug};
 use crate::inflight::{Recovery, Region};
@@ -13,6 +14,17 @@ use crate::vring::{GuestFault, Ring, RingAddresses, RingFormat, SplitRing};
 use crate::wire::VringAddr;
 use crate::wire::features::virtio;
 use vm_memory::GuestMemory;
+
+/// A ring whose place was checked, with what a predecessor left in it.
+struct Taken {
+    ring: Ring,
+    region: Option<Region>,
+    recovery: Recovery,
+    /// What SET_VRING_BASE said.
+    base: u32,
+    /// It fits what ring and region say.
+    plausible: bool,
+}
 
 impl<M: GuestMemory> Backend<M> {
     /// To be called when a vring has become started or enabled. Does nothing
@@ -27,7 +39,8 @@ impl<M: GuestMemory> Backend<M> {
             if self.translates() && !self.find_ring(vring)? {
                 return Ok(());
             }
-            self.take_up(now, vring)?;
+            let taken = self.take_up(vring)?;
+            self.begin(now, vring, taken);
         }
         // A kick before this moment was not looked at, and a front-end need not
         // kick at all.
@@ -37,7 +50,36 @@ impl<M: GuestMemory> Backend<M> {
         Ok(())
     }
 
-    fn take_up(&mut self, now: Instant, vring: u16) -> Result<(), FrontendFault> {
+    /// A front-end without protocol features has no message to enable vrings;
+    /// they are enabled with its features. All of them start or none does: a
+    /// refusal takes the features back, and no ring may run by features that
+    /// are not in force.
+    // spec: vhost-user, "Ring states"
+    pub(super) fn enable_all(&mut self, now: Instant) -> Result<(), FrontendFault> {
+        let mut ready = Vec::new();
+        for vring in 0..self.config.num_queues {
+            let v = &self.vrings[usize::from(vring)];
+            if !v.started || v.run.is_some() {
+                continue;
+            }
+            // One whose place is not known yet starts when it is.
+            if !self.translates() || self.find_ring(vring)? {
+                ready.push((vring, self.take_up(vring)?));
+            }
+        }
+        self.vrings.iter_mut().for_each(|v| v.enabled = true);
+        for (vring, taken) in ready {
+            self.begin(now, vring, taken);
+        }
+        for vring in 0..self.config.num_queues {
+            self.fetch(now, vring);
+        }
+        Ok(())
+    }
+
+    /// Everything that can be refused. What is stored into the inflight region
+    /// here is recovery, which may be done any number of times.
+    fn take_up(&self, vring: u16) -> Result<Taken, FrontendFault> {
         let v = &self.vrings[usize::from(vring)];
         let format = self.session.ring_format();
         let base = v.base.unwrap_or(format.first_base());
@@ -57,8 +99,9 @@ impl<M: GuestMemory> Backend<M> {
         let unmapped = || FrontendFault::VringUnmapped { vring };
         let mem = self.memory.as_ref().ok_or_else(unmapped)?;
         let event_idx = self.session.features & virtio::EVENT_IDX != 0;
-        let opening = Opening { vring, format, size: v.size, event_idx, base };
-        let opened = if self.translates() {
+        let forget = self.was_reset(v);
+        let opening = Opening { vring, format, size: v.size, event_idx, base, forget };
+        if self.translates() {
             let VringAddr { desc, avail, used, .. } =
                 v.addr.ok_or(FrontendFault::VringUnset { vring })?;
             let (tlb, table) = (&self.iommu.tlb, &self.table);
@@ -67,9 +110,23 @@ impl<M: GuestMemory> Backend<M> {
         } else {
             let at = v.place(vring, format, &self.table)?;
             opening.open(mem, at, self.inflight.as_ref())
-        };
-        let Opened { ring, region, recovery, plausible } = opened?;
-        let (inflight, used) = (recovery.resubmit.len() as u16, ring.used());
+        }
+    }
+
+    /// True if the guest has reset this vring alone: it is started again on the
+    /// region it was stopped with, and not where it was stopped. Nothing of what
+    /// was in flight then belongs to the ring that starts now.
+    // spec: virtio 1.2, "Virtqueue Reset"
+    fn was_reset(&self, v: &Vring) -> bool {
+        let agreed = self.session.features & virtio::RING_RESET != 0;
+        agreed && v.told.is_some_and(|told| Some(told) != v.base)
+    }
+
+    fn begin(&mut self, now: Instant, vring: u16, taken: Taken) {
+        let Taken { ring, region, recovery, base, plausible } = taken;
+        let v = &self.vrings[usize::from(vring)];
+        let inflight = recovery.resubmit.len() as u16;
+        let used = ring.used();
         let next = ring.next_avail();
         // What a predecessor stored and did not live to mark. Data and status
         // need no such care: what it had not published is written again.
@@ -83,12 +140,14 @@ impl<M: GuestMemory> Backend<M> {
         }
 
         let (size, slots) = (v.size, usize::from(ring.slots()));
+        let in_order = self.session.features & virtio::IN_ORDER != 0;
         self.vrings[usize::from(vring)].run = Some(Run {
             ring,
             region,
             taken: vec![false; slots],
             at_disk: 0,
             batch: Vec::with_capacity(slots),
+            in_order: in_order.then(|| InOrder::new(slots as u16)),
             stopping: false,
             suspending: false,
             broken: false,
@@ -123,7 +182,6 @@ impl<M: GuestMemory> Backend<M> {
         {
             self.out.push_back(Output::Call { vring, handle });
         }
-        Ok(())
     }
 }
 
@@ -158,15 +216,8 @@ struct Opening {
     size: u16,
     event_idx: bool,
     base: u32,
-}
-
-/// A ring that is ready to run.
-struct Opened {
-    ring: Ring,
-    region: Option<Region>,
-    recovery: Recovery,
-    /// The base does not contradict what was found.
-    plausible: bool,
+    /// The guest has reset it: what its region says is of the past.
+    forget: bool,
 }
 
 impl Opening {
@@ -177,13 +228,16 @@ impl Opening {
         view: &V,
         at: RingAddresses,
         inflight: Option<&InflightMemory<M>>,
-    ) -> Result<Opened, FrontendFault> {
-        let &Self { vring, format, size, event_idx, base } = self;
+    ) -> Result<Taken, FrontendFault> {
+        let &Self { vring, format, size, event_idx, base, forget } = self;
         let unmapped = |_: GuestFault| FrontendFault::VringUnmapped { vring };
         let mut ring = Ring::new(view, format, size, at, event_idx, base).map_err(unmapped)?;
         let (region, recovery) = match inflight {
             Some(i) => {
                 let shape = i.shape.taken_for(format)?;
+                if forget {
+                    shape.forget(&i.memory, vring)?;
+                }
                 let (region, recovery) = Region::attach(&i.memory, &shape, vring, view, &mut ring)?;
                 (Some(region), recovery)
             }
@@ -198,6 +252,6 @@ impl Opening {
             // requests that are in flight.
             Ring::Packed(ring) => !recovery.fresh || ring.positions().ahead(size) == Some(0),
         };
-        Ok(Opened { ring, region, recovery, plausible })
+        Ok(Taken { ring, region, recovery, base, plausible })
     }
 }

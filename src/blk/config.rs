@@ -3,7 +3,8 @@
 
 use virtio_bindings::virtio_blk as v;
 use virtio_bindings::virtio_config::{
-    VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1,
+    VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_RING_RESET,
+    VIRTIO_F_VERSION_1,
 };
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
@@ -51,6 +52,12 @@ pub struct DeviceConfig {
     /// Offer VIRTIO_F_ACCESS_PLATFORM: the front-end may have an IOMMU between
     /// the guest's memory and the device.
     pub access_platform: bool,
+    /// Requests are used in the order they became available. Off unless asked
+    /// for: a guest that accepts it waits for the slowest.
+    pub in_order: bool,
+    /// A guest may reset one queue while the others go on. Off unless asked
+    /// for: the front-end has to pass such a reset on.
+    pub ring_reset: bool,
     /// Packed vrings are offered.
     pub packed: bool,
 }
@@ -91,6 +98,8 @@ impl DeviceConfig {
             discard: true,
             write_zeroes: true,
             access_platform: false,
+            in_order: false,
+            ring_reset: false,
             packed: false,
         }
     }
@@ -135,6 +144,12 @@ impl DeviceConfig {
         }
         if self.read_only {
             bits.push(v::VIRTIO_BLK_F_RO);
+        }
+        if self.in_order {
+            bits.push(VIRTIO_F_IN_ORDER);
+        }
+        if self.ring_reset {
+            bits.push(VIRTIO_F_RING_RESET);
         }
         if self.can_discard() {
             bits.push(v::VIRTIO_BLK_F_DISCARD);

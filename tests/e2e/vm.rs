@@ -18,6 +18,8 @@ pub struct Boot {
     pub kernel: PathBuf,
     pub initramfs: PathBuf,
     pub accelerator: Accelerator,
+    /// How a lost back-end is looked for, as this QEMU calls it.
+    pub reconnect: &'static str,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -34,6 +36,8 @@ pub struct Disk {
     pub queue_size: u32,
     /// Whether requests in flight may move with the machine.
     pub inflight_migration: bool,
+    /// Further properties of the device.
+    pub more: &'static str,
 }
 
 /// What the machine consists of.
@@ -41,6 +45,8 @@ pub struct Disk {
 pub struct Hardware {
     pub cpus: u32,
     pub memory_mib: u32,
+    /// Places for memory that is plugged in later.
+    pub memory_slots: u32,
     pub disk: Option<Disk>,
     /// An IOMMU between memory and the disk.
     pub iommu: Option<Iommu>,
@@ -115,7 +121,11 @@ impl Vm {
             None => "q35,memory-backend=memory",
             Some(_) => "q35,memory-backend=memory,kernel-irqchip=split",
         };
-        command.args(["-machine", machine]).arg("-m").arg(format!("{mib}M"));
+        command.args(["-machine", machine]).arg("-m");
+        command.arg(match hardware.memory_slots {
+            0 => format!("{mib}M"),
+            slots => format!("{mib}M,slots={slots},maxmem={}M", mib + 1024),
+        });
         command.args(["-smp", &hardware.cpus.to_string()]);
         command.arg("-kernel").arg(&boot.kernel).arg("-initrd").arg(&boot.initramfs);
         let strict = if hardware.iommu.is_some() { " intel_iommu=on iommu.strict=1" } else { "" };
@@ -143,9 +153,11 @@ impl Vm {
             command.args(["-incoming", "defer"]);
         }
         if let Some(disk) = &hardware.disk {
-            command
-                .arg("-chardev")
-                .arg(format!("socket,id=socket0,path={},reconnect-ms=100", disk.socket.display()));
+            command.arg("-chardev").arg(format!(
+                "socket,id=socket0,path={},{}",
+                disk.socket.display(),
+                boot.reconnect
+            ));
             let mut device = format!(
                 "vhost-user-blk-pci,id=disk0,bus=port0,chardev=socket0,num-queues={},queue-size={}",
                 disk.queues, disk.queue_size
@@ -158,6 +170,7 @@ impl Vm {
                 Some(Iommu::Intel) => device += ",iommu_platform=on,ats=on",
                 Some(Iommu::IntelWithoutAts) => device += ",iommu_platform=on",
             }
+            device += disk.more;
             command.arg("-device").arg(device);
         }
         let mut process = Process::start(command, &file("qemu.log"))?;
