@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use crate::Scenario;
 use crate::bench::{Bench, Figures, Rig, Spec};
+use crate::handover;
+use crate::migrate;
 use crate::run::{Plan, Run};
 use crate::vm::Iommu;
 
@@ -15,6 +17,8 @@ pub fn scenarios() -> Vec<Scenario> {
         Scenario { name: "iommu_boot_and_verified_io", run: verified },
         Scenario { name: "iommu_large_requests_and_stop_and_cont", run: stop_cont },
         Scenario { name: "iommu_kill_during_io_next_daemon_finishes", run: kill },
+        Scenario { name: "iommu_packed_kill_during_io", run: packed_kill },
+        Scenario { name: "iommu_migration_with_requests_in_flight", run: migrate },
         Scenario { name: "iommu_without_ats_verified_io", run: without_ats },
     ]
 }
@@ -89,11 +93,19 @@ fn stop_cont(bench: &mut Bench) -> Result<Figures, String> {
 }
 
 fn kill(bench: &mut Bench) -> Result<Figures, String> {
+    kill_on(bench, &Spec { iommu: Some(Iommu::Intel), ..Spec::slow() }, 82)
+}
+
+fn packed_kill(bench: &mut Bench) -> Result<Figures, String> {
+    let spec = Spec { iommu: Some(Iommu::Intel), device: ",packed=on", ..Spec::slow() };
+    kill_on(bench, &spec, 84)
+}
+
+fn kill_on(bench: &mut Bench, spec: &Spec, seed: u64) -> Result<Figures, String> {
     const ROUNDS: u32 = 6;
-    let spec = Spec { iommu: Some(Iommu::Intel), ..Spec::slow() };
-    let rig = bench.rig(&spec)?;
+    let rig = bench.rig(spec)?;
     check_feature(rig)?;
-    let run = Run::start(&rig.vm.guest, &Plan { seed: 82, ..Plan::slow() })?;
+    let run = Run::start(&rig.vm.guest, &Plan { seed, ..Plan::slow() })?;
     let mut held = 0;
     for round in 0..ROUNDS {
         run.wait_for(64 + u64::from(round) * 40, LIMIT)?;
@@ -106,6 +118,36 @@ fn kill(bench: &mut Bench) -> Result<Figures, String> {
     let mut figures = run.finish(&rig.daemon.image)?;
     figures.note(format!("{ROUNDS} kills, {held} operations outstanding at them"));
     note_counts(rig, &mut figures)?;
+    Ok(figures)
+}
+
+/// Requests are left in the region on one host, and find their buffers on the
+/// other by asking for them.
+fn migrate(bench: &mut Bench) -> Result<Figures, String> {
+    const ROUNDS: u64 = 3;
+    let spec = Spec { iommu: Some(Iommu::Intel), ..migrate::moving() };
+    let mut here = bench.take_out(&spec)?;
+    let run = migrate::start(&here.vm.guest, &Plan { seed: 85, ..Plan::migrating() })?;
+    let (mut left, mut in_flight, mut resubmitted) = (Vec::new(), 0, 0);
+    for _ in 0..ROUNDS {
+        let mut there = bench.receiver_with(&here, migrate::slow_disk())?;
+        run.mark_deep(LIMIT)?;
+        let socket = bench.fresh_path("migrate");
+        let handover = handover::hand_over(&mut here, &mut there, &socket)?;
+        (in_flight, resubmitted) = (in_flight + handover.left, resubmitted + handover.resubmitted);
+        migrate::settle(&run)?;
+        left.push(std::mem::replace(&mut here, there));
+    }
+    let mut figures = run.finish(&here.daemon.image)?;
+    figures.note(format!(
+        "{ROUNDS} migrations, {in_flight} requests left and {resubmitted} resubmitted"
+    ));
+    note_counts(&mut here, &mut figures)?;
+    migrate::close_all(left)?;
+    bench.put_back(here);
+    if in_flight == 0 || in_flight != resubmitted {
+        return Err(format!("that cannot be: {figures}"));
+    }
     Ok(figures)
 }
 
