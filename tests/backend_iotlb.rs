@@ -562,3 +562,49 @@ fn iotlb_a_message_without_the_feature_is_refused() {
     let text = rig.refused(FrontendRequest::IotlbMsg(update));
     assert!(text.contains("VIRTIO_F_ACCESS_PLATFORM"), "{text}");
 }
+
+/// Pages that are marked in the dirty log.
+fn marked(p: &Platform) -> std::collections::BTreeSet<u64> {
+    let log = p.rig.log.as_ref().expect("a log");
+    let mut bytes = [0; 128];
+    log.read_slice(&mut bytes, GuestAddress(0)).unwrap();
+    let bit = |page: &u64| bytes[(page / 8) as usize] >> (page % 8) & 1 == 1;
+    (0..8 * bytes.len() as u64).filter(bit).collect()
+}
+
+#[test]
+fn iotlb_dirty_pages_are_those_where_the_guests_addresses_lead() {
+    for packed in [false, true] {
+        let (mut p, mut driver) = Platform::running(packed);
+        let handle = p.rig.handle();
+        let log = midflight::wire::LogDescription { size: 4096, offset: 0 };
+        let base = midflight::wire::LogBase::Shared(log, handle);
+        p.rig.send(FrontendRequest::SetLogBase(base), false);
+        p.agree_with(midflight::wire::features::virtio::LOG_ALL);
+        let at = p.layout();
+        let (desc, used, avail) = (at.desc, at.used, at.avail);
+        // QEMU gives the ring's own address, which is an I/O virtual one.
+        let addr = VringAddr { index: 0, flags: 1, desc, used, avail, log: used };
+        p.rig.ok(FrontendRequest::SetVringAddr(addr));
+        p.map_slot(0);
+        let op = BlkOp::In { sector: 0 };
+        p.submit(&mut driver, 0, op, 8192, &Framing::CLASSIC);
+        p.serve();
+        p.finish_all();
+        assert_eq!(reap(&p, &mut driver).unwrap().status, BlkStatus::Ok);
+        let page = |iova: u64| place(iova / PAGE);
+        let slot = slot_at(0);
+        // Data over three pages, the status, and what of the ring was written:
+        // a used element, the index, and the wish for kicks behind the elements;
+        // or a descriptor and the device event area.
+        let mut expected: std::collections::BTreeSet<u64> =
+            [0, 1, 2, 5].into_iter().map(|n| page(slot + n * PAGE)).collect();
+        match packed {
+            false => {
+                expected.extend([used + 2, used + 4, used + 4 + 8 * u64::from(RING)].map(page))
+            }
+            true => expected.extend([desc, used].map(page)),
+        }
+        assert_eq!(marked(&p), expected, "packed {packed}");
+    }
+}

@@ -177,8 +177,26 @@ impl Platform {
     }
 
     pub fn agree(&mut self) {
+        let features = self.features();
+        self.rig.negotiate(features);
+    }
+
+    fn features(&self) -> u64 {
         let packed = if self.packed { virtio::RING_PACKED } else { 0 };
-        self.rig.negotiate(FEATURES | virtio::ACCESS_PLATFORM | packed);
+        FEATURES | virtio::ACCESS_PLATFORM | packed
+    }
+
+    /// Agree on more while the vring runs.
+    pub fn agree_with(&mut self, more: u64) {
+        let features = (self.features() | more) & self.offered();
+        self.rig.ok(FrontendRequest::SetFeatures(features));
+    }
+
+    fn offered(&mut self) -> u64 {
+        match self.rig.send(FrontendRequest::GetFeatures, false) {
+            Some(FrontendReplyBody::U64(offered)) => offered,
+            other => panic!("{other:?}"),
+        }
     }
 
     /// Start the vring; what it needs to run is asked for.
