@@ -119,6 +119,11 @@ impl<M: GuestMemory> Backend<M> {
         self.channel.is_some()
     }
 
+    /// Answers that are still to come.
+    pub(super) fn answers_due(&self) -> usize {
+        self.channel.as_ref().map_or(0, |c| c.due.len())
+    }
+
     /// True if the answer to such a request is still to come.
     pub(super) fn is_due(&self, asked: Asked) -> bool {
         self.channel.as_ref().is_some_and(|c| c.due.iter().any(|due| due.asked == asked))

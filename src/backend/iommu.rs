@@ -14,15 +14,16 @@
 // spec: vhost-user, "IOMMU support", VHOST_USER_IOTLB_MSG and
 // VHOST_USER_BACKEND_IOTLB_MSG
 
+mod pages;
+
 use super::answer::Reply;
-use super::channel::Asked;
 use super::setup::Pending;
 use super::translate::MAX_PIECES;
-use super::{Backend, Event, FrontendFault, GuestFault, Output};
-use crate::iommu::{Access, Gap, Iotlb, PAGE, Range, RingMap, Translator};
+use super::{Backend, Event, FrontendFault};
+use crate::iommu::{Access, Gap, Iotlb, PAGE, Range, RingMap};
 use crate::time::{Duration, Instant};
+use crate::wire::Iotlb as Message;
 use crate::wire::features::virtio;
-use crate::wire::{BackendRequest, Iotlb as Message};
 use std::collections::BTreeMap;
 use vm_memory::GuestMemory;
 
@@ -34,10 +35,8 @@ pub(super) const GAPS_AT_A_TIME: usize = 64;
 pub const UPDATE_GRACE: Duration = Duration::from_millis(100);
 
 /// Types of an IOTLB message.
-const MISS: u8 = 1;
 const UPDATE: u8 = 2;
 const INVALIDATE: u8 = 3;
-const ACCESS_FAIL: u8 = 4;
 
 /// What has passed between the halves, since the back-end was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -294,208 +293,4 @@ impl<M: GuestMemory> Backend<M> {
             self.event(Event::IommuAtRest(counts));
         }
     }
-
-    /// Ask for what vrings wait for and was not asked for yet.
-    fn ask_for_pages(&mut self) {
-        if !self.has_channel() {
-            return;
-        }
-        for index in 0..self.vrings.len() {
-            for at in 0..self.vrings[index].iommu.waits.len() {
-                let gap = self.vrings[index].iommu.waits[at].gap;
-                let key = (gap.page(), gap.access);
-                if self.vrings[index].iommu.waits[at].promised || self.iommu.open.contains_key(&key)
-                {
-                    continue;
-                }
-                let id = self.iommu.next_id;
-                self.iommu.next_id += 1;
-                self.iommu.counts.misses += 1;
-                self.iommu.open.insert(key, Open { id, iova: gap.iova });
-                let question = Question { page: gap.page(), access: gap.access, id };
-                let message = message(MISS, gap.page(), gap.access);
-                self.ask(BackendRequest::IotlbMsg(message), Asked::Miss(question));
-            }
-        }
-    }
-
-    /// The front-end has answered a question; 0 says that an update was sent.
-    pub(super) fn miss_answered(&mut self, question: Question, status: u64) {
-        let key = (question.page, question.access);
-        if self.iommu.open.get(&key).is_none_or(|open| open.id != question.id) {
-            return;
-        }
-        self.iommu.open.remove(&key);
-        self.iommu.changed = true;
-        let waits = |w: &Wait| (w.gap.page(), w.gap.access) == key;
-        for index in 0..self.vrings.len() {
-            let v = &mut self.vrings[index].iommu;
-            if status == 0 {
-                v.waits.iter_mut().filter(|w| waits(w)).for_each(|w| w.promised = true);
-            } else if let Some(at) = v.waits.iter().position(waits) {
-                let gap = v.waits.swap_remove(at).gap;
-                self.refuse_page(index, gap);
-            }
-        }
-    }
-
-    /// A vring does not get a page.
-    fn refuse_page(&mut self, index: usize, gap: Gap) {
-        self.iommu.counts.refused += 1;
-        self.vrings[index].iommu.refused.push(gap);
-        self.vrings[index].iommu.news = true;
-        let Gap { iova, access } = gap;
-        self.event(Event::IovaRefused { vring: index as u16, iova, access: access.bits() });
-        // It is known, but not for this.
-        if self.iommu.tlb.find(iova).is_some() && self.has_channel() {
-            let message = message(ACCESS_FAIL, iova, access);
-            self.ask(BackendRequest::IotlbMsg(message), Asked::AccessFail);
-        }
-    }
-
-    /// When to look again by itself: at once, if one call was not allowed to do
-    /// it all, or when an update that was promised is overdue.
-    pub(super) fn update_due(&self) -> Option<Instant> {
-        if !self.translates() || !self.may_fetch() {
-            return None;
-        }
-        if self.iommu.changed {
-            return Some(Instant::ZERO);
-        }
-        self.vrings.iter().flat_map(|v| &v.iommu.waits).filter_map(|w| w.refuse_at).min()
-    }
-
-    /// Let vrings go on that have what they waited for, and ask for what is
-    /// missing. Costs one branch without an IOMMU.
-    pub(super) fn go_on_waiting(&mut self, now: Instant) {
-        if self.update_due().is_none_or(|at| at > now) {
-            return;
-        }
-        self.iommu.changed = false;
-        for vring in 0..self.config.num_queues {
-            self.settle_waits(now, vring);
-        }
-        self.ask_for_pages();
-    }
-
-    fn settle_waits(&mut self, now: Instant, vring: u16) {
-        let index = usize::from(vring);
-        let v = &self.vrings[index].iommu;
-        if !v.holds_fetching() && !v.news {
-            return;
-        }
-        let askable = self.has_channel() || self.iommu.channel_given;
-        let mut at = 0;
-        while let Some(wait) = self.vrings[index].iommu.waits.get_mut(at) {
-            if wait.promised && wait.refuse_at.is_none() {
-                wait.refuse_at = Some(now + UPDATE_GRACE);
-            }
-            let Wait { gap, refuse_at, .. } = *wait;
-            let translator = Translator {
-                tlb: &self.iommu.tlb,
-                table: &self.table,
-                ring: &self.vrings[index].iommu.map,
-            };
-            if translator.is_filled(&gap) {
-                self.vrings[index].iommu.waits.swap_remove(at);
-            } else if refuse_at.is_some_and(|at| at <= now) || !askable {
-                // Without a channel nobody can be asked.
-                self.vrings[index].iommu.waits.swap_remove(at);
-                self.refuse_page(index, gap);
-            } else {
-                at += 1;
-            }
-        }
-        let v = &mut self.vrings[index];
-        let news = core::mem::take(&mut v.iommu.news);
-        if v.iommu.held || !v.iommu.waits.is_empty() && !news {
-            return;
-        }
-        match &v.run {
-            None if v.started && v.enabled => {
-                // The message that started it was answered long ago.
-                if let Err(fault) = self.start_vring(now, vring) {
-                    self.close(fault);
-                }
-            }
-            None => {}
-            Some(run) if run.stopping || run.broken => {}
-            Some(_) => {
-                if self.resolve_ring(vring) {
-                    self.vrings[index].iommu.waits.clear();
-                    self.resubmit_rest(vring);
-                    self.fetch(now, vring);
-                }
-            }
-        }
-    }
-
-    /// The same for a ring that is about to start. Addresses beyond 64 bits are
-    /// the front-end's fault.
-    pub(super) fn find_ring(&mut self, vring: u16) -> Result<bool, FrontendFault> {
-        let v = &self.vrings[usize::from(vring)];
-        let addr = v.addr.ok_or(FrontendFault::VringUnset { vring })?;
-        let format = self.session.ring_format();
-        if v.parts(format).is_none() {
-            let (part, got, len) = ("descriptor table", addr.desc, 16 * u64::from(v.size));
-            return Err(FrontendFault::VringPlace { vring, part, got, len });
-        }
-        Ok(self.resolve_ring(vring))
-    }
-
-    /// Find out where a ring lies. False if it cannot go on now: it waits, or is
-    /// broken because its memory was refused.
-    pub(super) fn resolve_ring(&mut self, vring: u16) -> bool {
-        let format = self.session.ring_format();
-        let v = &mut self.vrings[usize::from(vring)];
-        if !v.iommu.map.is_empty() {
-            return true;
-        }
-        let Some(parts) = v.parts(format) else { return false };
-        let mut gaps = Vec::new();
-        let map = RingMap::resolve(&self.iommu.tlb, &self.table, &parts, &mut gaps);
-        if gaps.iter().any(|gap| v.iommu.was_refused(gap)) {
-            v.iommu.waits.clear();
-            v.iommu.refused.clear();
-            match &mut v.run {
-                Some(run) => run.broken = true,
-                // Not before somebody starts it again.
-                None => v.started = false,
-            }
-            if let Some(handle) = v.err {
-                self.out.push_back(Output::Err { vring, handle });
-            }
-            let fault = GuestFault::Ring { part: "ring" };
-            self.event(Event::VringBroken { vring, fault });
-            return false;
-        }
-        if !gaps.is_empty() {
-            v.iommu.wait_for(&gaps);
-            self.iommu.changed = true;
-            return false;
-        }
-        v.iommu.map = map;
-        v.iommu.lost = false;
-        v.iommu.waits.clear();
-        v.iommu.refused.clear();
-        true
-    }
-
-    /// A chain lacks pages: its vring waits for them.
-    pub(super) fn wait_for_pages(&mut self, vring: u16) {
-        self.vrings[usize::from(vring)].iommu.wait_for(&self.scratch.gaps);
-        self.iommu.changed = true;
-    }
-
-    /// There is a channel to ask on.
-    pub(super) fn channel_opened(&mut self) {
-        self.iommu.channel_given = true;
-        self.iommu.changed = true;
-    }
-}
-
-/// A message about one page, or one byte.
-fn message(kind: u8, iova: u64, access: Access) -> Message {
-    let size = if kind == MISS { PAGE } else { 1 };
-    Message { iova, size, user_addr: 0, perm: access.bits(), kind }
 }

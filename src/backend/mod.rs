@@ -4,7 +4,7 @@
 //! session   what the front-end says      -> settings, answer, pending wishes
 //! channel   what the back-end asks          -> the front-end's answers
 //! setup     memory and inflight region   -> what a vring needs to run
-//! iommu     translations told and asked for -> addresses that can be reached
+//! iommu     translations told             -> addresses that can be reached
 //! status    the device status
 //! vacate    memory that is taken away while requests use it
 //! start     a vring begins to run        -> recovery, resubmission
