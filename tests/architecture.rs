@@ -28,7 +28,7 @@ const RULE: &[(&str, &[&str])] = &[
             "dirty", "iommu",
         ],
     ),
-    ("migration", &["inflight"]),
+    ("migration", &["inflight", "vring"]),
     ("frontend", &["wire", "time", "handle", "bugs"]),
     ("driver", &[]),
 ];

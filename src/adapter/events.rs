@@ -63,6 +63,12 @@ pub fn say(event: &Event) {
                  {refused} refused so far"
             );
         }
+        Event::StateSaved => say_limited!("the device's state was handed over"),
+        Event::StateLoaded { writeback } => {
+            let cache = if *writeback { "write back" } else { "write through" };
+            say_limited!("took over the device's state: {cache}");
+        }
+        Event::StateFailed(why) => say_limited!("the device's state is lost: {why}"),
         Event::LogMapped { size } => {
             say_limited!("dirty log of {size} bytes is in place");
         }

@@ -32,6 +32,7 @@ mod migrate;
 mod migrate_file;
 mod migrate_trouble;
 mod older;
+mod packed;
 mod plug;
 mod process;
 mod qmp;
@@ -140,6 +141,7 @@ fn main() -> ExitCode {
         migrate_file::scenarios(),
         migrate_trouble::scenarios(),
         migrate::last_scenarios(),
+        packed::scenarios(),
         blkio::scenarios(),
         stream::scenarios(),
         older::scenarios(),
