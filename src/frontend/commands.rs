@@ -86,6 +86,9 @@ impl Frontend {
                     self.steps.push_back(Step::Reached(Milestone::ConfigWritten));
                 }
             }
+            Command::AnswerMiss(_) | Command::Translate(_) | Command::Invalidate { .. } => {
+                self.iommu_command(what, command)?;
+            }
             Command::Raw { request, need_reply } => {
                 self.expect_phase(what, self.phase.is_connected())?;
                 self.queue_checked(steps::raw(request, need_reply))?;
