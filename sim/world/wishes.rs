@@ -230,7 +230,6 @@ impl World<'_> {
                 back.runs[usize::from(vring)] = true;
                 self.stats.resubmitted += u64::from(resubmitted);
                 self.stats.recoveries += u64::from(resubmitted > 0);
-                self.check_running(vring, next_avail, used)?;
                 What::VringRunning { vring, next_avail, used, resubmitted }
             }
             E::VringStopped { vring, base } => {

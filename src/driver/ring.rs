@@ -134,6 +134,19 @@ impl DriverRing {
         }
     }
 
+    /// Where a device stands that has completed all it was told of, in the
+    /// format of a vring's base: the available index, or the available position
+    /// and, in the upper half, the one up to which was reaped.
+    pub fn base(&self) -> u32 {
+        match self {
+            Self::Split(ring) => ring.avail_idx().into(),
+            Self::Packed(ring) => {
+                let (avail, used) = (ring.avail_position(), ring.used_position());
+                u32::from(avail.word()) | u32::from(used.word()) << 16
+            }
+        }
+    }
+
     /// Chains that the device holds or that were not reaped.
     pub fn outstanding(&self) -> u16 {
         either!(self, ring => ring.outstanding())

@@ -144,8 +144,6 @@ pub struct Spec {
     pub device: &'static str,
     /// An older QEMU than that of all the rest.
     pub older: Option<Older>,
-    /// Rings are packed.
-    pub packed: bool,
 }
 
 impl Default for Spec {
@@ -160,7 +158,6 @@ impl Default for Spec {
             memory_slots: 0,
             device: "",
             older: None,
-            packed: false,
         }
     }
 }
@@ -186,7 +183,7 @@ impl Spec {
 
     /// The same machine with packed rings.
     pub fn packed(self) -> Self {
-        Self { packed: true, ..self }
+        Self { device: ",packed=on", ..self }
     }
 
     fn hardware(&self, socket: &Path) -> Hardware {
@@ -196,7 +193,6 @@ impl Spec {
             queue_size: self.queue_size,
             inflight_migration: self.inflight_migration,
             more: self.device,
-            packed: self.packed,
         };
         Hardware {
             cpus: self.cpus,

@@ -38,8 +38,6 @@ pub struct Disk {
     pub inflight_migration: bool,
     /// Further properties of the device.
     pub more: &'static str,
-    /// Whether the guest may use packed rings.
-    pub packed: bool,
 }
 
 /// What the machine consists of.
@@ -142,9 +140,6 @@ impl Vm {
                 device += ",inflight-migration=on";
             }
             device += disk.more;
-            if disk.packed {
-                device += ",packed=on";
-            }
             command.arg("-device").arg(device);
         }
         let mut process = Process::start(command, &file("qemu.log"))?;

@@ -15,6 +15,7 @@ pub use table::{ChainInfo, ChainTable, Descriptor, Entry};
 
 use super::chain::{Chain, Sums};
 use super::{GuestFault, RingAddresses, Used};
+use crate::bugs::{self, Bug};
 use crate::dirty::RingLog;
 use crate::marks::{self, Mark};
 use core::sync::atomic::Ordering;
@@ -63,6 +64,10 @@ impl PackedRing {
             if !there || !addr.is_multiple_of(4) {
                 return Err(gone);
             }
+        }
+        // Used descriptors are stored in words of eight bytes.
+        if !at.desc.is_multiple_of(16) {
+            return Err(gone);
         }
         let called_at = positions.used;
         Ok(Self { at, size, positions, table: ChainTable::new(size), event_idx, called_at })
@@ -206,19 +211,34 @@ impl PackedRing {
     ) -> Result<(), GuestFault> {
         let Some((first, rest)) = batch.split_first() else { return Ok(()) };
         let begin = self.positions.used;
-        let mut at = begin.after(self.table.chain(first.head).num, self.size);
+        let mut at = begin.after(self.steps(first.head), self.size);
+        let early = bugs::on_when(Bug::PackedFirstNotLast, || !rest.is_empty());
+        if early {
+            self.store_used(mem, begin, first, Ordering::Release, &log)?;
+        }
         for used in rest {
             self.store_used(mem, at, used, Ordering::Relaxed, &log)?;
-            at = at.after(self.table.chain(used.head).num, self.size);
+            at = at.after(self.steps(used.head), self.size);
+        }
+        if bugs::on_when(Bug::PackedUsedWrapKept, || at.wrap != begin.wrap) {
+            at.wrap = begin.wrap;
         }
         marks::hit_when(Mark::BatchOfMany, || batch.len() > 1);
         marks::hit_when(Mark::BatchWrapsRing, || at.wrap != begin.wrap && at.index != 0);
-        self.store_used(mem, begin, first, Ordering::Release, &log)?;
+        if !early {
+            self.store_used(mem, begin, first, Ordering::Release, &log)?;
+        }
         self.positions.used = at;
         for used in batch {
             self.table.release(used.head);
         }
         Ok(())
+    }
+
+    /// How far the used position goes for a chain.
+    fn steps(&self, slot: u16) -> u16 {
+        let num = self.table.chain(slot).num;
+        if bugs::on_when(Bug::PackedUsedByOne, || num > 1) { 1 } else { num }
     }
 
     fn store_used<M: GuestMemory>(
@@ -229,16 +249,24 @@ impl PackedRing {
         order: Ordering,
         log: &Option<RingLog<'_, M>>,
     ) -> Result<(), GuestFault> {
-        let id = self.table.chain(used.head).id;
+        let ChainInfo { mut id, num, .. } = self.table.chain(used.head);
+        if bugs::on_when(Bug::PackedIdOfFirst, || num > 1) {
+            id = self.table.entries(used.head).next().map_or(id, |(_, desc)| desc.id);
+        }
         // The length counts only with WRITE.
         let mine = if at.wrap { AVAIL | USED } else { 0 };
-        let flags = mine | if used.len > 0 { WRITE } else { 0 };
+        let written = used.len > 0 && !bugs::on(Bug::PackedNothingWritten);
+        let flags = mine | if written { WRITE } else { 0 };
         // struct pvirtq_desc { le64 addr; le32 len; le16 id; le16 flags; }
         let element = u64::from(used.len) | u64::from(id) << 32 | u64::from(flags) << 48;
         let addr = self.place(at) + 8;
         mem.store(element.to_le(), GuestAddress(addr), order).map_err(|_| GONE)?;
         if let Some(log) = log {
-            log.mark_guest(addr, 8);
+            if bugs::on(Bug::PackedRingLoggedAsEvent) {
+                log.mark(addr - self.at.desc, 8);
+            } else {
+                log.mark_guest(addr, 8);
+            }
         }
         Ok(())
     }
@@ -270,7 +298,8 @@ const GONE: GuestFault = GuestFault::Ring { part: "descriptor ring" };
 /// around.
 // spec: virtio 1.2, "Packed Virtqueues", "Driver and Device Ring Wrap Counters"
 fn is_available(flags: u16, wrap: bool) -> bool {
-    (flags & AVAIL != 0) == wrap && (flags & USED != 0) != wrap
+    let used_bit = (flags & USED != 0) != wrap || bugs::on(Bug::PackedUsedBitIgnored);
+    (flags & AVAIL != 0) == wrap && used_bit
 }
 
 /// Each descriptor is read exactly once: the guest may change it at any time.

@@ -1,6 +1,8 @@
 //! What a packed ring tells, and is told, when its inflight region is taken
 //! over from a predecessor that may have died at any store.
 
+#[cfg(feature = "bugs")]
+use super::ChainTable;
 use super::{AVAIL, GONE, PackedRing, Position, Positions, USED, is_available};
 use crate::vring::GuestFault;
 use core::sync::atomic::Ordering;
@@ -47,5 +49,24 @@ impl PackedRing {
         let flags = flags | if at.wrap { AVAIL } else { USED };
         let addr = GuestAddress(self.place(at) + 14);
         mem.store(flags.to_le(), addr, Ordering::Release).map_err(|_| GONE)
+    }
+
+    /// For a deliberate mistake: chains as they are in the ring from here on.
+    #[cfg(feature = "bugs")]
+    pub fn read_again<M: GuestMemory>(
+        &self,
+        mem: &M,
+        mut at: Position,
+        table: &mut ChainTable,
+        slots: impl Iterator<Item = u16>,
+    ) -> Result<(), GuestFault> {
+        for slot in slots {
+            let entries: Vec<u16> = table.entries(slot).map(|(entry, _)| entry).collect();
+            for entry in entries {
+                table.fill(entry, self.descriptor(mem, at)?);
+                at = at.after(1, self.size);
+            }
+        }
+        Ok(())
     }
 }
