@@ -60,11 +60,12 @@ fn sim_seeds_with_in_order_use_keep_it_through_kills_stops_and_migrations() {
     let mut arena = Arena::new();
     for profile in [ProfileName::Mixed, ProfileName::Migration, ProfileName::Storm] {
         let mut sum = Sum::default();
-        for (number, ring) in (0..seeds() / 4).zip(["split", "packed"].into_iter().cycle()) {
-            let story = Story::of(profile).with("in_order", "on").with("ring", ring);
-            let scenario = story.scenario(number).expect("both exist");
+        // A third of them with packed rings.
+        for number in 0..seeds() / 4 {
+            let story = Story::of(profile).with("in_order", "on");
+            let scenario = story.scenario(number).expect("it exists");
             sum.add(number, &run(&mut arena, &scenario, &Options::default()));
-            assert_eq!(sum.failures, [], "{profile:?}, {ring}");
+            assert_eq!(sum.failures, [], "{profile:?}");
         }
         let s = sum.stats;
         assert!(s.kills > 50 && s.resubmitted > 200 && s.largest_batch > 4, "{profile:?} {s:?}");
