@@ -38,6 +38,8 @@ const CONTROL: Runs = (
     ProfileName::Control,
     &[("kills", "0"), ("breaks", "0"), ("pauses", "0"), ("migrations", "0")],
 );
+/// Requests are used in order, whatever the disk does.
+const IN_ORDER: Runs = (ProfileName::Mixed, &[("in_order", "on")]);
 /// A disk that may complete twice.
 const STORM: Runs = (ProfileName::Storm, &[]);
 /// Vrings stop often, while requests keep coming.
@@ -234,6 +236,7 @@ pub static ENTRIES: &[Entry] = &[
     core(Bug::KicksStayOff, MIXED, &["notification", "liveness"]),
     core(Bug::NoLookAfterWish, MIXED, &["notification", "liveness"]),
     core(Bug::NoCallAfterRecovery, MIXED, &["notification", "liveness"]),
+    core(Bug::OrderIgnored, IN_ORDER, &["in-order"]),
     core(Bug::NoCallForAnswers, MIXED, &["notification", "liveness"]),
     core(Bug::NoCallAfterSwap, CONTROL, &["notification", "liveness"]),
     core(Bug::OldKickWatched, CONTROL, &["notification", "liveness"]),

@@ -583,6 +583,7 @@ fn accepted_features(topology: &Topology) -> u64 {
         (topology.flush, virtio::BLK_FLUSH),
         (topology.queues > 1, virtio::BLK_MQ),
         (topology.ring == Ring::Packed, virtio::RING_PACKED),
+        (topology.in_order, virtio::IN_ORDER),
     ];
     for (on, bit) in wanted {
         if on {

@@ -278,6 +278,8 @@ bugs! {
         NoLookAfterWish: "virtio, Available Buffer Notification Suppression", "cloud-hypervisor#928, #2179";
         /// What a predecessor published and did not live to tell stays untold.
         NoCallAfterRecovery: "vhost-user, Inflight I/O tracking", "cloud-hypervisor#7851";
+        /// Requests are used as the disk finishes them, though in-order use was agreed on.
+        OrderIgnored: "virtio, In-order use of descriptors", "";
         /// Requests that are answered without the disk are published without a call.
         NoCallForAnswers: "virtio, Used Buffer Notification Suppression", "";
         /// A call descriptor that is swapped is not signalled: what called the old one is lost.
