@@ -399,3 +399,60 @@ fn frontend_goes_without_a_region_if_the_back_end_has_none() {
     assert!(!h.peer.log.iter().any(|l| l.starts_with("SET_INFLIGHT_FD")));
     assert_eq!(h.events, [Event::Running]);
 }
+
+/// Stopped, with DEVICE_STATE agreed on.
+fn with_device_state() -> Harness {
+    let mut h = Harness::new(FrontendConfig {
+        protocol_features: PROTOCOL | protocol::DEVICE_STATE,
+        ..config()
+    });
+    h.peer.protocol |= protocol::DEVICE_STATE;
+    h.command(Command::SetMemory(memory()));
+    h.command(Command::Connect);
+    h.connect();
+    h.clear();
+    h
+}
+
+#[test]
+fn frontend_device_state_goes_through_the_owners_pipe_or_the_back_ends() {
+    const PIPE: Handle = Handle(501);
+    let mut h = with_device_state();
+    h.command(Command::SaveState { handle: PIPE });
+    assert_eq!(h.peer.log, ["SET_DEVICE_STATE_FD(0,fd501)"]);
+    assert_eq!(h.events, [Event::StateChannel { instead: None }]);
+    assert_eq!(h.wishes, [], "the pipe is the owner's");
+    h.clear();
+    h.command(Command::CheckState);
+    assert_eq!(h.peer.log, ["CHECK_DEVICE_STATE"]);
+    assert_eq!(h.events, [Event::StateChecked]);
+    h.clear();
+    // A back-end may want a channel of its own used.
+    h.peer.state_answer = (0, Some(Handle(902)));
+    h.command(Command::LoadState { handle: PIPE });
+    assert_eq!(h.peer.log, ["SET_DEVICE_STATE_FD(1,fd501)"]);
+    assert_eq!(h.events, [Event::StateChannel { instead: Some(Handle(902)) }]);
+}
+
+#[test]
+fn frontend_device_state_that_is_refused_leaves_the_connection_as_it_is() {
+    let mut h = with_device_state();
+    h.peer.state_answer = (7, Some(Handle(903)));
+    h.command(Command::SaveState { handle: Handle(501) });
+    let refused = |message, status| Event::Refused { message, status };
+    assert_eq!(h.events, [refused("SET_DEVICE_STATE_FD", 7)]);
+    assert_eq!(h.wishes, [Output::Release(Handle(903))], "beside an error it is of no use");
+    h.clear();
+    h.peer.state_status = 3;
+    h.command(Command::CheckState);
+    assert_eq!(h.events, [refused("CHECK_DEVICE_STATE", 3)]);
+    // The guest can start all the same.
+    h.clear();
+    h.command(Command::Start(start(Base::Kept)));
+    assert_eq!(h.events, [Event::Running]);
+    let misuse = h.frontend.handle_input(h.now, Input::Command(Command::CheckState));
+    assert!(misuse.is_err(), "not while vrings run");
+    let mut h = Harness::ready();
+    let misuse = h.frontend.handle_input(h.now, Input::Command(Command::CheckState));
+    assert!(misuse.unwrap_err().to_string().contains("DEVICE_STATE"), "not agreed on");
+}

@@ -49,6 +49,10 @@ pub struct Peer {
     pub dialect: Dialect,
     /// Answer to SET_LOG_BASE.
     pub log_answer: Body<Handle>,
+    /// Answer to SET_DEVICE_STATE_FD: an error, or a channel of its own.
+    pub state_answer: (u8, Option<Handle>),
+    /// Answer to CHECK_DEVICE_STATE.
+    pub state_status: u64,
     status: u64,
     acked: u64,
     /// What came, as `NAME` or `NAME!` with NEED_REPLY, and details that matter.
@@ -77,6 +81,8 @@ impl Default for Peer {
             }),
             dialect: Dialect::default(),
             log_answer: Body::U64(0),
+            state_answer: (0, None),
+            state_status: 0,
             status: 0,
             acked: 0,
             log: Vec::new(),
@@ -133,6 +139,11 @@ impl Peer {
                 None => Body::NoInflight,
             }),
             R::SetLogBase(_) => Some(self.log_answer.clone()),
+            R::SetDeviceStateFd(..) => {
+                let (error, handle) = self.state_answer;
+                Some(Body::DeviceState(error, handle))
+            }
+            R::CheckDeviceState => word(self.state_status),
             R::GetVringBase(VringState { index, .. })
             | R::GetVringBaseSkipDrain(VringState { index, .. }) => {
                 Some(Body::VringState(VringState {
@@ -175,6 +186,7 @@ fn detail(request: &R<Handle>) -> String {
         },
         R::SetStatus(status) => format!("({status:#x})"),
         R::SetInflightFd(_, Handle(h)) => format!("(fd{h})"),
+        R::SetDeviceStateFd(state, Handle(h)) => format!("({},fd{h})", state.direction),
         R::AddMemReg(region, _) | R::RemMemReg(region, _) => format!("({:#x})", region.guest_addr),
         R::SetMemTable(table) => format!("({})", table.len()),
         R::GetConfig(c) | R::SetConfig(c) => format!("({},{})", c.offset, c.data.len()),
