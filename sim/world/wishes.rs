@@ -85,6 +85,9 @@ impl World<'_> {
                 return Err(contract("a channel is used that no front-end gave"));
             }
             Output::WatchChannel { handle: None } => {}
+            Output::SaveState { .. } | Output::LoadState { .. } => {
+                return Err(contract("a device state is transferred that nobody wants"));
+            }
             Output::WatchKick { vring, handle } => {
                 let object = handle.map(|h| open(back, h)).transpose()?;
                 back.watch[usize::from(vring)] = object;
@@ -257,7 +260,12 @@ impl World<'_> {
                 self.stats.suspended += u64::from(inflight);
                 What::Back { event: BackEvent::Suspended, a: vring.into(), b: inflight.into() }
             }
-            E::CapacityChanged { .. } | E::ChannelLost(_) | E::RequestRefused { .. } => {
+            E::CapacityChanged { .. }
+            | E::ChannelLost(_)
+            | E::RequestRefused { .. }
+            | E::StateSaved
+            | E::StateLoaded { .. }
+            | E::StateFailed(_) => {
                 return Err(contract("something is reported that has not happened"));
             }
             E::LogMapped { size } => What::Back { event: BackEvent::LogMapped, a: size, b: 0 },

@@ -38,6 +38,16 @@ macro_rules! either {
 }
 
 impl DriverRing {
+    /// IN_ORDER was agreed on. A split ring then holds the device to it, and
+    /// understands batches with one used element; legal while the device holds no
+    /// chain. A packed ring takes buffers back in any order as before.
+    pub fn expect_in_order(&mut self) -> Result<(), DriverError> {
+        match self {
+            Self::Split(ring) => Ok(ring.expect_in_order()?),
+            Self::Packed(_) => Ok(()),
+        }
+    }
+
     /// Zero the ring in memory and start it from its beginning. Calls are enabled.
     pub fn start<M: GuestMemory + ?Sized>(
         mem: &M,

@@ -52,6 +52,10 @@ pub(super) enum Purpose {
     Status(u64),
     Config(ConfigFor),
     WriteConfig,
+    /// A channel for the device's state.
+    StateChannel,
+    /// What became of the transfer.
+    StateCheck,
     Raw,
 }
 

@@ -5,7 +5,9 @@
 // spec: virtio 1.2, "Packed Virtqueues"
 
 mod event;
+mod notify;
 mod position;
+mod recover;
 mod table;
 
 pub use position::{Position, Positions};
@@ -16,8 +18,7 @@ use super::{GuestFault, RingAddresses, Used};
 use crate::bugs::{self, Bug};
 use crate::dirty::RingLog;
 use crate::marks::{self, Mark};
-use core::sync::atomic::{Ordering, fence};
-use event::Wish;
+use core::sync::atomic::Ordering;
 use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
 
 const NEXT: u16 = 1;
@@ -63,6 +64,10 @@ impl PackedRing {
             if !there || !addr.is_multiple_of(4) {
                 return Err(gone);
             }
+        }
+        // Used descriptors are stored in words of eight bytes.
+        if !at.desc.is_multiple_of(16) {
+            return Err(gone);
         }
         let called_at = positions.used;
         Ok(Self { at, size, positions, table: ChainTable::new(size), event_idx, called_at })
@@ -266,134 +271,11 @@ impl PackedRing {
         Ok(())
     }
 
-    /// Whether the guest wants to be called for what was published since this
-    /// was last asked.
-    // spec: virtio 1.2, "Packed Virtqueues", "Driver and Device Event Suppression"
-    pub fn needs_call<M: GuestMemory>(&mut self, mem: &M) -> Result<bool, GuestFault> {
-        let (old, new) = (self.called_at, self.positions.used);
-        self.called_at = new;
-        // What was published must be visible before the guest's wish is read,
-        // or both sides may wait for each other.
-        fence(Ordering::SeqCst);
-        let bits: u32 = mem
-            .load(GuestAddress(self.at.avail), Ordering::Relaxed)
-            .map_err(|_| GuestFault::Ring { part: "driver event area" })?;
-        let wish = Wish::from_bits(u32::from_le(bits), self.event_idx);
-        let wanted = wish.wants(old, new, self.size);
-        marks::hit(match (wish, wanted) {
-            (Wish::At(_), true) => Mark::CallByEvent,
-            (Wish::At(_), false) => Mark::NoCallByEvent,
-            (_, true) => Mark::CallByFlag,
-            (_, false) => Mark::NoCallByFlag,
-        });
-        Ok(wanted)
-    }
-
-    /// Ask the guest for a kick when it makes more available. True if there is
-    /// more already, in which case that kick may never come.
-    pub fn enable_kicks<M: GuestMemory>(
-        &mut self,
-        mem: &M,
-        log: Option<RingLog<'_, M>>,
-    ) -> Result<bool, GuestFault> {
-        let next = self.positions.avail;
-        let wish = if self.event_idx { Wish::At(next) } else { Wish::Always };
-        self.store_wish(mem, wish, log)?;
-        // The wish must be visible before the ring is looked at once more.
-        fence(Ordering::SeqCst);
-        Ok(is_available(self.flags(mem, next)?, next.wrap))
-    }
-
-    /// Tell the guest that kicks are not needed for now.
-    pub fn disable_kicks<M: GuestMemory>(
-        &mut self,
-        mem: &M,
-        log: Option<RingLog<'_, M>>,
-    ) -> Result<(), GuestFault> {
-        self.store_wish(mem, Wish::Never, log)
-    }
-
-    fn store_wish<M: GuestMemory>(
-        &self,
-        mem: &M,
-        wish: Wish,
-        log: Option<RingLog<'_, M>>,
-    ) -> Result<(), GuestFault> {
-        let at = GuestAddress(self.at.used);
-        mem.store(wish.bits().to_le(), at, Ordering::Release)
-            .map_err(|_| GuestFault::Ring { part: "device event area" })?;
-        if let Some(log) = log {
-            log.mark(0, 4);
-        }
-        Ok(())
-    }
-
     /// The whole ring counts as written: whoever ran it before may have died
     /// between a store and its mark.
     pub fn log_all<M: GuestMemory>(&self, log: &RingLog<'_, M>) {
         log.mark_guest(self.at.desc, RingAddresses::packed_sizes(self.size)[0]);
         log.mark(0, 4);
-    }
-
-    /// True if the entry at a used position is no longer the driver's that was
-    /// fetched from there: it was used, perhaps even made available again.
-    // spec: vhost-user, "Inflight I/O tracking": "When reconnecting", packed
-    pub fn was_published<M: GuestMemory>(&self, mem: &M, at: Position) -> Result<bool, GuestFault> {
-        Ok(!is_available(self.flags(mem, at)?, at.wrap))
-    }
-
-    /// The entries from the used position to the available one are in flight, so
-    /// the driver made them available and does not touch them. Returns those
-    /// that a predecessor marked as used without publishing them; or, as an
-    /// error, the first that cannot be in flight.
-    pub fn unpublished<M: GuestMemory>(
-        &self,
-        mem: &M,
-        positions: Positions,
-    ) -> Result<Result<Vec<Position>, Position>, GuestFault> {
-        let (mut at, mut found) = (positions.used, Vec::new());
-        while at != positions.avail {
-            let flags = self.flags(mem, at)?;
-            if !is_available(flags, at.wrap) {
-                // The driver waits for the first one, so that one would be
-                // published.
-                let used = if at.wrap { AVAIL | USED } else { 0 };
-                if at == positions.used || flags & (AVAIL | USED) != used {
-                    return Ok(Err(at));
-                }
-                found.push(at);
-            }
-            at = at.after(1, self.size);
-        }
-        Ok(Ok(found))
-    }
-
-    /// The entry at a used position was stored by a predecessor that did not
-    /// live to publish it: make it the driver's again.
-    pub fn take_back<M: GuestMemory>(&self, mem: &M, at: Position) -> Result<(), GuestFault> {
-        let flags = self.flags(mem, at)? & !(AVAIL | USED);
-        let flags = flags | if at.wrap { AVAIL } else { USED };
-        let addr = GuestAddress(self.place(at) + 14);
-        mem.store(flags.to_le(), addr, Ordering::Release).map_err(|_| GONE)
-    }
-
-    /// For a deliberate mistake: chains as they are in the ring from here on.
-    #[cfg(feature = "bugs")]
-    pub fn read_again<M: GuestMemory>(
-        &self,
-        mem: &M,
-        mut at: Position,
-        table: &mut ChainTable,
-        slots: impl Iterator<Item = u16>,
-    ) -> Result<(), GuestFault> {
-        for slot in slots {
-            let entries: Vec<u16> = table.entries(slot).map(|(entry, _)| entry).collect();
-            for entry in entries {
-                table.fill(entry, self.descriptor(mem, at)?);
-                at = at.after(1, self.size);
-            }
-        }
-        Ok(())
     }
 
     fn place(&self, at: Position) -> u64 {
