@@ -33,6 +33,23 @@ const PACKED_DIES: Runs = (
         ("gentle", "never"),
     ],
 );
+/// The same, and what is used is used in batches.
+const PACKED_BATCHES: Runs = (
+    ProfileName::Mixed,
+    &[
+        ("ring", "packed"),
+        ("ring_size", "16"),
+        ("indirect", "on"),
+        ("depth", "12"),
+        ("batch", "4"),
+        ("gather", "400"),
+        ("kills", "12"),
+        ("kill_stores", "40"),
+        ("kill_idle", "never"),
+        ("gentle", "never"),
+        ("requests", "140"),
+    ],
+);
 /// A front-end that changes what it can, and nothing else goes wrong.
 const CONTROL: Runs = (
     ProfileName::Control,
@@ -131,7 +148,7 @@ pub static ENTRIES: &[Entry] = &[
     // Packed rings.
     core(
         Bug::PackedFirstNotLast,
-        PACKED,
+        PACKED_BATCHES,
         &["region", "rings", "ledger", "contract", "session", "base"],
     ),
     core(Bug::PackedIdOfFirst, PACKED, &["ledger"]),
@@ -180,7 +197,7 @@ pub static ENTRIES: &[Entry] = &[
         PACKED_DIES,
         &["region", "onlooker", "ledger", "contract", "session", "liveness"],
     ),
-    core(Bug::PackedMarksLeft, PACKED_DIES, &["ledger", "region"]),
+    core(Bug::PackedMarksLeft, PACKED_BATCHES, &["ledger", "region"]),
     core(
         Bug::PackedResubmitsFromRing,
         PACKED_DIES,

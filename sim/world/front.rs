@@ -565,7 +565,7 @@ fn first_base(topology: &Topology, size: u16) -> u32 {
         Ring::Split => first,
         Ring::Packed => {
             let wrap = u32::from((first / size).is_multiple_of(2));
-            (first % size | wrap << 15) * 0x1_0001
+            ((first % size) | (wrap << 15)) * 0x1_0001
         }
     }
 }

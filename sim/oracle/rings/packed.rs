@@ -71,7 +71,7 @@ impl PackedView {
     }
 
     /// The place that such 16 bits name; `None` if the ring has no such place.
-    fn from_half_base(&self, half: u16) -> Option<u32> {
+    fn named(&self, half: u16) -> Option<u32> {
         let (index, wrap) = (half & 0x7fff, half & 0x8000 != 0);
         let round = if wrap { 0 } else { self.size };
         (index < self.size).then(|| u32::from(index) + u32::from(round))
@@ -173,7 +173,7 @@ impl PackedView {
         match flags & 3 {
             0 => Wish::Always,
             1 => Wish::Never,
-            2 if event_idx => self.from_half_base(desc).map_or(Wish::Nonsense(desc), Wish::At),
+            2 if event_idx => self.named(desc).map_or(Wish::Nonsense(desc), Wish::At),
             _ => Wish::Nonsense(flags),
         }
     }
