@@ -121,11 +121,24 @@ enum Next {
     KickAll,
 }
 
+/// How guest and back-end wake each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Notify {
+    /// By event descriptors.
+    #[default]
+    Events,
+    /// Not at all: the back-end polls for requests, the guest for completions.
+    Polled,
+    /// By messages, if the back-end has them and the configuration lets the
+    /// feature through; else as [`Notify::Polled`].
+    Inband,
+}
+
 /// One vring of the guest.
 struct Queue {
     layout: RingLayout,
-    kick: Handle,
-    call: Handle,
+    kick: Option<Handle>,
+    call: Option<Handle>,
     /// `None` until the first start.
     driver: Option<BlkDriver>,
 }
@@ -142,6 +155,8 @@ pub struct Client {
     channel: Option<Socket>,
     /// Offered and let through.
     features: u64,
+    /// In-band notifications are in force.
+    inband: bool,
     /// What the guest accepted at its first start.
     accepted: Option<u64>,
     /// The owner wants the vrings to run, whatever the back-end does.
@@ -153,20 +168,29 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connect and negotiate.
+    /// Connect and negotiate; kick and be called by event descriptors.
     pub fn connect(config: ClientConfig) -> Result<Self, ClientError> {
+        Self::connect_notified(config, Notify::Events)
+    }
+
+    /// Connect and negotiate.
+    pub fn connect_notified(config: ClientConfig, notify: Notify) -> Result<Self, ClientError> {
         let mut handles = Handles::default();
         let event = |handles: &mut Handles| {
             let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
             let fd = eventfd(0, flags).map_err(|e| system("cannot make an eventfd", e))?;
-            Ok::<_, ClientError>(handles.insert(fd))
+            Ok::<_, ClientError>(Some(handles.insert(fd)))
         };
         let mut queues = Vec::new();
         let mut wiring = Vec::new();
         for q in 0..config.frontend.num_queues {
-            let (kick, call) = (event(&mut handles)?, event(&mut handles)?);
-            let err = Some(event(&mut handles)?);
-            wiring.push(VringWiring { call: Some(call), err });
+            let [kick, call, err] = match notify {
+                Notify::Events => {
+                    [event(&mut handles)?, event(&mut handles)?, event(&mut handles)?]
+                }
+                Notify::Polled | Notify::Inband => [None; 3],
+            };
+            wiring.push(VringWiring { call, err });
             let base = u64::from(q) * ring_stride(config.ring_size);
             let layout =
                 RingLayout::contiguous(config.ring_size, base).map_err(DriverError::from)?;
@@ -185,6 +209,7 @@ impl Client {
             socket: None,
             channel: None,
             features: 0,
+            inband: false,
             accepted: None,
             wanted: false,
             log: None,
@@ -351,8 +376,8 @@ impl Client {
             avail: USER + queue.layout.avail,
             used: USER + queue.layout.used,
             base: base(&queue.layout),
-            kick: Some(queue.kick),
-            call: Some(queue.call),
+            kick: queue.kick,
+            call: queue.call,
         });
         Command::Start(Start { features: self.accepted, vrings: vrings.collect() })
     }

@@ -58,6 +58,10 @@ pub enum ChannelEnd {
 pub(super) enum Asked {
     /// CONFIG_CHANGE_MSG.
     Change,
+    /// VRING_CALL for this vring.
+    Call(u16),
+    /// VRING_ERR.
+    Err,
 }
 
 /// A channel that the front-end has given.
@@ -65,7 +69,7 @@ pub(super) enum Asked {
 pub(super) struct Channel {
     handle: Handle,
     decoder: Decoder<BackendReplies, Handle>,
-    /// Requests whose answers are due. A front-end answers in order.
+    /// Requests whose answers are due, oldest first.
     due: VecDeque<Due>,
 }
 
@@ -93,6 +97,7 @@ impl<M: GuestMemory> Backend<M> {
         let decoder = Decoder::new(Dialect::default());
         self.channel = Some(Channel { handle, decoder, due: VecDeque::new() });
         self.out.push_back(Output::WatchChannel { handle: Some(handle) });
+        self.channel_opened();
     }
 
     /// Send a request, if there is a channel. With REPLY_ACK its answer comes
@@ -154,26 +159,26 @@ impl<M: GuestMemory> Backend<M> {
         let BackendReply { code, status, handle } = reply;
         self.release(handle);
         let Some(channel) = &mut self.channel else { return };
-        match channel.due.pop_front() {
-            Some(due) if due.code == code => self.answered(due.asked, status),
-            due => {
-                let expected = due.map(|due| due.name);
+        // What takes a front-end longer may be answered later than what came
+        // after it; answers to requests of one kind are in order.
+        let at = channel.due.iter().position(|due| due.code == code);
+        match at.and_then(|at| channel.due.remove(at)) {
+            Some(due) => self.answered(due, status),
+            None => {
+                let expected = channel.due.front().map(|due| due.name);
                 self.end_channel(ChannelEnd::UnexpectedAnswer { expected, got: code });
             }
         }
     }
 
     /// The front-end has answered; 0 is success.
-    fn answered(&mut self, asked: Asked, status: u64) {
-        match asked {
-            Asked::Change => {
-                if status != 0 {
-                    self.event(Event::RequestRefused {
-                        request: "BACKEND_CONFIG_CHANGE_MSG",
-                        status,
-                    });
-                }
-            }
+    fn answered(&mut self, due: Due, status: u64) {
+        if status != 0 {
+            self.event(Event::RequestRefused { request: due.name, status });
+        }
+        match due.asked {
+            Asked::Change | Asked::Err => {}
+            Asked::Call(vring) => self.call_inband(vring),
         }
     }
 
@@ -181,6 +186,9 @@ impl<M: GuestMemory> Backend<M> {
     fn unanswered(&mut self, asked: Asked) {
         match asked {
             Asked::Change => self.change_due = true,
+            Asked::Call(vring) => self.vrings[usize::from(vring)].call_due = true,
+            // The vring is silent, which says it as well.
+            Asked::Err => {}
         }
     }
 

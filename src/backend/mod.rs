@@ -3,6 +3,7 @@
 //! ```text
 //! session   what the front-end says      -> settings, answer, pending wishes
 //! channel   what the back-end asks          -> the front-end's answers
+//! notify    kicks and calls, by descriptor or by message
 //! setup     memory and inflight region   -> what a vring needs to run
 //! start     a vring begins to run        -> recovery, resubmission
 //! fetch     kick to disk request
@@ -20,6 +21,7 @@ mod fault;
 mod fetch;
 mod io;
 mod late;
+mod notify;
 mod policy;
 mod requests;
 mod session;

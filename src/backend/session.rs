@@ -117,7 +117,14 @@ impl<M: GuestMemory> Backend<M> {
             R::GetProtocolFeatures => {
                 return Ok(Answer(FrontendReplyBody::U64(self.offered_protocol_features())));
             }
-            R::SetProtocolFeatures(features) => self.set_protocol_features(features)?,
+            R::SetProtocolFeatures(features) => {
+                if let Err(fault) = Self::check_inband(features) {
+                    // The document wants the connection closed for this.
+                    self.close(fault);
+                    return Ok(Later);
+                }
+                self.set_protocol_features(features)?;
+            }
             R::SetOwner => self.set_owner(),
             // Deprecated; the document lets a back-end ignore it.
             R::ResetOwner => {}
@@ -207,6 +214,7 @@ impl<M: GuestMemory> Backend<M> {
                 self.need(protocol::BACKEND_REQ, "BACKEND_REQ", reply)?;
                 self.set_backend_req_fd(handle);
             }
+            R::VringKick(state) => self.vring_kick(now, state, reply)?,
             R::SendRarp(_)
             | R::NetSetMtu(_)
             | R::IotlbMsg(_)
@@ -217,7 +225,6 @@ impl<M: GuestMemory> Backend<M> {
             | R::PostcopyListen
             | R::PostcopyEnd
             | R::GpuSetSocket(_)
-            | R::VringKick(_)
             | R::SetStatus(_)
             | R::GetStatus
             | R::GetSharedObject(_)
@@ -230,7 +237,12 @@ impl<M: GuestMemory> Backend<M> {
         Ok(Done)
     }
 
-    fn need(&self, bit: u64, feature: &'static str, reply: Reply) -> Result<(), FrontendFault> {
+    pub(super) fn need(
+        &self,
+        bit: u64,
+        feature: &'static str,
+        reply: Reply,
+    ) -> Result<(), FrontendFault> {
         if self.session.protocol & bit == 0 {
             return Err(FrontendFault::NotNegotiated { message: reply.message, feature });
         }

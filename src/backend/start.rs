@@ -116,10 +116,8 @@ impl<M: GuestMemory> Backend<M> {
         // Resubmission is complete before anything new is fetched.
         self.resubmit(vring, &recovery.resubmit);
         // A predecessor may have died between publishing and calling.
-        if let Some(handle) = self.vrings[usize::from(vring)].call
-            && !bugs::on(Bug::NoCallAfterRecovery)
-        {
-            self.out.push_back(Output::Call { vring, handle });
+        if !bugs::on(Bug::NoCallAfterRecovery) {
+            self.call(vring);
         }
         Ok(())
     }

@@ -131,6 +131,7 @@ impl<M: GuestMemory> Backend<M> {
 
     /// Stop a vring that the disk does nothing for; its base.
     pub(super) fn stop_vring(&mut self, vring: u16) -> u16 {
+        self.call_last(vring);
         let v = &mut self.vrings[usize::from(vring)];
         if let Some(run) = v.run.take() {
             self.cache.vring_stopped();
@@ -172,7 +173,8 @@ impl<M: GuestMemory> Backend<M> {
             self.stop_vring(vring);
             let size = self.config.queue_size_max;
             let v = &mut self.vrings[usize::from(vring)];
-            *v = Vring { call: v.call, err: v.err, ..Vring::new(size) };
+            let (call_polled, err_polled) = (v.call_polled, v.err_polled);
+            *v = Vring { call: v.call, call_polled, err: v.err, err_polled, ..Vring::new(size) };
         }
         self.session.features = 0;
         self.inflight = None;

@@ -46,6 +46,8 @@ pub struct DeviceConfig {
     pub discard: bool,
     /// The disk can write zeroes.
     pub write_zeroes: bool,
+    /// Offer kicks and calls by message, for front-ends that want them.
+    pub inband: bool,
 }
 
 /// The configuration makes no sense.
@@ -82,6 +84,7 @@ impl DeviceConfig {
             serial: [0; 20],
             discard: true,
             write_zeroes: true,
+            inband: false,
         }
     }
 

@@ -1,17 +1,23 @@
-//! The back-end's own channel.
+//! The back-end's own channel, and what messages on both channels do in the place
+//! of event descriptors.
 
 use super::Frontend;
 use super::error::{ApiMisuse, BackendFault};
-use super::io::Output;
-use super::steps::{ConfigFor, Milestone, Step, get_config};
+use super::io::{Event, Output};
+use super::phase::Phase;
+use super::steps::{ConfigFor, Milestone, Step, get_config, kick_by_message};
 use crate::Handle;
 use crate::time::Instant;
+use crate::wire::features::protocol;
 use crate::wire::{
-    BackendReply, BackendRequest, BackendRequests, Decoder, Dialect, Envelope, encode_backend_reply,
+    BackendReply, BackendRequest, BackendRequests, Decoder, Dialect, Envelope, FrontendRequest,
+    VringState, encode_backend_reply,
 };
 
 /// Status of an answer to what this front-end does not do.
 const NOT_DONE: u64 = 1;
+/// Status of every other answer.
+const DONE: u64 = 0;
 
 #[derive(Debug)]
 pub(super) struct Channel {
@@ -70,6 +76,22 @@ impl Frontend {
                 self.steps.push_back(Step::Reached(seen));
                 return;
             }
+            BackendRequest::VringCall(state) if self.is_inband(state) => {
+                let vring = state.index as u16;
+                self.outputs.push_back(Output::Event(Event::Called { vring }));
+                if need_reply {
+                    self.answer_backend(code, DONE);
+                }
+                return;
+            }
+            BackendRequest::VringErr(state) if self.is_inband(state) => {
+                let vring = state.index as u16;
+                self.outputs.push_back(Output::Event(Event::VringBroken { vring }));
+                if need_reply {
+                    self.answer_backend(code, DONE);
+                }
+                return;
+            }
             BackendRequest::VringHostNotifierMsg(_, handle) => {
                 self.outputs.extend(handle.map(Output::Release));
             }
@@ -90,8 +112,34 @@ impl Frontend {
         }
     }
 
+    /// A notification that belongs here: in-band, of a vring there is.
+    fn is_inband(&self, state: VringState) -> bool {
+        self.session.has(protocol::INBAND_NOTIFICATIONS)
+            && state.index < u32::from(self.config.num_queues)
+    }
+
+    /// VRING_KICK, unless one for this vring waits for its turn already: that one
+    /// is for what has been made available until it is sent.
+    pub(super) fn kick(&mut self, what: &'static str, vring: u16) -> Result<(), ApiMisuse> {
+        if !self.session.has(protocol::INBAND_NOTIFICATIONS) {
+            let feature = "INBAND_NOTIFICATIONS";
+            return Err(ApiMisuse::NotNegotiated { what, feature });
+        }
+        if vring >= self.config.num_queues {
+            return Err(ApiMisuse::BadVring(vring));
+        }
+        let waits = self.steps.iter().any(|step| {
+            matches!(step, Step::Ask { request: FrontendRequest::VringKick(state), .. }
+                if state.index == u32::from(vring))
+        });
+        if self.phase == Phase::Running && !waits {
+            self.steps.push_back(kick_by_message(&self.session, vring));
+        }
+        Ok(())
+    }
+
     pub(super) fn answer_change(&mut self) {
-        self.answer_backend(BackendRequest::<Handle>::ConfigChangeMsg.code(), 0);
+        self.answer_backend(BackendRequest::<Handle>::ConfigChangeMsg.code(), DONE);
     }
 
     fn answer_backend(&mut self, code: u32, status: u64) {

@@ -57,6 +57,7 @@ impl Frontend {
             Command::LogOn { log, handle } => self.log_on(what, log, handle)?,
             Command::LogOff => self.log_off(),
             Command::Adopt { state, inflight } => self.adopt(now, what, state, inflight)?,
+            Command::Kick { vring } => self.kick(what, vring)?,
             Command::Reset => self.reset(what)?,
             Command::ReadConfig { offset, size } => {
                 self.expect_config(what)?;

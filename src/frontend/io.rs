@@ -98,6 +98,14 @@ pub enum Command {
         /// knows that nothing is in flight may leave the region out.
         inflight: Option<Handle>,
     },
+    /// The guest has made requests available in a vring that has no kick
+    /// descriptor: tell the back-end by VRING_KICK. It takes in-band
+    /// notifications; kicks that wait for their turn are joined. Legal while
+    /// vrings run, and of no effect otherwise: a start looks at every ring.
+    Kick {
+        /// Vring index.
+        vring: u16,
+    },
     /// The guest has reset the device: stop what runs, forget bases and
     /// inflight region. Legal without a connection too.
     Reset,
@@ -140,6 +148,7 @@ impl Command {
             Self::LogOn { .. } => "log on",
             Self::LogOff => "log off",
             Self::Adopt { .. } => "adopt",
+            Self::Kick { .. } => "kick",
             Self::Reset => "reset",
             Self::ReadConfig { .. } => "read config",
             Self::WriteConfig { .. } => "write config",
@@ -224,6 +233,17 @@ pub enum Event {
     ConfigWritten,
     /// The back-end has changed the configuration space, and this is the new one.
     ConfigChanged(Bytes),
+    /// The back-end has used requests of a vring that has no call descriptor.
+    Called {
+        /// Vring index.
+        vring: u16,
+    },
+    /// The back-end says that the guest has broken a vring that has no err
+    /// descriptor.
+    VringBroken {
+        /// Vring index.
+        vring: u16,
+    },
     /// The back-end said no; the connection lives.
     Refused {
         /// Name of the message.
