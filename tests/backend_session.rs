@@ -64,7 +64,7 @@ fn session_a_refused_message_says_what_was_expected_and_what_came() {
         ),
         (
             R::SetProtocolFeatures(1 << 2),
-            "SET_PROTOCOL_FEATURES has bits 0x4, expected none outside 0xb20b",
+            "SET_PROTOCOL_FEATURES has bits 0x4, expected none outside 0xb22b",
         ),
         (R::SetVringNum(state(2, 8)), "SET_VRING_NUM names vring 2, expected less than 2"),
         (
