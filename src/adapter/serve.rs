@@ -47,6 +47,9 @@ pub fn serve(args: &ServeArgs) -> Result<ExitCode, Refusal> {
         discard: image.can_discard(),
         write_zeroes: !args.read_only,
         inband: args.inband_notifications,
+        in_order: args.in_order,
+        ring_reset: args.ring_reset,
+        packed: !args.no_packed,
     };
     let backend =
         match suspend_policy(image.promise(), args.suspend_grace_ms, args.skip_drain_dialect)? {

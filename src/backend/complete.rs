@@ -56,7 +56,8 @@ impl<M: GuestMemory> Backend<M> {
             return Ok(());
         }
         let run = self.vrings[usize::from(vring)].run.as_mut();
-        let (Some(mem), Some(run)) = (self.memory.as_ref(), run) else { return Ok(()) };
+        let mem = if request.vacates { self.vacated.as_ref() } else { self.memory.as_ref() };
+        let (Some(mem), Some(run)) = (mem, run) else { return Ok(()) };
         run.at_disk -= 1;
         let cancelled = completion.result == Err(DiskError::Cancelled);
         marks::hit_when(Mark::CancelLeaves, || cancelled);
@@ -87,7 +88,7 @@ impl<M: GuestMemory> Backend<M> {
         if let Some(log) = log {
             log_status(log, addr);
         }
-        run.batch.push(Used { head, len });
+        run.finished(Used { head, len });
         Ok(())
     }
 
@@ -109,6 +110,9 @@ impl<M: GuestMemory> Backend<M> {
         let (Some(mem), Some(run)) = (self.memory.as_ref(), v.run.as_mut()) else {
             return Ok(false);
         };
+        if let Some(order) = &mut run.in_order {
+            order.release(&mut run.batch);
+        }
         if run.batch.is_empty() {
             return Ok(false);
         }
@@ -117,7 +121,7 @@ impl<M: GuestMemory> Backend<M> {
         if let Some((region, mem)) = run.region.as_mut().zip(region_mem) {
             self.late.catch_up(Some(mem));
             for used in run.batch.iter().filter(|_| !bugs::on(Bug::LinkAfterPublish)) {
-                region.link(mem, used.head)?; // C1, C2, C3
+                region.link(mem, &run.ring, used.head)?; // C1, C2, C3
             }
             if bugs::on(Bug::ClearBeforePublish) {
                 for used in &run.batch {
@@ -137,16 +141,16 @@ impl<M: GuestMemory> Backend<M> {
         {
             if bugs::on(Bug::LinkAfterPublish) {
                 for used in &run.batch {
-                    region.link(mem, used.head)?;
+                    region.link(mem, &run.ring, used.head)?;
                 }
             }
             if bugs::on(Bug::CloseBeforeRetire) {
-                region.close(mem, run.ring.used_idx())?;
+                region.close(mem, run.ring.used())?;
             }
             for used in &run.batch {
                 region.retire(mem, used.head)?; // C5
             }
-            region.close(mem, run.ring.used_idx())?; // C6
+            region.close(mem, run.ring.used())?; // C6
         }
 
         for used in &run.batch {

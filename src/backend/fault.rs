@@ -12,6 +12,7 @@ use crate::blk::ReqId;
 use crate::inflight::InflightFault;
 use crate::memory::MemoryFault;
 pub use crate::vring::GuestFault;
+use crate::vring::RingFormat;
 use crate::wire::WireError;
 
 /// The front-end broke the protocol. The message that did has no effect.
@@ -91,10 +92,12 @@ pub enum FrontendFault {
         vring: u16,
     },
     /// Not a ring size.
-    #[error("SET_VRING_NUM for vring {vring} is {got}, expected a power of two from 1 to {max}")]
+    #[error("SET_VRING_NUM for vring {vring} is {got}, expected {} from 1 to {max}", size_of_ring(*.format))]
     VringSize {
         /// Vring index.
         vring: u16,
+        /// Kind of ring.
+        format: RingFormat,
         /// Size asked for.
         got: u32,
         /// Largest size.
@@ -107,6 +110,18 @@ pub enum FrontendFault {
         vring: u16,
         /// Base given.
         got: u32,
+    },
+    /// Not two positions of a packed ring.
+    #[error(
+        "SET_VRING_BASE for vring {vring} is {got:#x}, expected two positions of a packed ring of {size}"
+    )]
+    VringPositions {
+        /// Vring index.
+        vring: u16,
+        /// Base given.
+        got: u32,
+        /// Ring size.
+        size: u16,
     },
     /// A ring that does not start where it must.
     #[error(
@@ -157,6 +172,25 @@ pub enum FrontendFault {
         /// Vring index.
         vring: u16,
     },
+    /// Addresses were agreed on to be guest-physical everywhere.
+    #[error(
+        "{message} has user address {user_addr:#x} for guest address {guest_addr:#x}, \
+         expected them equal with GPA_ADDRESSES"
+    )]
+    UserAddress {
+        /// Name of the message.
+        message: &'static str,
+        /// User address given.
+        user_addr: u64,
+        /// Guest-physical address.
+        guest_addr: u64,
+    },
+    /// Not a device status.
+    #[error("SET_STATUS has {got:#x}, expected at most 0xff")]
+    Status {
+        /// What came.
+        got: u64,
+    },
     /// The file behind a descriptor is not what the message says.
     #[error("{message} cannot be mapped: {why}")]
     Map {
@@ -180,6 +214,13 @@ pub enum FrontendFault {
         /// What would have been accepted.
         expected: &'static str,
     },
+}
+
+fn size_of_ring(format: RingFormat) -> &'static str {
+    match format {
+        RingFormat::Split => "a power of two",
+        RingFormat::Packed => "a size",
+    }
 }
 
 /// The driver called out of turn. The call changed nothing.

@@ -141,8 +141,7 @@ impl<'a, M: GuestMemory> Fetcher<'a, M> {
 
     /// True if chains may be left that this call was not allowed to take.
     fn fetch(&mut self) -> Result<bool, Broken> {
-        let ring = &self.run.ring;
-        let there = ring.avail_idx(self.mem)?.wrapping_sub(ring.next_avail());
+        let there = self.run.ring.backlog(self.mem, 2 * CHAINS_PER_CALL)?;
         let mut left = there.div_ceil(2).clamp(CHAINS_UNDIVIDED, CHAINS_PER_CALL);
         self.run.ring.disable_kicks(self.mem, self.ring_log())?;
         loop {
@@ -171,7 +170,7 @@ impl<'a, M: GuestMemory> Fetcher<'a, M> {
         // F2, F3, F4, before anything else is done for this request and before
         // the next one is fetched.
         if let (Some(region), Some(mem)) = (&mut self.run.region, self.region_mem) {
-            region.submit(mem, head)?;
+            region.submit(mem, &self.run.ring, head)?;
         }
         self.start(head)
     }
@@ -179,8 +178,11 @@ impl<'a, M: GuestMemory> Fetcher<'a, M> {
     /// Turn a head that the region knows into a request, or answer it.
     fn start(&mut self, head: u16) -> Result<(), Broken> {
         self.run.taken[usize::from(head)] = true;
-        let (mem, ring) = (self.mem, &self.run.ring);
-        self.chain.walk(mem, ring.desc_table(), ring.size(), head)?;
+        if let Some(order) = &mut self.run.in_order {
+            order.fetch(head);
+        }
+        let mem = self.mem;
+        self.run.ring.walk(mem, head, self.chain)?;
         let parsed = blk::parse(mem, self.config, self.durable, head, self.chain)?;
         match parsed.action {
             Action::Disk(op) => {
@@ -192,6 +194,9 @@ impl<'a, M: GuestMemory> Fetcher<'a, M> {
                 };
                 let id = self.requests.insert(self.vring, head, op, data, parsed.status_addr);
                 self.run.at_disk += 1;
+                if let Some(order) = self.run.in_order.as_mut().filter(|_| !op.repeatable()) {
+                    order.last_runs_once();
+                }
                 self.out.push_back(Output::Disk(id));
             }
             Action::Answer { status, written } => {
@@ -207,7 +212,7 @@ impl<'a, M: GuestMemory> Fetcher<'a, M> {
                     log_data(log, &self.chain.writable, written);
                     log_status(log, at);
                 }
-                self.run.batch.push(Used { head, len: written + 1 });
+                self.run.finished(Used { head, len: written + 1 });
             }
         }
         Ok(())

@@ -111,6 +111,9 @@ pub enum Output {
     /// whose handle was in the last table is the same region: reuse its
     /// mapping. Until the answer comes the back-end takes no further message
     /// from its buffer.
+    ///
+    /// What was started before goes on with the memory as it was: a region that
+    /// is not in the new table stays mapped until the disk is done with it.
     Map {
         /// The whole new table.
         regions: Vec<MapRegion>,
@@ -252,9 +255,10 @@ pub enum Event {
         vring: u16,
         /// Ring size in entries.
         size: u16,
-        /// Next available index.
+        /// Next available index; of a packed ring with its wrap counter as bit
+        /// 15.
         next_avail: u16,
-        /// Used index.
+        /// Used index, likewise.
         used: u16,
         /// Requests taken over from the inflight region.
         resubmitted: u16,
@@ -263,8 +267,8 @@ pub enum Event {
     VringStopped {
         /// Vring index.
         vring: u16,
-        /// Next available index.
-        base: u16,
+        /// As in GET_VRING_BASE.
+        base: u32,
     },
     /// The base of SET_VRING_BASE contradicts used ring and inflight region;
     /// the region was believed.
@@ -272,7 +276,7 @@ pub enum Event {
         /// Vring index.
         vring: u16,
         /// What the front-end said.
-        base: u16,
+        base: u32,
         /// Used index.
         used: u16,
         /// Requests in flight by the region.

@@ -5,9 +5,12 @@
 //! channel   what the back-end asks          -> the front-end's answers
 //! notify    kicks and calls, by descriptor or by message
 //! setup     memory and inflight region   -> what a vring needs to run
+//! status    the device status
+//! vacate    memory that is taken away while requests use it
 //! start     a vring begins to run        -> recovery, resubmission
 //! fetch     kick to disk request
 //! complete  disk done to used entry
+//! in_order  holds back what finished before its turn
 //! policy    which stop drains, which suspends, and for how long it waits
 //! stop      drain, suspend, reset, disconnect, shut down
 //! ```
@@ -19,6 +22,7 @@ mod channel;
 mod complete;
 mod fault;
 mod fetch;
+mod in_order;
 mod io;
 mod late;
 mod notify;
@@ -28,7 +32,9 @@ mod session;
 mod settings;
 mod setup;
 mod start;
+mod status;
 mod stop;
+mod vacate;
 mod vring;
 
 pub use channel::ChannelEnd;
@@ -108,6 +114,9 @@ pub struct Backend<M> {
     /// The operator wants the end.
     shutdown: bool,
     memory: Option<M>,
+    /// Memory as it was before regions were taken away that requests in flight
+    /// still use; those requests go on with it.
+    vacated: Option<M>,
     table: MemoryTable,
     inflight: Option<InflightMemory<M>>,
     log: Option<DirtyLog<M>>,
@@ -160,6 +169,7 @@ impl<M: GuestMemory> Backend<M> {
             change_due: true,
             shutdown: false,
             memory: None,
+            vacated: None,
             table: MemoryTable::default(),
             inflight: None,
             log: None,

@@ -49,7 +49,10 @@ impl<M: GuestMemory> Backend<M> {
     /// Protocol features offered to front-ends.
     pub fn offered_protocol_features(&self) -> u64 {
         let inband = if self.config.inband { protocol::INBAND_NOTIFICATIONS } else { 0 };
-        OFFERED_PROTOCOL_FEATURES | inband | self.suspend.map_or(0, |policy| needed(policy.dialect))
+        OFFERED_PROTOCOL_FEATURES
+            | inband
+            | self.dialect().gpa_addresses()
+            | self.suspend.map_or(0, |policy| needed(policy.dialect))
     }
 
     /// What a plain GET_VRING_BASE means.

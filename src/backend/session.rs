@@ -9,6 +9,7 @@ use crate::dirty::DirtyLog;
 use crate::marks::{self, Mark};
 use crate::memory::MAX_REGIONS;
 use crate::time::Instant;
+use crate::vring::RingFormat;
 use crate::wire::features::{protocol, virtio};
 use crate::wire::{
     ConfigPayload, Envelope, FrontendReplyBody, FrontendRequest, LogBase, Refused, request_name,
@@ -28,7 +29,8 @@ pub const OFFERED_PROTOCOL_FEATURES: u64 = protocol::MQ
     | protocol::CONFIG
     | protocol::INFLIGHT_SHMFD
     | protocol::RESET_DEVICE
-    | protocol::CONFIGURE_MEM_SLOTS;
+    | protocol::CONFIGURE_MEM_SLOTS
+    | protocol::STATUS;
 
 /// What was agreed with the front-end that is connected.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,6 +39,8 @@ pub(super) struct Session {
     pub features: u64,
     /// Protocol features in force.
     pub protocol: u64,
+    /// The device status as the front-end has told it.
+    pub status: u8,
 }
 
 impl Session {
@@ -44,6 +48,15 @@ impl Session {
     // spec: vhost-user, "Migration": VHOST_F_LOG_ALL
     pub fn log_in_force<'a, M>(&self, log: &'a Option<DirtyLog<M>>) -> Option<&'a DirtyLog<M>> {
         log.as_ref().filter(|_| self.features & virtio::LOG_ALL != 0)
+    }
+
+    /// The kind of ring that was agreed on.
+    pub fn ring_format(&self) -> RingFormat {
+        if self.features & virtio::RING_PACKED != 0 {
+            RingFormat::Packed
+        } else {
+            RingFormat::Split
+        }
     }
 
     /// True if a write has to be on the medium before it completes.
@@ -210,6 +223,14 @@ impl<M: GuestMemory> Backend<M> {
                 self.reset_device(reply);
                 return Ok(Later);
             }
+            R::SetStatus(status) => {
+                self.need(protocol::STATUS, "STATUS", reply)?;
+                self.set_status(status)?;
+            }
+            R::GetStatus => {
+                self.need(protocol::STATUS, "STATUS", reply)?;
+                return Ok(Answer(FrontendReplyBody::U64(self.status())));
+            }
             R::SetBackendReqFd(handle) => {
                 self.need(protocol::BACKEND_REQ, "BACKEND_REQ", reply)?;
                 self.set_backend_req_fd(handle);
@@ -225,8 +246,6 @@ impl<M: GuestMemory> Backend<M> {
             | R::PostcopyListen
             | R::PostcopyEnd
             | R::GpuSetSocket(_)
-            | R::SetStatus(_)
-            | R::GetStatus
             | R::GetSharedObject(_)
             | R::SetDeviceStateFd(..)
             | R::CheckDeviceState
@@ -267,17 +286,16 @@ impl<M: GuestMemory> Backend<M> {
         let runs = self.running_vring().is_some();
         marks::hit_when(Mark::LogOnRunning, || runs && log(to) && !log(from));
         marks::hit_when(Mark::LogOffRunning, || runs && !log(to) && log(from));
-        self.agree(to, self.session.protocol);
-        if bugs::on_when(Bug::FeaturesDisableVrings, || self.running_vring().is_some()) {
-            self.vrings.iter_mut().for_each(|v| v.enabled = false);
-        }
         // spec: vhost-user, "Ring states": without bit 30 rings start enabled.
         // With it nothing changes: the message is sent again at run time.
-        if to & virtio::PROTOCOL_FEATURES == 0 {
-            for vring in 0..self.config.num_queues {
-                self.vrings[usize::from(vring)].enabled = true;
-                self.start_vring(now, vring)?;
-            }
+        let legacy = to & virtio::PROTOCOL_FEATURES == 0;
+        self.agree(to, self.session.protocol);
+        if legacy && let Err(fault) = self.enable_all(now) {
+            self.agree(from, self.session.protocol);
+            return Err(fault);
+        }
+        if bugs::on_when(Bug::FeaturesDisableVrings, || self.running_vring().is_some()) {
+            self.vrings.iter_mut().for_each(|v| v.enabled = false);
         }
         Ok(())
     }
@@ -293,7 +311,7 @@ impl<M: GuestMemory> Backend<M> {
 
     /// Front-ends say the same more than once, and in either order.
     fn agree(&mut self, features: u64, protocol: u64) {
-        let agreed = Session { features, protocol };
+        let agreed = Session { features, protocol, ..self.session };
         if agreed != self.session {
             self.session = agreed;
             self.event(Event::Negotiated { features, protocol });

@@ -1,16 +1,28 @@
 //! A vring begins to run: its place is checked, what a predecessor left is
 //! taken over, and the ring is looked at once without being asked.
 
-use super::vring::Run;
+use super::in_order::InOrder;
+use super::vring::{Run, Vring};
 use super::{Backend, Event, FrontendFault, Output};
 use crate::bugs::{self, Bug};
 use crate::dirty::RingLog;
-use crate::inflight::{Recovery, RingState, SplitRegion};
+use crate::inflight::{Recovery, Region};
 use crate::marks::{self, Mark};
 use crate::time::Instant;
-use crate::vring::SplitRing;
+use crate::vring::{GuestFault, Ring, RingFormat, SplitRing};
 use crate::wire::features::virtio;
 use vm_memory::GuestMemory;
+
+/// A ring whose place was checked, with what a predecessor left in it.
+struct Taken {
+    ring: Ring,
+    region: Option<Region>,
+    recovery: Recovery,
+    /// What SET_VRING_BASE said.
+    base: u32,
+    /// It fits what ring and region say.
+    plausible: bool,
+}
 
 impl<M: GuestMemory> Backend<M> {
     /// To be called when a vring has become started or enabled. Does nothing
@@ -22,7 +34,8 @@ impl<M: GuestMemory> Backend<M> {
             return Ok(());
         }
         if v.run.is_none() {
-            self.take_up(now, vring)?;
+            let taken = self.take_up(vring)?;
+            self.begin(now, vring, taken);
         }
         // A kick before this moment was not looked at, and a front-end need not
         // kick at all.
@@ -32,43 +45,92 @@ impl<M: GuestMemory> Backend<M> {
         Ok(())
     }
 
-    fn take_up(&mut self, now: Instant, vring: u16) -> Result<(), FrontendFault> {
+    /// A front-end without protocol features has no message to enable vrings;
+    /// they are enabled with its features. All of them start or none does: a
+    /// refusal takes the features back, and no ring may run by features that
+    /// are not in force.
+    // spec: vhost-user, "Ring states"
+    pub(super) fn enable_all(&mut self, now: Instant) -> Result<(), FrontendFault> {
+        let mut ready = Vec::new();
+        for (vring, v) in (0..).zip(&self.vrings) {
+            if v.started && v.run.is_none() {
+                ready.push((vring, self.take_up(vring)?));
+            }
+        }
+        self.vrings.iter_mut().for_each(|v| v.enabled = true);
+        for (vring, taken) in ready {
+            self.begin(now, vring, taken);
+        }
+        for vring in 0..self.config.num_queues {
+            self.fetch(now, vring);
+        }
+        Ok(())
+    }
+
+    /// Everything that can be refused. What is stored into the inflight region
+    /// here is recovery, which may be done any number of times.
+    fn take_up(&self, vring: u16) -> Result<Taken, FrontendFault> {
         let v = &self.vrings[usize::from(vring)];
-        let at = v.place(vring, &self.table)?;
+        let format = self.session.ring_format();
+        let at = v.place(vring, format, &self.table)?;
+        let base = v.base.unwrap_or(format.first_base());
+        // Sizes and bases may have come before it was agreed on what they mean.
+        if !format.has_size(v.size) {
+            let (got, max) = (v.size.into(), self.config.queue_size_max);
+            return Err(FrontendFault::VringSize { vring, format, got, max });
+        }
+        if !format.has_base(base, v.size) {
+            return Err(match format {
+                RingFormat::Split => FrontendFault::VringBase { vring, got: base },
+                RingFormat::Packed => {
+                    FrontendFault::VringPositions { vring, got: base, size: v.size }
+                }
+            });
+        }
         let unmapped = || FrontendFault::VringUnmapped { vring };
         let mem = self.memory.as_ref().ok_or_else(unmapped)?;
         let event_idx = self.session.features & virtio::EVENT_IDX != 0;
-        let mut ring = SplitRing::new(mem, v.size, at, event_idx).map_err(|_| unmapped())?;
+        let mut ring =
+            Ring::new(mem, format, v.size, at, event_idx, base).map_err(|_| unmapped())?;
 
-        let used = ring.used_idx();
-        let avail_idx = ring.avail_idx(mem).map_err(|_| unmapped())?;
-        let state = RingState { size: v.size, used_idx: used, avail_idx };
         let (region, recovery) = match &self.inflight {
             Some(i) => {
-                let (region, recovery) = SplitRegion::attach(&i.memory, &i.shape, vring, state)?;
+                let shape = i.shape.taken_for(format)?;
+                if self.was_reset(v) {
+                    shape.forget(&i.memory, vring)?;
+                }
+                let (region, recovery) = Region::attach(&i.memory, &shape, vring, mem, &mut ring)?;
                 (Some(region), recovery)
             }
             None => (None, Recovery { fresh: true, ..Recovery::default() }),
         };
-
-        // What the base means depends on how the front-end came by it: after a
-        // stop it counts the requests in flight, after a crash it does not. The
-        // region knows, so the base is only a check, except where nobody has
-        // tracked anything.
-        let inflight = recovery.resubmit.len() as u16;
-        let next = match () {
-            () if recovery.fresh || bugs::on_when(Bug::BaseTrusted, || inflight > 0) => v.base,
-            () if bugs::on_when(Bug::BasePlusInflight, || inflight > 0) => {
-                v.base.wrapping_add(inflight)
+        let plausible = match &mut ring {
+            Ring::Split(ring) => {
+                place_split(ring, mem, &recovery, base as u16).map_err(|_| unmapped())?
             }
-            () if bugs::on(Bug::UnfinishedSkipped) => avail_idx,
-            () => used.wrapping_add(inflight),
+            // After a crash the base is what was said last, however long ago
+            // that was. Where nobody has tracked anything it must not count
+            // requests that are in flight.
+            Ring::Packed(ring) => !recovery.fresh || ring.positions().ahead(v.size) == Some(0),
         };
-        marks::hit_when(Mark::BaseAfterCrash, || inflight > 0 && v.base == used);
-        marks::hit_when(Mark::BaseAfterStop, || inflight > 0 && v.base == next);
-        let plausible = v.base == used || v.base == used.wrapping_add(inflight);
-        let base = v.base;
-        ring.set_next_avail(next);
+        Ok(Taken { ring, region, recovery, base, plausible })
+    }
+
+    /// True if the guest has reset this vring alone: it is started again on the
+    /// region it was stopped with, and not where it was stopped. Nothing of what
+    /// was in flight then belongs to the ring that starts now.
+    // spec: virtio 1.2, "Virtqueue Reset"
+    fn was_reset(&self, v: &Vring) -> bool {
+        let agreed = self.session.features & virtio::RING_RESET != 0;
+        agreed && v.told.is_some_and(|told| Some(told) != v.base)
+    }
+
+    fn begin(&mut self, now: Instant, vring: u16, taken: Taken) {
+        let Taken { ring, region, recovery, base, plausible } = taken;
+        let v = &self.vrings[usize::from(vring)];
+        let inflight = recovery.resubmit.len() as u16;
+        let used = ring.used();
+        let next = ring.next_avail();
         // What a predecessor stored and did not live to mark. Data and status
         // need no such care: what it had not published is written again.
         let log = self.session.log_in_force(&self.log);
@@ -80,13 +142,15 @@ impl<M: GuestMemory> Backend<M> {
             log.published();
         }
 
-        let size = v.size;
+        let (size, slots) = (v.size, usize::from(ring.slots()));
+        let in_order = self.session.features & virtio::IN_ORDER != 0;
         self.vrings[usize::from(vring)].run = Some(Run {
             ring,
             region,
-            taken: vec![false; usize::from(size)],
+            taken: vec![false; slots],
             at_disk: 0,
-            batch: Vec::with_capacity(usize::from(size)),
+            batch: Vec::with_capacity(slots),
+            in_order: in_order.then(|| InOrder::new(slots as u16)),
             stopping: false,
             suspending: false,
             broken: false,
@@ -105,7 +169,9 @@ impl<M: GuestMemory> Backend<M> {
         });
         // A stop is over when a vring starts; the next one has its own grace.
         self.cancel_at = None;
-        self.start_cache(used);
+        // The lower half of a base is the used index of a split ring at 0, and of
+        // a packed one the available position, where used is as well at first.
+        self.start_cache(used == self.session.ring_format().first_base() as u16);
         if !self.store {
             self.store = true;
             self.out.push_back(Output::AcquireStore);
@@ -119,6 +185,29 @@ impl<M: GuestMemory> Backend<M> {
         if !bugs::on(Bug::NoCallAfterRecovery) {
             self.call(vring);
         }
-        Ok(())
     }
+}
+
+/// Where a split ring goes on; false if the base contradicts that.
+///
+/// What the base means depends on how the front-end came by it: after a stop it
+/// counts the requests in flight, after a crash it does not. The region knows,
+/// so the base is only a check, except where nobody has tracked anything.
+fn place_split<M: GuestMemory>(
+    ring: &mut SplitRing,
+    mem: &M,
+    recovery: &Recovery,
+    base: u16,
+) -> Result<bool, GuestFault> {
+    let (used, inflight) = (ring.used_idx(), recovery.resubmit.len() as u16);
+    let next = match () {
+        () if recovery.fresh || bugs::on_when(Bug::BaseTrusted, || inflight > 0) => base,
+        () if bugs::on_when(Bug::BasePlusInflight, || inflight > 0) => base.wrapping_add(inflight),
+        () if bugs::on(Bug::UnfinishedSkipped) => ring.avail_idx(mem)?,
+        () => used.wrapping_add(inflight),
+    };
+    marks::hit_when(Mark::BaseAfterCrash, || inflight > 0 && base == used);
+    marks::hit_when(Mark::BaseAfterStop, || inflight > 0 && base == next);
+    ring.set_next_avail(next);
+    Ok(base == used || base == used.wrapping_add(inflight))
 }

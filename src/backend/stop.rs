@@ -2,6 +2,7 @@
 
 use super::answer::Reply;
 use super::cache::WriteCache;
+use super::in_order::InOrder;
 use super::policy::Stop;
 use super::setup::{Pending, Stopping};
 use super::vring::{Run, Vring};
@@ -50,6 +51,9 @@ impl<M: GuestMemory> Backend<M> {
     /// or the other.
     fn cancel(&mut self, vring: u16) {
         let Some(run) = &mut self.vrings[usize::from(vring)].run else { return };
+        if run.in_order.as_ref().is_some_and(InOrder::has_what_runs_once) {
+            return;
+        }
         marks::hit(Mark::SuspendCancels);
         run.suspending = true;
         if bugs::on(Bug::ReplyBeforeCancelled) {
@@ -78,7 +82,7 @@ impl<M: GuestMemory> Backend<M> {
                 self.reset_vrings();
                 self.answer_ok(reply);
             }
-            Pending::Quiesce(change) if self.requests.is_empty() => self.map(change),
+            Pending::Vacate(vacating) => self.go_on_vacating(vacating),
             other => self.pending = other,
         }
         if self.shutdown && self.link == Link::Connected && self.requests.is_empty() {
@@ -105,8 +109,9 @@ impl<M: GuestMemory> Backend<M> {
         }
         marks::hit_when(Mark::SuspendInGrace, || stopping.cancel_at.is_some());
         let base = self.stop_vring(vring);
+        self.vrings[usize::from(vring)].told = Some(base);
         let base = if bugs::on_when(Bug::BaseZero, || base != 0) { 0 } else { base };
-        let state = VringState { index: u32::from(vring), num: u32::from(base) };
+        let state = VringState { index: u32::from(vring), num: base };
         // Whoever hears the answer may start the device elsewhere.
         self.release_store();
         self.answer(stopping.reply, FrontendReplyBody::VringState(state));
@@ -130,8 +135,9 @@ impl<M: GuestMemory> Backend<M> {
     }
 
     /// Stop a vring that the disk does nothing for; its base.
-    pub(super) fn stop_vring(&mut self, vring: u16) -> u16 {
+    pub(super) fn stop_vring(&mut self, vring: u16) -> u32 {
         self.call_last(vring);
+        let format = self.session.ring_format();
         let v = &mut self.vrings[usize::from(vring)];
         if let Some(run) = v.run.take() {
             self.cache.vring_stopped();
@@ -139,14 +145,14 @@ impl<M: GuestMemory> Backend<M> {
             // What was fetched is published or in flight. A head that broke the
             // ring before it got into the region is neither, and is fetched
             // again by whoever starts next.
-            v.base = match run.region {
+            let base = match run.region {
                 Some(_) if bugs::on_when(Bug::BaseWithoutInflight, || inflight > 0) => {
-                    run.ring.used_idx()
+                    run.ring.base_with([].into_iter())
                 }
-                Some(_) => run.ring.used_idx().wrapping_add(inflight),
-                None => run.ring.next_avail(),
+                Some(_) => run.ring.base_with(run.taken_slots()),
+                None => run.ring.base(),
             };
-            let base = v.base;
+            v.base = Some(base);
             if run.suspending {
                 self.out.push_back(Output::Event(Event::Suspended { vring, inflight }));
             }
@@ -163,7 +169,7 @@ impl<M: GuestMemory> Backend<M> {
             self.out.push_back(Output::WatchKick { vring, handle: None });
             self.out.push_back(Output::Release(kick));
         }
-        v.base
+        v.base.unwrap_or(format.first_base())
     }
 
     /// Connection, protocol features and memory stay; call and err as well,
@@ -177,6 +183,7 @@ impl<M: GuestMemory> Backend<M> {
             *v = Vring { call: v.call, call_polled, err: v.err, err_polled, ..Vring::new(size) };
         }
         self.session.features = 0;
+        self.session.status = 0;
         self.inflight = None;
     }
 
@@ -198,7 +205,8 @@ impl<M: GuestMemory> Backend<M> {
         self.drop_channel();
         self.requests.orphan_all();
         let waiting = match self.pending.take() {
-            Pending::Quiesce(change) | Pending::Map(change) => change.into_new(),
+            Pending::Map(change) => change.into_new(),
+            Pending::Vacate(vacating) => vacating.into_gone(),
             Pending::MapInflight(_, handle, _) | Pending::MapLog(_, handle, _) => vec![handle],
             _ => Vec::new(),
         };
@@ -216,6 +224,7 @@ impl<M: GuestMemory> Backend<M> {
         }
         self.inflight = None;
         self.log = None;
+        self.vacated = None;
         self.cancel_at = None;
         self.cache = WriteCache::default();
     }

@@ -65,6 +65,8 @@ pub struct Rig<M = Memory> {
     /// Handed to the back-end and not released.
     pub live: BTreeSet<Handle>,
     next_handle: u32,
+    /// What the next mapping of guest memory is, if not `guest`.
+    pub map_next: Option<M>,
     /// Refuse the next mapping, saying why.
     pub refuse_map: Option<String>,
     decoder: Decoder<FrontendReplies, Handle>,
@@ -122,6 +124,7 @@ impl<M: TestMemory> Rig<M> {
             now: Instant::ZERO,
             live: BTreeSet::new(),
             next_handle: 0,
+            map_next: None,
             refuse_map: None,
             decoder: Decoder::new(dialect),
             replies: Vec::new(),
@@ -187,7 +190,7 @@ impl<M: TestMemory> Rig<M> {
                 Output::Map { .. } => {
                     let result = match self.refuse_map.take() {
                         Some(why) => Err(MapFailed(why)),
-                        None => Ok(self.guest.clone()),
+                        None => Ok(self.map_next.take().unwrap_or_else(|| self.guest.clone())),
                     };
                     self.backend.handle_input(self.now, Input::Mapped(result)).unwrap();
                 }
@@ -324,7 +327,8 @@ impl<M: TestMemory> Rig<M> {
             Some(FrontendReplyBody::U64(offered)) => offered,
             other => panic!("{other:?}"),
         };
-        let bits = self.backend.offered_protocol_features();
+        // Regions and rings have user addresses in most tests.
+        let bits = self.backend.offered_protocol_features() & !self.dialect.gpa_addresses();
         assert!(bits & protocol::REPLY_ACK != 0);
         self.send(FrontendRequest::SetProtocolFeatures(bits), false);
         self.send(FrontendRequest::SetOwner, false);
@@ -442,7 +446,7 @@ pub fn guest_region() -> MemRegion {
 }
 
 pub fn ring_features() -> RingFeatures {
-    RingFeatures { event_idx: true, indirect: true }
+    RingFeatures { event_idx: true, indirect: true, packed: false }
 }
 
 pub fn ring_layout(vring: u16) -> RingLayout {

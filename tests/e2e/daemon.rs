@@ -24,6 +24,8 @@ pub struct DiskOptions {
     pub throttle_us: u32,
     pub direct: bool,
     pub logical_block: Option<u32>,
+    /// Further options of the daemon.
+    pub more: &'static [&'static str],
 }
 
 impl Default for DiskOptions {
@@ -35,6 +37,7 @@ impl Default for DiskOptions {
             throttle_us: 0,
             direct: false,
             logical_block: None,
+            more: &[],
         }
     }
 }
@@ -113,6 +116,7 @@ impl Daemon {
         if let Some(size) = options.logical_block {
             command.arg("--logical-block-size").arg(size.to_string());
         }
+        command.args(options.more);
         if options.throttle_us != 0 {
             command.arg("--throttle-latency-us").arg(options.throttle_us.to_string());
         }
@@ -149,6 +153,13 @@ impl Daemon {
             options.logical_block.unwrap_or(512),
         ));
         command
+    }
+
+    /// Mappings of memory that a front-end shared, by its process.
+    pub fn mappings(&self) -> usize {
+        let Some(process) = &self.process else { return 0 };
+        let maps = std::fs::read_to_string(format!("/proc/{}/maps", process.id()));
+        maps.unwrap_or_default().lines().filter(|line| line.contains("/memfd:")).count()
     }
 
     pub fn options(&self) -> &DiskOptions {
