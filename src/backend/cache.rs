@@ -205,7 +205,9 @@ impl<M: GuestMemory> Backend<M> {
     /// fetched meanwhile, so that is as long as one turn of the disk.
     pub(super) fn go_on_settling(&mut self, now: Instant, settling: Settling) {
         let Settling { flush, failed, reply } = settling;
-        if !self.requests.is_empty() {
+        // An end leaves the question open: the region says off, and the guest, who
+        // gets no answer, goes on flushing.
+        if !self.requests.is_empty() || self.shutdown && flush.is_none() {
             self.pending = Pending::Settle(settling);
             return;
         }

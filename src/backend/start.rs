@@ -171,7 +171,9 @@ impl<M: GuestMemory> Backend<M> {
         self.cancel_at = None;
         // The lower half of a base is the used index of a split ring at 0, and of
         // a packed one the available position, where used is as well at first.
-        self.start_cache(used == self.session.ring_format().first_base() as u16);
+        // And whoever has had a region in use has had a guest.
+        let is_first = used == self.session.ring_format().first_base() as u16;
+        self.start_cache(is_first && recovery.fresh);
         if !self.store {
             self.store = true;
             self.out.push_back(Output::AcquireStore);
