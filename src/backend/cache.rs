@@ -66,6 +66,11 @@ impl WriteCache {
         self.on
     }
 
+    /// Another back-end has handed its guest's choice over.
+    pub fn take_over(&mut self, on: bool) {
+        self.set(on, Basis::Told);
+    }
+
     /// A vring that ran has stopped.
     pub fn vring_stopped(&mut self) {
         self.used = true;

@@ -6,6 +6,7 @@
 //! notify    kicks and calls, by descriptor or by message
 //! setup     memory and inflight region   -> what a vring needs to run
 //! status    the device status
+//! transfer  the device's state, to another back-end or from one
 //! vacate    memory that is taken away while requests use it
 //! start     a vring begins to run        -> recovery, resubmission
 //! fetch     kick to disk request
@@ -34,6 +35,7 @@ mod setup;
 mod start;
 mod status;
 mod stop;
+mod transfer;
 mod vacate;
 mod vring;
 
@@ -59,6 +61,7 @@ use requests::Requests;
 use session::Session;
 use setup::{InflightMemory, Pending};
 use std::collections::VecDeque;
+use transfer::Transfer;
 use vm_memory::GuestMemory;
 use vring::Vring;
 
@@ -130,6 +133,7 @@ pub struct Backend<M> {
     store: bool,
     /// The guest's choice in the configuration space.
     cache: WriteCache,
+    transfer: Transfer,
     /// Buffers of the chain being looked at.
     chain: Chain,
     out: VecDeque<Output>,
@@ -179,6 +183,7 @@ impl<M: GuestMemory> Backend<M> {
             cancel_at: None,
             store: false,
             cache: WriteCache::default(),
+            transfer: Transfer::None,
             chain: Chain::default(),
             out: VecDeque::new(),
             late: Late::default(),
@@ -219,6 +224,8 @@ impl<M: GuestMemory> Backend<M> {
             }
             Input::Mapped(result) => self.mapped(now, result)?,
             Input::InflightAllocated(result) => self.inflight_allocated(result)?,
+            Input::StateSaved(result) => self.state_saved(result)?,
+            Input::StateLoaded(result) => self.state_loaded(result)?,
             Input::InflightMapped(result) => self.inflight_mapped(result)?,
             Input::LogMapped(result) => self.log_mapped(result)?,
             Input::Kick { vring } => {

@@ -37,6 +37,8 @@ pub(super) enum Pending {
     Stop(Stopping),
     /// SET_CONFIG: volatile writes to be made durable.
     Settle(Settling),
+    /// CHECK_DEVICE_STATE: the state is on its way.
+    CheckState(Reply),
     /// RESET_DEVICE: requests in flight.
     Reset(Reply),
 }

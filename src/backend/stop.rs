@@ -182,6 +182,7 @@ impl<M: GuestMemory> Backend<M> {
             let (call_polled, err_polled) = (v.call_polled, v.err_polled);
             *v = Vring { call: v.call, call_polled, err: v.err, err_polled, ..Vring::new(size) };
         }
+        self.end_transfer();
         self.session.features = 0;
         self.session.status = 0;
         self.inflight = None;
@@ -225,6 +226,7 @@ impl<M: GuestMemory> Backend<M> {
         self.inflight = None;
         self.log = None;
         self.vacated = None;
+        self.end_transfer();
         self.cancel_at = None;
         self.cache = WriteCache::default();
     }

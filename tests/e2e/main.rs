@@ -31,6 +31,7 @@ mod migrate;
 mod migrate_file;
 mod migrate_trouble;
 mod older;
+mod packed;
 mod plug;
 mod process;
 mod qmp;
@@ -138,6 +139,7 @@ fn main() -> ExitCode {
         migrate_file::scenarios(),
         migrate_trouble::scenarios(),
         migrate::last_scenarios(),
+        packed::scenarios(),
         blkio::scenarios(),
         stream::scenarios(),
         older::scenarios(),
