@@ -88,6 +88,10 @@ pub struct ServeArgs {
     /// or what --direct needs]
     #[arg(long, value_name = "N", value_parser = block_size)]
     pub logical_block_size: Option<u32>,
+    /// Offer kicks and calls by message, for front-ends that cannot share event
+    /// descriptors
+    #[arg(long)]
+    pub inband_notifications: bool,
     /// Hold each request for 0.6 to 1.4 times N microseconds: a slow disk for
     /// tests
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=60_000_000))]

@@ -47,6 +47,7 @@ pub fn serve(args: &ServeArgs) -> Result<ExitCode, Refusal> {
         discard: image.can_discard(),
         write_zeroes: !args.read_only,
         access_platform: !args.no_iommu,
+        inband: args.inband_notifications,
         in_order: args.in_order,
         ring_reset: args.ring_reset,
         packed: !args.no_packed,

@@ -98,11 +98,7 @@ impl<M: GuestMemory> Backend<M> {
     /// Publish a vring's batch, and call the guest if it wants that.
     pub(super) fn publish(&mut self, vring: u16) {
         match self.try_publish(vring) {
-            Ok(true) => {
-                if let Some(handle) = self.vrings[usize::from(vring)].call {
-                    self.out.push_back(Output::Call { vring, handle });
-                }
-            }
+            Ok(true) => self.call(vring),
             Ok(false) => {}
             Err(broken) => self.broken(vring, broken),
         }

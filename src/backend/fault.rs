@@ -53,6 +53,16 @@ pub enum FrontendFault {
         /// Bits offered.
         offered: u64,
     },
+    /// A protocol feature without those that it builds on.
+    #[error("{feature} is in protocol features {got:#x}, expected it only with {needed:#x}")]
+    FeaturesMissing {
+        /// Name of the feature.
+        feature: &'static str,
+        /// Bits asked for.
+        got: u64,
+        /// Bits that it takes.
+        needed: u64,
+    },
     /// Ring features would change under running vrings.
     #[error("SET_FEATURES changes {from:#x} to {to:#x} while vring {vring} runs")]
     FeaturesWhileRunning {

@@ -213,9 +213,7 @@ impl<M: GuestMemory> Backend<M> {
                 if let Some(run) = &mut v.run {
                     run.broken = true;
                 }
-                if let Some(handle) = v.err {
-                    self.out.push_back(Output::Err { vring, handle });
-                }
+                self.err(vring);
                 self.event(Event::VringBroken { vring, fault });
             }
             Broken::Frontend(fault) => self.close(fault),

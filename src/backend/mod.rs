@@ -3,6 +3,7 @@
 //! ```text
 //! session   what the front-end says      -> settings, answer, pending wishes
 //! channel   what the back-end asks          -> the front-end's answers
+//! notify    kicks and calls, by descriptor or by message
 //! setup     memory and inflight region   -> what a vring needs to run
 //! iommu     translations told             -> addresses that can be reached
 //! status    the device status
@@ -27,6 +28,7 @@ mod in_order;
 mod io;
 mod iommu;
 mod late;
+mod notify;
 mod policy;
 mod requests;
 mod session;

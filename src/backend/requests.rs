@@ -21,6 +21,8 @@ pub(super) struct Request {
     pub written: u32,
     /// Its vring is gone: nothing may be written to guest memory for it.
     orphan: bool,
+    /// It never had one.
+    own: bool,
     /// It uses memory that is not in the table any more.
     vacates: bool,
 }
@@ -84,6 +86,7 @@ impl Requests {
             status_addr,
             written,
             orphan: false,
+            own: false,
             vacates: false,
         };
         ReqId { slot: self.slots.insert(request) as u32, epoch }
@@ -92,14 +95,15 @@ impl Requests {
     /// A request of the back-end's own, which no vring is waiting for.
     pub fn insert_own(&mut self, op: DiskOp) -> ReqId {
         let id = self.insert(0, 0, op, &[], 0);
-        self.slots[id.slot as usize].orphan = true;
+        let request = &mut self.slots[id.slot as usize];
+        (request.orphan, request.own) = (true, true);
         id
     }
 
     pub fn get(&self, id: ReqId) -> Option<DiskRequest<'_>> {
         let r = self.slots.get(id.slot as usize).filter(|r| r.epoch == id.epoch)?;
         let Request { vring, head, op, ref segments, .. } = *r;
-        Some(DiskRequest { id, vring, head, op, segments })
+        Some(DiskRequest { id, own: r.own, vring, head, op, segments })
     }
 
     /// Take a request out; `None` if this id is not, or no longer, in flight.

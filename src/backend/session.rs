@@ -131,7 +131,14 @@ impl<M: GuestMemory> Backend<M> {
             R::GetProtocolFeatures => {
                 return Ok(Answer(FrontendReplyBody::U64(self.offered_protocol_features())));
             }
-            R::SetProtocolFeatures(features) => self.set_protocol_features(features)?,
+            R::SetProtocolFeatures(features) => {
+                if let Err(fault) = Self::check_inband(features) {
+                    // The document wants the connection closed for this.
+                    self.close(fault);
+                    return Ok(Later);
+                }
+                self.set_protocol_features(features)?;
+            }
             R::SetOwner => self.set_owner(),
             // Deprecated; the document lets a back-end ignore it.
             R::ResetOwner => {}
@@ -244,6 +251,7 @@ impl<M: GuestMemory> Backend<M> {
                     false => Later,
                 });
             }
+            R::VringKick(state) => self.vring_kick(now, state, reply)?,
             R::SendRarp(_)
             | R::NetSetMtu(_)
             | R::SetVringEndian(_)
@@ -253,7 +261,6 @@ impl<M: GuestMemory> Backend<M> {
             | R::PostcopyListen
             | R::PostcopyEnd
             | R::GpuSetSocket(_)
-            | R::VringKick(_)
             | R::GetSharedObject(_)
             | R::GetShmemConfig => {
                 return Err(FrontendFault::NotOffered { message: reply.message });
@@ -262,7 +269,12 @@ impl<M: GuestMemory> Backend<M> {
         Ok(Done)
     }
 
-    fn need(&self, bit: u64, feature: &'static str, reply: Reply) -> Result<(), FrontendFault> {
+    pub(super) fn need(
+        &self,
+        bit: u64,
+        feature: &'static str,
+        reply: Reply,
+    ) -> Result<(), FrontendFault> {
         if self.session.protocol & bit == 0 {
             return Err(FrontendFault::NotNegotiated { message: reply.message, feature });
         }

@@ -140,6 +140,7 @@ impl<M: GuestMemory> Backend<M> {
 
     /// Stop a vring that the disk does nothing for; its base.
     pub(super) fn stop_vring(&mut self, vring: u16) -> u32 {
+        self.call_last(vring);
         let format = self.session.ring_format();
         let v = &mut self.vrings[usize::from(vring)];
         if let Some(run) = v.run.take() {
@@ -184,7 +185,8 @@ impl<M: GuestMemory> Backend<M> {
             self.stop_vring(vring);
             let size = self.config.queue_size_max;
             let v = &mut self.vrings[usize::from(vring)];
-            *v = Vring { call: v.call, err: v.err, ..Vring::new(size) };
+            let (call_polled, err_polled) = (v.call_polled, v.err_polled);
+            *v = Vring { call: v.call, call_polled, err: v.err, err_polled, ..Vring::new(size) };
         }
         self.end_transfer();
         self.session.features = 0;

@@ -52,6 +52,8 @@ pub struct DeviceConfig {
     /// Offer VIRTIO_F_ACCESS_PLATFORM: the front-end may have an IOMMU between
     /// the guest's memory and the device.
     pub access_platform: bool,
+    /// Offer kicks and calls by message, for front-ends that want them.
+    pub inband: bool,
     /// Requests are used in the order they became available. Off unless asked
     /// for: a guest that accepts it waits for the slowest.
     pub in_order: bool,
@@ -98,6 +100,7 @@ impl DeviceConfig {
             discard: true,
             write_zeroes: true,
             access_platform: false,
+            inband: false,
             in_order: false,
             ring_reset: false,
             packed: false,

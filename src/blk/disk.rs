@@ -81,6 +81,9 @@ impl DiskOp {
 pub struct DiskRequest<'a> {
     /// Identity to report it done with.
     pub id: ReqId,
+    /// It is the back-end's own: no vring waits for it, and the next two fields
+    /// mean nothing.
+    pub own: bool,
     /// Vring it came from.
     pub vring: u16,
     /// Head of its descriptor chain, for traces.

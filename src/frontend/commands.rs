@@ -66,6 +66,7 @@ impl Frontend {
             Command::LogOn { log, handle } => self.log_on(what, log, handle)?,
             Command::LogOff => self.log_off(),
             Command::Adopt { state, inflight } => self.adopt(now, what, state, inflight)?,
+            Command::Kick { vring } => self.kick(what, vring)?,
             Command::SaveState { handle } => self.transfer_state(what, SAVE, handle)?,
             Command::LoadState { handle } => self.transfer_state(what, LOAD, handle)?,
             Command::CheckState => {

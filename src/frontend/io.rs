@@ -99,6 +99,14 @@ pub enum Command {
         /// knows that nothing is in flight may leave the region out.
         inflight: Option<Handle>,
     },
+    /// The guest has made requests available in a vring that has no kick
+    /// descriptor: tell the back-end by VRING_KICK. It takes in-band
+    /// notifications; kicks that wait for their turn are joined. Legal while
+    /// vrings run, and of no effect otherwise: a start looks at every ring.
+    Kick {
+        /// Vring index.
+        vring: u16,
+    },
     /// Have the back-end write the device's state, what it knows beyond rings and
     /// inflight region, to a pipe. Legal while the vrings are stopped, with
     /// DEVICE_STATE. [`Event::StateChannel`] tells when it has begun, or
@@ -172,6 +180,7 @@ impl Command {
             Self::LogOn { .. } => "log on",
             Self::LogOff => "log off",
             Self::Adopt { .. } => "adopt",
+            Self::Kick { .. } => "kick",
             Self::SaveState { .. } => "save state",
             Self::LoadState { .. } => "load state",
             Self::CheckState => "check state",
@@ -292,6 +301,17 @@ pub enum Event {
         iova: u64,
         /// Bytes.
         size: u64,
+    },
+    /// The back-end has used requests of a vring that has no call descriptor.
+    Called {
+        /// Vring index.
+        vring: u16,
+    },
+    /// The back-end says that the guest has broken a vring that has no err
+    /// descriptor.
+    VringBroken {
+        /// Vring index.
+        vring: u16,
     },
     /// The back-end said no; the connection lives.
     Refused {

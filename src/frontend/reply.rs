@@ -162,6 +162,11 @@ impl Frontend {
         if accepted & self.config.dialect.get_vring_base_inflight() == 0 {
             accepted &= !self.config.dialect.get_vring_base_skip_drain();
         }
+        let needed = protocol::REPLY_ACK | protocol::BACKEND_REQ;
+        if accepted & needed != needed {
+            // spec: vhost-user, "In-band notifications"
+            accepted &= !protocol::INBAND_NOTIFICATIONS;
+        }
         let request = FrontendRequest::SetProtocolFeatures(accepted);
         self.steps.push_back(steps::tell(request));
         self.go_on_negotiating(accepted)

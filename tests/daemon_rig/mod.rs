@@ -220,6 +220,11 @@ impl Client {
         Handle(self.fds.len() as u32 - 1)
     }
 
+    /// Close the copies; their handles mean nothing any more.
+    pub fn forget_attached(&mut self) {
+        self.fds.clear();
+    }
+
     pub fn fd(&self, handle: Handle) -> BorrowedFd<'_> {
         self.fds[handle.0 as usize].as_fd()
     }

@@ -78,7 +78,7 @@ impl Rig {
     fn start(&mut self, now: Instant, op: DiskOp, segments: &[Segment]) -> ReqId {
         self.epoch += 1;
         let id = ReqId { slot: 7, epoch: self.epoch };
-        let request = DiskRequest { id, vring: 0, head: 0, op, segments };
+        let request = DiskRequest { id, own: false, vring: 0, head: 0, op, segments };
         self.disk.start(now, &request, &mut self.memory);
         id
     }
