@@ -6,7 +6,7 @@ mod common;
 
 use common::{FEATURES, Rig, guest_region, ring_features, ring_layout, slot_base, submit};
 use midflight::backend::Event;
-use midflight::blk::{DeviceConfig, DiskError, DiskOp};
+use midflight::blk::{DeviceConfig, DiskError, DiskOp, Lifetime};
 use midflight::driver::{BlkDone, BlkDriver, BlkOp, BlkStatus, Framing, RangeSegment};
 use midflight::wire::features::virtio;
 use midflight::wire::{ConfigPayload, FrontendRequest, VringState};
@@ -174,12 +174,92 @@ fn blk_ranges_obey_their_limits_and_flags() {
         submit(&rig, &mut driver, 0, op, 16, &Framing::CLASSIC);
         assert_eq!(done(&mut rig, &mut driver).status, BlkStatus::IoErr);
     }
-    // One range at a time, and whole ones.
-    let two = [RangeSegment { sector: 0, num_sectors: 8, flags: 0 }; 2];
-    assert_eq!(ask(disk(), BlkOp::Discard(&two), 32).0, BlkStatus::IoErr);
-    for len in [15, 17] {
+    for len in [0, 15, 17, 40] {
         let op = BlkOp::Other { kind: 11, sector: 0, writable: false };
         assert_eq!(ask(disk(), op, len).0, BlkStatus::IoErr);
+    }
+}
+
+#[test]
+fn blk_many_ranges_are_one_request_of_the_disk_and_one_completion() {
+    for framing in FRAMINGS {
+        for kind in 0..3 {
+            let config = DeviceConfig { secure_erase: true, ..disk() };
+            let (mut rig, mut driver) = Rig::running(config);
+            rig.disk.fill(0x5a);
+            let ranges: Vec<_> = (0..100u64)
+                .map(|i| RangeSegment {
+                    sector: i * 16,
+                    num_sectors: (i % 4) as u32 * 2,
+                    flags: u32::from(kind == 1 && i % 2 == 1),
+                })
+                .collect();
+            let op = match kind {
+                0 => BlkOp::Discard(&ranges),
+                1 => BlkOp::WriteZeroes(&ranges),
+                _ => BlkOp::SecureErase(&ranges),
+            };
+            submit(&rig, &mut driver, 0, op, 1600, &framing);
+            driver.publish(&rig.guest).unwrap();
+            rig.kick(0);
+            let [id] = rig.at_disk[..] else { panic!("{:?}", rig.at_disk) };
+            let request = rig.backend.request(id).unwrap();
+            assert_eq!(request.ranges.len(), 75, "those of no sectors are left out");
+            let unmap = request.ranges.iter().filter(|range| range.unmap).count();
+            assert_eq!(unmap, if kind == 1 { 50 } else { 0 });
+            rig.finish_all();
+            let d = driver.reap(&rig.guest).unwrap().expect("a completion");
+            assert_eq!((d.status, d.len), (BlkStatus::Ok, 1));
+            for (at, byte) in rig.disk.iter().enumerate() {
+                let (i, sector) = (at / 512 / 16, at / 512 % 16);
+                let gone = i < 100 && sector < i % 4 * 2;
+                assert_eq!(*byte, if gone { 0 } else { 0x5a }, "byte {at}");
+            }
+        }
+    }
+}
+
+#[test]
+fn blk_one_bad_range_refuses_them_all_and_the_unknown_comes_first() {
+    let good = RangeSegment { sector: 0, num_sectors: 8, flags: 0 };
+    let outside = RangeSegment { sector: DISK / 512, ..good };
+    let flagged = RangeSegment { flags: 4, ..good };
+    let unmap = RangeSegment { flags: 1, ..good };
+    for (ranges, discard, zeroes, erase) in [
+        (vec![good, outside], BlkStatus::IoErr, BlkStatus::IoErr, BlkStatus::IoErr),
+        (vec![outside, flagged], BlkStatus::Unsupp, BlkStatus::Unsupp, BlkStatus::Unsupp),
+        (vec![good, unmap], BlkStatus::Unsupp, BlkStatus::Ok, BlkStatus::Unsupp),
+        (vec![good; 4], BlkStatus::Ok, BlkStatus::Ok, BlkStatus::Ok),
+        (vec![good; 5], BlkStatus::IoErr, BlkStatus::IoErr, BlkStatus::IoErr),
+    ] {
+        let mut config = DeviceConfig { secure_erase: true, ..disk() };
+        config.limits.ranges = 4;
+        let len = ranges.len() as u32 * 16;
+        let ask = |op| ask(config.clone(), op, len).0;
+        assert_eq!(ask(BlkOp::Discard(&ranges)), discard, "{ranges:?}");
+        assert_eq!(ask(BlkOp::WriteZeroes(&ranges)), zeroes, "{ranges:?}");
+        assert_eq!(ask(BlkOp::SecureErase(&ranges)), erase, "{ranges:?}");
+    }
+}
+
+#[test]
+fn blk_secure_erase_and_lifetime_are_unsupp_unless_asked_for() {
+    let range = [RangeSegment { sector: 0, num_sectors: 8, flags: 0 }];
+    assert_eq!(ask(disk(), BlkOp::SecureErase(&range), 16).0, BlkStatus::Unsupp);
+    assert_eq!(ask(disk(), BlkOp::GetLifetime, 6), (BlkStatus::Unsupp, 1));
+    let lifetime = Some(Lifetime { pre_eol_info: 1, typ_a: 2, typ_b: 11 });
+    for (len, status, used) in
+        [(5, BlkStatus::IoErr, 1), (6, BlkStatus::Ok, 7), (64, BlkStatus::Ok, 7)]
+    {
+        let (mut rig, mut driver) = Rig::running(DeviceConfig { lifetime, ..disk() });
+        submit(&rig, &mut driver, 0, BlkOp::GetLifetime, len, &Framing::SHREDDED);
+        let d = done(&mut rig, &mut driver);
+        assert_eq!((d.status, d.len), (status, used), "room for {len}");
+        if status == BlkStatus::Ok {
+            let mut got = [0; 6];
+            rig.guest.read_slice(&mut got, GuestAddress(slot_base(0) + 16)).unwrap();
+            assert_eq!(got, [1, 0, 2, 0, 11, 0]);
+        }
     }
 }
 

@@ -1,12 +1,12 @@
 //! From a kick to disk requests.
 
 use super::complete::{log_data, log_status};
-use super::requests::Requests;
+use super::requests::{NewRequest, Requests};
 use super::vring::Run;
 use super::{
     Backend, CHAINS_PER_CALL, CHAINS_UNDIVIDED, Event, FrontendFault, Output, POLL_INTERVAL,
 };
-use crate::blk::{self, Action, DeviceConfig, Status};
+use crate::blk::{self, Action, ByteRange, DeviceConfig, DiskOp, Mode, Status};
 use crate::bugs::{self, Bug};
 use crate::dirty::{DirtyLog, RingLog};
 use crate::inflight::InflightFault;
@@ -50,10 +50,11 @@ struct Fetcher<'a, M> {
     log: Option<&'a DirtyLog<M>>,
     used_log: Option<u64>,
     config: &'a DeviceConfig,
-    durable: bool,
+    mode: Mode,
     run: &'a mut Run,
     requests: &'a mut Requests,
     chain: &'a mut Chain,
+    ranges: &'a mut Vec<ByteRange>,
     out: &'a mut VecDeque<Output>,
 }
 
@@ -92,7 +93,7 @@ impl<M: GuestMemory> Backend<M> {
     /// Start again what a predecessor had in flight, in the order given.
     pub(super) fn resubmit(&mut self, vring: u16, heads: &[u16]) {
         let Some(mut fetcher) = self.fetcher(vring) else { return };
-        let result = heads.iter().try_for_each(|&head| fetcher.start(head));
+        let result = heads.iter().try_for_each(|&head| fetcher.start(head, true));
         self.publish(vring);
         if let Err(broken) = result {
             self.broken(vring, broken);
@@ -100,7 +101,10 @@ impl<M: GuestMemory> Backend<M> {
     }
 
     fn fetcher(&mut self, vring: u16) -> Option<Fetcher<'_, M>> {
-        let durable = self.session.writes_are_durable(self.writeback);
+        let mode = Mode {
+            durable: self.session.writes_are_durable(self.writeback),
+            zoned: self.session.knows_zones(),
+        };
         let v = &mut self.vrings[usize::from(vring)];
         Some(Fetcher {
             vring,
@@ -109,10 +113,11 @@ impl<M: GuestMemory> Backend<M> {
             log: self.session.log_in_force(&self.log),
             used_log: v.used_log(),
             config: &self.config,
-            durable,
+            mode,
             run: v.run.as_mut()?,
             requests: &mut self.requests,
             chain: &mut self.chain,
+            ranges: &mut self.ranges,
             out: &mut self.out,
         })
     }
@@ -175,24 +180,43 @@ impl<'a, M: GuestMemory> Fetcher<'a, M> {
         if let (Some(region), Some(mem)) = (&mut self.run.region, self.region_mem) {
             region.submit(mem, head)?;
         }
-        self.start(head)
+        self.start(head, false)
     }
 
-    /// Turn a head that the region knows into a request, or answer it.
-    fn start(&mut self, head: u16) -> Result<(), Broken> {
+    /// Turn a head that the region knows into a request, or answer it. `again`:
+    /// a predecessor may have done that.
+    fn start(&mut self, head: u16, again: bool) -> Result<(), Broken> {
         self.run.taken[usize::from(head)] = true;
         let (mem, ring) = (self.mem, &self.run.ring);
         self.chain.walk(mem, ring.desc_table(), ring.size(), head)?;
-        let parsed = blk::parse(mem, self.config, self.durable, head, self.chain)?;
+        let parsed = blk::parse(mem, self.config, self.mode, head, self.chain, self.ranges)?;
         match parsed.action {
             Action::Disk(op) => {
-                marks::hit_when(Mark::WriteThrough, || self.durable);
+                marks::hit_when(Mark::WriteThrough, || self.mode.durable);
+                let (readable, writable) = (&self.chain.readable[..], &self.chain.writable[..]);
+                let none = &[][..];
                 let data = match op {
-                    blk::DiskOp::Read { .. } => &self.chain.writable[..],
-                    blk::DiskOp::Write { .. } => &self.chain.readable[..],
-                    _ => &[],
+                    DiskOp::Write { .. } => [readable, none],
+                    DiskOp::Read { .. } | DiskOp::ZoneReport { .. } => [none, writable],
+                    DiskOp::ZoneAppend { .. } => [readable, writable],
+                    _ => [none, none],
                 };
-                let id = self.requests.insert(self.vring, head, op, data, parsed.status_addr);
+                let order = match (op, &self.run.region, self.region_mem) {
+                    (DiskOp::ZoneAppend { .. }, Some(region), Some(mem)) => {
+                        region.order_of(mem, head)
+                    }
+                    _ => None,
+                };
+                let id = self.requests.insert(NewRequest {
+                    vring: self.vring,
+                    head,
+                    op,
+                    data,
+                    ranges: self.ranges,
+                    again,
+                    order,
+                    status_addr: parsed.status_addr,
+                });
                 self.run.at_disk += 1;
                 self.out.push_back(Output::Disk(id));
             }
@@ -201,6 +225,7 @@ impl<'a, M: GuestMemory> Fetcher<'a, M> {
                     Status::Ok => {}
                     Status::IoErr => marks::hit(Mark::RefusedIoErr),
                     Status::Unsupp => marks::hit(Mark::RefusedUnsupp),
+                    _ => {}
                 }
                 let at = parsed.status_addr;
                 mem.write_obj(status as u8, GuestAddress(at))

@@ -31,7 +31,7 @@ pub use policy::SuspendPolicy;
 pub use session::OFFERED_PROTOCOL_FEATURES;
 
 use crate::Handle;
-use crate::blk::{ConfigError, DeviceConfig, DiskRequest, ReqId};
+use crate::blk::{ByteRange, ConfigError, DeviceConfig, DiskRequest, ReqId};
 use crate::dirty::DirtyLog;
 use crate::marks::{self, Mark};
 use crate::memory::MemoryTable;
@@ -110,6 +110,8 @@ pub struct Backend<M> {
     writeback: bool,
     /// Buffers of the chain being looked at.
     chain: Chain,
+    /// Ranges of the request being looked at.
+    ranges: Vec<ByteRange>,
     out: VecDeque<Output>,
     late: Late,
 }
@@ -155,6 +157,7 @@ impl<M: GuestMemory> Backend<M> {
             store: false,
             writeback: true,
             chain: Chain::default(),
+            ranges: Vec::new(),
             out: VecDeque::new(),
             late: Late::default(),
         })

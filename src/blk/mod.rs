@@ -2,9 +2,12 @@
 
 mod config;
 mod disk;
+mod limits;
 mod request;
+pub mod zones;
 
 pub use crate::memory::Segment;
 pub use config::{CONFIG_SIZE, ConfigError, DeviceConfig, SECTOR_SIZE, SEG_MAX, WRITEBACK_OFFSET};
-pub use disk::{Completion, DiskError, DiskOp, DiskRequest, ReqId};
-pub use request::{Action, Parsed, Status, parse};
+pub use disk::{ByteRange, Completion, DiskError, DiskOp, DiskRequest, ReqId, ZoneAction};
+pub use limits::{Lifetime, MAX_RANGES, RangeLimits, Topology};
+pub use request::{Action, Mode, Parsed, Status, parse};

@@ -48,7 +48,10 @@ mod framing;
 mod layout;
 mod split;
 
-pub use blk::{BlkDone, BlkDriver, BlkOp, BlkRequest, BlkStatus, RangeSegment, RequestBuffers};
+pub use blk::{
+    APPEND_STATUS_LEN, BlkDone, BlkDriver, BlkOp, BlkRequest, BlkStatus, RangeSegment,
+    RequestBuffers, ZoneOp,
+};
 pub use error::{DeviceFault, DriverError, DriverMisuse};
 pub use framing::{Framing, Span};
 pub use layout::{LayoutError, RingLayout};
