@@ -230,7 +230,13 @@ impl<M: GuestMemory> Request<'_, M> {
             }
             v::VIRTIO_BLK_T_SECURE_ERASE if self.config.can_secure_erase() => {
                 let max = self.config.limits.secure_erase_sectors;
-                self.ranged(&chain.readable, ranges, (0, max), DiskOp::SecureErase)
+                // Linux takes the lowest bit of a type for the direction of its
+                // data. That is right for every other request; of this one it
+                // says that the device fills the buffers, and the ranges are in
+                // what the device is to write.
+                let data =
+                    if chain.readable.is_empty() { &chain.writable } else { &chain.readable };
+                self.ranged(data, ranges, (0, max), DiskOp::SecureErase)
             }
             kind => match &self.config.zoned {
                 Some(zoned) if self.mode.zoned => self.zoned(kind, zoned, chain),

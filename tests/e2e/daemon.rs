@@ -24,6 +24,8 @@ pub struct DiskOptions {
     pub throttle_us: u32,
     pub direct: bool,
     pub logical_block: Option<u32>,
+    /// Further options, for what few scenarios need.
+    pub more: Vec<&'static str>,
 }
 
 impl Default for DiskOptions {
@@ -35,6 +37,7 @@ impl Default for DiskOptions {
             throttle_us: 0,
             direct: false,
             logical_block: None,
+            more: Vec::new(),
         }
     }
 }
@@ -116,6 +119,7 @@ impl Daemon {
         if options.throttle_us != 0 {
             command.arg("--throttle-latency-us").arg(options.throttle_us.to_string());
         }
+        command.args(&options.more);
         command
     }
 

@@ -17,6 +17,7 @@
 // These tests are about real processes, sockets and time.
 #![allow(clippy::disallowed_types, clippy::disallowed_methods)]
 
+mod abilities;
 mod bench;
 mod blkio;
 mod crash;
@@ -36,6 +37,7 @@ mod steady;
 mod stream;
 mod vm;
 mod watch;
+mod zoned;
 
 /// The block contents, as the guest writes them.
 #[path = "../guest/src/block.rs"]
@@ -119,6 +121,8 @@ fn main() -> ExitCode {
         watch::scenarios(),
         steady::scenarios(),
         plug::scenarios(),
+        abilities::scenarios(),
+        zoned::scenarios(),
         crash::scenarios(),
         migrate::scenarios(),
         migrate_file::scenarios(),
