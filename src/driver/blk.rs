@@ -202,6 +202,8 @@ pub struct BlkDriver {
     /// By head.
     pending: Vec<Option<Pending>>,
     scratch: Vec<Buffer>,
+    /// VIRTIO_BLK_F_ZONED was accepted.
+    zoned: bool,
 }
 
 impl BlkDriver {
@@ -218,7 +220,13 @@ impl BlkDriver {
     /// completions the caller takes from [`BlkDriver::ring_mut`].
     pub fn over(ring: SplitDriver) -> Self {
         let entries = usize::from(ring.layout().size);
-        Self { ring, pending: vec![None; entries], scratch: Vec::new() }
+        Self { ring, pending: vec![None; entries], scratch: Vec::new(), zoned: false }
+    }
+
+    /// The device is zoned: it may answer with the statuses that only such a
+    /// device has.
+    pub fn accept_zones(&mut self) {
+        self.zoned = true;
     }
 
     /// Write header, segments and an unwritten status into guest memory and put
@@ -297,7 +305,8 @@ impl BlkDriver {
             self.pending[usize::from(head)].take().ok_or(DriverMisuse::UnknownRequest { head })?;
         let mut byte = [0];
         read(mem, pending.status, &mut byte)?;
-        let Some(status) = BlkStatus::from_code(byte[0]) else {
+        let known = BlkStatus::from_code(byte[0]);
+        let Some(status) = known.filter(|status| self.zoned || status.code() < 3) else {
             let fault = DeviceFault::BadStatus { head, status: byte[0] };
             return Err(self.ring.break_ring(fault));
         };
