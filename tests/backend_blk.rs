@@ -264,6 +264,27 @@ fn blk_secure_erase_and_lifetime_are_unsupp_unless_asked_for() {
 }
 
 #[test]
+fn blk_ranges_to_erase_may_be_where_linux_puts_them() {
+    let (mut rig, mut driver) = Rig::running(DeviceConfig { secure_erase: true, ..disk() });
+    rig.disk.fill(0x5a);
+    let mut ranges = Vec::new();
+    for sector in [8u64, 100] {
+        ranges.extend_from_slice(&sector.to_le_bytes());
+        ranges.extend_from_slice(&4u32.to_le_bytes());
+        ranges.extend_from_slice(&[0; 4]);
+    }
+    rig.guest.write_slice(&ranges, GuestAddress(slot_base(0) + 16)).unwrap();
+    let op = BlkOp::Other { kind: 14, sector: 0, writable: true };
+    submit(&rig, &mut driver, 0, op, 32, &Framing::CLASSIC);
+    let d = done(&mut rig, &mut driver);
+    assert_eq!((d.status, d.len), (BlkStatus::Ok, 1));
+    for (at, byte) in rig.disk.iter().enumerate() {
+        let gone = [8, 100].iter().any(|first| (at / 512).wrapping_sub(*first) < 4);
+        assert_eq!(*byte, if gone { 0 } else { 0x5a });
+    }
+}
+
+#[test]
 fn blk_more_segments_than_seg_max_are_answered_ioerr() {
     for (pieces, status) in [(126u32, BlkStatus::Ok), (127, BlkStatus::IoErr)] {
         let framing = Framing { data_piece: 512, ..Framing::INDIRECT };
