@@ -59,6 +59,7 @@ pub fn serve(args: &ServeArgs) -> Result<ExitCode, Refusal> {
         topology: Some(limits.topology(logical)),
         lifetime: args.disk.lifetime(&image)?,
         zoned: zones.as_ref().map(|(zoned, _)| *zoned),
+        packed: !args.no_packed,
     };
     config.validate().map_err(|e| Refusal(e.to_string()))?;
     let zones = match zones {

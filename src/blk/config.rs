@@ -4,7 +4,7 @@
 use super::limits::{Lifetime, MAX_RANGES, RangeLimits, Topology};
 use super::zones::ZonedConfig;
 use virtio_bindings::virtio_blk as v;
-use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_config::{VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 /// Unit of `capacity` and of every sector number, in bytes.
@@ -54,6 +54,8 @@ pub struct DeviceConfig {
     pub lifetime: Option<Lifetime>,
     /// The disk is divided into zones.
     pub zoned: Option<ZonedConfig>,
+    /// Packed vrings are offered.
+    pub packed: bool,
 }
 
 /// The configuration makes no sense.
@@ -95,7 +97,8 @@ pub enum ConfigError {
 }
 
 impl DeviceConfig {
-    /// A writable disk of `capacity` bytes with one queue and every ability.
+    /// A writable disk of `capacity` bytes with one queue and every ability of a
+    /// disk; its vrings are split.
     pub fn with_capacity(capacity: u64) -> Self {
         Self {
             capacity,
@@ -111,6 +114,7 @@ impl DeviceConfig {
             topology: None,
             lifetime: None,
             zoned: None,
+            packed: false,
         }
     }
 
@@ -188,6 +192,9 @@ impl DeviceConfig {
         }
         if self.zoned.is_some() {
             bits.push(v::VIRTIO_BLK_F_ZONED);
+        }
+        if self.packed {
+            bits.push(VIRTIO_F_RING_PACKED);
         }
         bits.iter().fold(0, |all, bit| all | 1 << bit)
     }

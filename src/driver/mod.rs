@@ -43,16 +43,22 @@
 
 mod access;
 mod blk;
+mod chain;
 mod error;
 mod framing;
 mod layout;
+mod packed;
+mod ring;
 mod split;
 
 pub use blk::{
     APPEND_STATUS_LEN, BlkDone, BlkDriver, BlkOp, BlkRequest, BlkStatus, RangeSegment,
     RequestBuffers, ZoneOp,
 };
+pub use chain::{Buffer, Indirect, RingFeatures, Used};
 pub use error::{DeviceFault, DriverError, DriverMisuse};
 pub use framing::{Framing, Span};
 pub use layout::{LayoutError, RingLayout};
-pub use split::{Buffer, Indirect, RingFeatures, SplitDriver, Used};
+pub use packed::{Outstanding, PackedDriver, PackedPosition};
+pub use ring::DriverRing;
+pub use split::SplitDriver;

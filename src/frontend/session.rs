@@ -1,5 +1,6 @@
 //! What is agreed with one back-end, and what outlives it.
 
+use super::base::KeptBase;
 use super::config::{VringStart, VringWiring};
 use crate::Handle;
 use crate::wire::features::{protocol, virtio};
@@ -49,8 +50,8 @@ pub(super) struct Device {
     pub(super) memory: Vec<(MemRegion, Handle)>,
     /// The region and the handle that this front-end owns.
     pub(super) inflight: Option<(InflightDescription, Handle)>,
-    /// By vring; `None` when only guest memory knows.
-    pub(super) bases: Vec<Option<u16>>,
+    /// By vring.
+    pub(super) bases: Vec<KeptBase>,
     /// Vrings that were started last, by rising index.
     pub(super) started: Vec<VringStart>,
     /// Virtio features that the guest has accepted, without bits 26 and 30.
@@ -65,7 +66,7 @@ pub(super) struct Device {
 impl Device {
     pub(super) fn new(wiring: Vec<VringWiring>) -> Self {
         Self {
-            bases: vec![Some(0); wiring.len()],
+            bases: vec![KeptBase::Fresh; wiring.len()],
             wiring,
             memory: Vec::new(),
             inflight: None,
@@ -75,5 +76,10 @@ impl Device {
             config: Bytes::new(),
             seen: false,
         }
+    }
+
+    /// The guest has accepted packed rings.
+    pub(super) fn packed(&self) -> bool {
+        self.features.unwrap_or(0) & virtio::RING_PACKED != 0
     }
 }

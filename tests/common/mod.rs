@@ -143,6 +143,19 @@ impl<M: TestMemory> Rig<M> {
         driver
     }
 
+    /// Bring vring 0 up as a packed one of this size, with an inflight region;
+    /// its driver.
+    pub fn run_packed(&mut self, size: u16) -> BlkDriver {
+        self.negotiate(FEATURES | virtio::RING_PACKED);
+        self.get_inflight(1, size);
+        self.add_memory();
+        let features = RingFeatures { packed: true, ..ring_features() };
+        let driver = BlkDriver::start(&self.guest, packed_layout(size), features).unwrap();
+        self.set_inflight();
+        self.start_vring_at(size, PACKED_START, packed_addr(size));
+        driver
+    }
+
     pub fn handle(&mut self) -> Handle {
         self.next_handle += 1;
         let handle = Handle(self.next_handle);
@@ -303,25 +316,35 @@ impl<M: TestMemory> Rig<M> {
     }
 
     pub fn start_vring(&mut self, vring: u16, base: u16) {
-        let index = u32::from(vring);
-        self.ok(FrontendRequest::SetVringNum(VringState { index, num: u32::from(RING) }));
-        self.ok(FrontendRequest::SetVringBase(VringState { index, num: u32::from(base) }));
-        self.ok(FrontendRequest::SetVringAddr(vring_addr(vring)));
+        self.start_vring_at(RING, base.into(), vring_addr(vring));
+    }
+
+    /// Start a vring of any kind.
+    pub fn start_vring_at(&mut self, size: u16, base: u32, addr: VringAddr) {
+        let (index, vring) = (addr.index, addr.index as u8);
+        self.ok(FrontendRequest::SetVringNum(VringState { index, num: size.into() }));
+        self.ok(FrontendRequest::SetVringBase(VringState { index, num: base }));
+        self.ok(FrontendRequest::SetVringAddr(addr));
         for message in [
             FrontendRequest::SetVringCall,
             FrontendRequest::SetVringErr,
             FrontendRequest::SetVringKick,
         ] {
             let handle = self.handle();
-            self.ok(message(VringFile { index: vring as u8, handle: Some(handle) }));
+            self.ok(message(VringFile { index: vring, handle: Some(handle) }));
         }
         self.ok(FrontendRequest::SetVringEnable(VringState { index, num: 1 }));
     }
 
     pub fn get_base(&mut self, vring: u16) -> Option<u16> {
+        self.get_base32(vring).map(|base| base as u16)
+    }
+
+    /// All of the base: of a packed ring it has both positions.
+    pub fn get_base32(&mut self, vring: u16) -> Option<u32> {
         let state = VringState { index: u32::from(vring), num: 0 };
         match self.send(FrontendRequest::GetVringBase(state), false) {
-            Some(FrontendReplyBody::VringState(state)) => Some(state.num as u16),
+            Some(FrontendReplyBody::VringState(state)) => Some(state.num),
             None => None,
             other => panic!("{other:?}"),
         }
@@ -397,15 +420,31 @@ pub fn guest_region() -> MemRegion {
 }
 
 pub fn ring_features() -> RingFeatures {
-    RingFeatures { event_idx: true, indirect: true }
+    RingFeatures { event_idx: true, indirect: true, packed: false }
 }
 
 pub fn ring_layout(vring: u16) -> RingLayout {
     RingLayout::contiguous(RING, 0x1000 + 0x4000 * u64::from(vring)).unwrap()
 }
 
+/// Both positions at entry 0, both wrap counters 1.
+pub const PACKED_START: u32 = 0x8000_8000;
+
+/// Where vring 0 is if it is packed. Its driver event area begins a page, and
+/// so does its device event area.
+pub fn packed_layout(size: u16) -> RingLayout {
+    RingLayout { size, desc: 0x1000, avail: 0x8_2000, used: 0x8_4000 }
+}
+
+pub fn packed_addr(size: u16) -> VringAddr {
+    of_layout(0, &packed_layout(size))
+}
+
 pub fn vring_addr(vring: u16) -> VringAddr {
-    let layout = ring_layout(vring);
+    of_layout(vring, &ring_layout(vring))
+}
+
+fn of_layout(vring: u16, layout: &RingLayout) -> VringAddr {
     VringAddr {
         index: u32::from(vring),
         flags: 0,

@@ -111,6 +111,8 @@ pub struct Spec {
     /// Largest size of a ring; the guest takes it.
     pub queue_size: u32,
     pub inflight_migration: bool,
+    /// Rings are packed.
+    pub packed: bool,
 }
 
 impl Default for Spec {
@@ -122,6 +124,7 @@ impl Default for Spec {
             memory_mib: 256,
             queue_size: 128,
             inflight_migration: false,
+            packed: false,
         }
     }
 }
@@ -145,12 +148,18 @@ impl Spec {
         Self { size: 16 << 20, disk, memory_mib: 192, inflight_migration, ..Self::default() }
     }
 
+    /// The same machine with packed rings.
+    pub fn packed(self) -> Self {
+        Self { packed: true, ..self }
+    }
+
     fn hardware(&self, socket: &Path) -> Hardware {
         let disk = Disk {
             socket: socket.to_path_buf(),
             queues: self.disk.queues,
             queue_size: self.queue_size,
             inflight_migration: self.inflight_migration,
+            packed: self.packed,
         };
         Hardware { cpus: self.cpus, memory_mib: self.memory_mib, disk: Some(disk) }
     }

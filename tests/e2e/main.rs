@@ -28,6 +28,7 @@ mod initramfs;
 mod migrate;
 mod migrate_file;
 mod migrate_trouble;
+mod packed;
 mod plug;
 mod process;
 mod qmp;
@@ -128,6 +129,7 @@ fn main() -> ExitCode {
         migrate_file::scenarios(),
         migrate_trouble::scenarios(),
         migrate::last_scenarios(),
+        packed::scenarios(),
         blkio::scenarios(),
         stream::scenarios(),
     ];

@@ -34,6 +34,8 @@ pub struct Disk {
     pub queue_size: u32,
     /// Whether requests in flight may move with the machine.
     pub inflight_migration: bool,
+    /// Whether the guest may use packed rings.
+    pub packed: bool,
 }
 
 /// What the machine consists of.
@@ -126,6 +128,9 @@ impl Vm {
             );
             if disk.inflight_migration {
                 device += ",inflight-migration=on";
+            }
+            if disk.packed {
+                device += ",packed=on";
             }
             command.arg("-device").arg(device);
         }

@@ -119,7 +119,7 @@ impl Client {
                     }
                 }
                 Next::Restart => {
-                    let start = self.start_command(|layout| self.used_base(layout));
+                    let start = self.start_command(|layout| self.lost_base(layout));
                     self.frontend.handle_input(now, Input::Command(start))?;
                 }
                 Next::KickAll => {
