@@ -94,7 +94,7 @@ impl Model {
     }
 
     fn target(sector: u64) -> Result<usize, ZoneFault> {
-        let fits = sector >= 16 && sector < CAPACITY && sector.is_multiple_of(16);
+        let fits = (16..CAPACITY).contains(&sector) && sector.is_multiple_of(16);
         fits.then_some((sector / 16) as usize).ok_or(ZoneFault::InvalidCommand)
     }
 

@@ -406,8 +406,8 @@ impl EventLoop {
                 self.drop_socket();
             }
             Output::Event(event) => {
-                if let Event::VringRunning { vring, resubmitted: 0, .. } = event {
-                    self.disk.forget_appends(vring);
+                if let Event::VringRunning { vring, resubmitted, .. } = event {
+                    self.disk.vring_runs(vring, resubmitted);
                 }
                 events::say(&event);
             }

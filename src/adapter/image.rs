@@ -182,6 +182,11 @@ impl Image {
         self.in_memory
     }
 
+    /// No other host can have it open.
+    pub fn is_local(&self) -> bool {
+        self.local
+    }
+
     /// Discard does something.
     pub fn can_discard(&self) -> bool {
         self.can_discard

@@ -165,6 +165,14 @@ fn topology(bench: &mut Bench) -> Result<Figures, String> {
         figures.note("no loop devices on this machine, nothing said of block devices");
         return Ok(figures);
     };
+    let output = Command::new(bench.program()?)
+        .args(["--socket-path", "/nonexistent/socket", "--secure-erase", "--blk-file", &device.0])
+        .output()
+        .map_err(|error| error.to_string())?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    if !said.contains("--secure-erase: the device cannot do it") {
+        return Err(format!("expected a refusal to erase {}, got {said}", device.0));
+    }
     let daemon = bench.serve_image(device.0.as_ref(), DiskOptions::default())?;
     let of_device = plug::with_disk(bench, daemon, 1, |vm, _| {
         let info = vm.guest.ask("info disk=vdb")?;

@@ -202,11 +202,10 @@ impl Disk {
         }
     }
 
-    /// A vring runs that has begun with nothing in flight: what a predecessor
-    /// appended for it will not come again.
-    pub fn forget_appends(&mut self, vring: u16) {
+    /// A vring runs that has begun with so many requests of a predecessor.
+    pub fn vring_runs(&mut self, vring: u16, resubmitted: u16) {
         if let Some(zoned) = &mut self.zoned {
-            zoned.forget_appends(vring);
+            zoned.vring_runs(vring, resubmitted);
         }
     }
 

@@ -9,7 +9,9 @@ use crate::adapter::error::{Refusal, describe};
 use crate::adapter::image::Image;
 use crate::blk::SECTOR_SIZE;
 use crate::blk::zones::{Appends, Geometry, ZonedConfig, Zones, record};
-use rustix::fs::{Mode, OFlags, SeekFrom, fdatasync, fsync, open, renameat_with, seek};
+use rustix::fs::{
+    Advice, Mode, OFlags, SeekFrom, fadvise, fdatasync, fsync, open, renameat_with, seek,
+};
 use rustix::io::{Errno, pread, pwrite};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -26,6 +28,8 @@ pub struct ZoneFile {
     name: String,
     config: ZonedConfig,
     geometry: Geometry,
+    /// No other host can have the image open, nor this.
+    local: bool,
     /// Something could not be written: everything has to be, next time.
     stale: bool,
 }
@@ -47,7 +51,7 @@ impl ZoneFile {
             other => other,
         };
         let fd = fd.map_err(|e| cannot("open", e))?;
-        let file = Self { fd, name, config, geometry, stale: false };
+        let file = Self { fd, name, config, geometry, local: image.is_local(), stale: false };
         file.check()?;
         Ok(file)
     }
@@ -95,23 +99,25 @@ impl ZoneFile {
 
     /// The zones as somebody left them.
     pub fn load(&mut self) -> Result<Zones, Refusal> {
-        self.check()?;
-        let mut zones = Vec::new();
-        for number in 0..self.geometry.zones() {
-            let mut bytes = [0; record::ZONE];
-            self.read(&mut bytes, record::zone_at(number))?;
-            zones.push(record::read_zone(number, &bytes).map_err(|bad| self.wrong(bad))?);
+        if !self.local {
+            // Another host may have written since the header was looked at.
+            let _ = fadvise(&self.fd, 0, None, Advice::DontNeed);
         }
+        self.check()?;
+        let mut bytes = vec![0; self.geometry.zones() as usize * record::ZONE];
+        self.read(&mut bytes, record::zone_at(0))?;
+        let (records, _) = bytes.as_chunks();
+        let zones: Result<Vec<_>, _> =
+            (0..).zip(records).map(|(number, bytes)| record::read_zone(number, bytes)).collect();
+        let zones = zones.map_err(|bad| self.wrong(bad))?;
         let end = seek(&self.fd, SeekFrom::End(0)).unwrap_or(0);
         let start = record::appends_at(&self.geometry);
         let slots = (end.saturating_sub(start) / record::APPEND as u64).min(MAX_APPENDS);
-        let mut appends = Vec::new();
-        for slot in 0..slots as u32 {
-            let mut bytes = [0; record::APPEND];
-            self.read(&mut bytes, start + u64::from(slot) * record::APPEND as u64)?;
-            appends.push(record::read_append(slot, &bytes));
-        }
-        let appends = Appends::restore(appends.into_iter());
+        let mut bytes = vec![0; slots as usize * record::APPEND];
+        self.read(&mut bytes, start)?;
+        let (records, _) = bytes.as_chunks();
+        let appends = (0..).zip(records).map(|(slot, bytes)| record::read_append(slot, bytes));
+        let appends = Appends::restore(appends);
         self.stale = false;
         Zones::restore(&self.config, self.geometry.capacity, zones, appends)
             .ok_or_else(|| self.wrong("its zones contradict each other"))
@@ -138,6 +144,14 @@ impl ZoneFile {
         }
         self.stale = result.is_err();
         result
+    }
+
+    /// Another owner may have it.
+    pub fn let_go(&self) {
+        if !self.local {
+            // Whatever fails here fails again at the next flush of whoever it is.
+            let _ = self.sync();
+        }
     }
 
     /// Make what was saved durable.

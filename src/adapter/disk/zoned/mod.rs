@@ -18,7 +18,7 @@ use crate::adapter::image::Image;
 use crate::adapter::memory::Iov;
 use crate::blk::zones::{self, Admitted, AppendId, Zones};
 use crate::blk::{ByteRange, DiskError, DiskOp, ReqId, SECTOR_SIZE, ZoneAction};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 /// What a request on its way has to give back.
@@ -58,7 +58,7 @@ pub struct Zoned {
     /// Requests that wait for such.
     waiting: VecDeque<Box<Op>>,
     /// Vrings that have nothing in flight, told before the image was ours.
-    forget: Vec<u16>,
+    forget: BTreeSet<u16>,
 }
 
 impl Zoned {
@@ -72,14 +72,14 @@ impl Zoned {
             taken: Vec::new(),
             all_taken: false,
             waiting: VecDeque::new(),
-            forget: Vec::new(),
+            forget: BTreeSet::new(),
         }
     }
 
     /// The image is ours: find out how it was left.
     pub fn open(&mut self) -> Result<(), Refusal> {
         let mut zones = self.file.load()?;
-        for vring in self.forget.drain(..) {
+        for vring in core::mem::take(&mut self.forget) {
             zones.appends().forget_vring(vring);
         }
         let failed = |what: &str, e: DiskError| Refusal(format!("cannot {what} zones: {e}"));
@@ -99,12 +99,20 @@ impl Zoned {
     /// The image is not ours any more.
     pub fn close(&mut self) {
         self.zones = None;
+        self.file.let_go();
     }
 
-    /// A vring runs that has begun with nothing in flight.
-    pub fn forget_appends(&mut self, vring: u16) {
+    /// A vring runs that has begun with so many requests of a predecessor. With
+    /// none, no append will come again, and its region may be a new one that
+    /// counts from 0.
+    pub fn vring_runs(&mut self, vring: u16, resubmitted: u16) {
         match &mut self.zones {
-            None => self.forget.push(vring),
+            _ if resubmitted > 0 => {
+                self.forget.remove(&vring);
+            }
+            None => {
+                self.forget.insert(vring);
+            }
             Some(zones) => {
                 zones.appends().forget_vring(vring);
                 // If this fails, the next change says so.
@@ -152,13 +160,13 @@ impl Zoned {
                 && self.taken.is_empty())
                 || self.all_taken;
         };
-        let ahead = |op: &Box<Op>| match op.kind {
+        let ahead = |op: &Op| match op.kind {
             DiskOp::Zone { action: ZoneAction::ResetAll, .. } => true,
             _ => geometry.zone_of(op.offset / SECTOR_SIZE) == zone,
         };
         self.all_taken
             || self.taken.contains(&zone)
-            || self.waiting.iter().any(ahead)
+            || self.waiting.iter().any(|op| ahead(op))
             || alone && self.under_way.contains_key(&zone)
     }
 
