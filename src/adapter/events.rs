@@ -32,6 +32,13 @@ pub fn say(event: &Event) {
         Event::Suspended { vring, inflight } => {
             say_limited!("vring {vring} was suspended, {inflight} requests left in the region");
         }
+        Event::CapacityChanged { from, to } => {
+            say_limited!("the image has {to} bytes, {from} before");
+        }
+        Event::ChannelLost(end) => say_limited!("lost the back-end channel: {end}"),
+        Event::RequestRefused { request, status } => {
+            say_limited!("the front-end refused {request} with status {status}");
+        }
         Event::LogMapped { size } => {
             say_limited!("dirty log of {size} bytes is in place");
         }

@@ -9,6 +9,7 @@ use super::listener::{self, Inherited, Listener};
 use super::lock::StoreLock;
 use super::sigbus;
 use super::signals::Signals;
+use super::size::SizeWatch;
 use crate::backend::{Backend, SuspendPolicy};
 use crate::blk::DeviceConfig;
 use crate::time::Duration;
@@ -59,6 +60,8 @@ pub fn serve(args: &ServeArgs) -> Result<ExitCode, Refusal> {
         topology: Some(limits.topology(logical)),
         lifetime: args.disk.lifetime(&image)?,
         zoned: zones.as_ref().map(|(zoned, _)| *zoned),
+        in_order: args.in_order,
+        ring_reset: args.ring_reset,
         packed: !args.no_packed,
     };
     config.validate().map_err(|e| Refusal(e.to_string()))?;
@@ -89,7 +92,8 @@ pub fn serve(args: &ServeArgs) -> Result<ExitCode, Refusal> {
     sigbus::install().map_err(system)?;
     let signals = Signals::install().map_err(system)?;
     let engine = disk.name();
-    let event_loop = EventLoop::new(backend, disk, store, signals).map_err(system)?;
+    let size = SizeWatch::new(Arc::clone(&image));
+    let event_loop = EventLoop::new(backend, disk, store, size, signals).map_err(system)?;
     let ready = |on: String| {
         say!("{on}, serving {} ({} bytes, {engine})", path.display(), image.size());
     };

@@ -47,7 +47,9 @@ impl<M: GuestMemory> Backend<M> {
 
     /// Protocol features offered to front-ends.
     pub fn offered_protocol_features(&self) -> u64 {
-        OFFERED_PROTOCOL_FEATURES | self.suspend.map_or(0, |policy| needed(policy.dialect))
+        OFFERED_PROTOCOL_FEATURES
+            | self.dialect().gpa_addresses()
+            | self.suspend.map_or(0, |policy| needed(policy.dialect))
     }
 
     /// What a plain GET_VRING_BASE means.

@@ -3,6 +3,7 @@
 //! every message behind it waits too.
 
 use super::answer::Reply;
+use super::vacate::Vacating;
 use super::{ApiMisuse, Backend, Event, FrontendFault, MapFailed, MapRegion, Output};
 use crate::Handle;
 use crate::bugs::{self, Bug};
@@ -21,10 +22,10 @@ use vm_memory::GuestMemory;
 pub(super) enum Pending {
     /// None does.
     None,
-    /// Memory is about to go; what is in flight has to finish first.
-    Quiesce(MemoryChange),
     /// The driver maps a new table.
     Map(MemoryChange),
+    /// A region is out of the table; requests that use it have to finish.
+    Vacate(Vacating),
     /// The driver allocates an inflight region.
     AllocInflight(InflightDescription, Reply),
     /// The driver maps an inflight region.
@@ -52,7 +53,7 @@ impl Pending {
 
     /// True if no vring may fetch until this is over.
     pub fn holds_fetching(&self) -> bool {
-        matches!(self, Self::Quiesce(_) | Self::Map(_) | Self::Reset(_))
+        matches!(self, Self::Map(_) | Self::Reset(_))
     }
 
     pub fn take(&mut self) -> Self {
@@ -74,8 +75,6 @@ pub(super) struct Stopping {
 #[derive(Debug)]
 pub(super) struct MemoryChange {
     table: MemoryTable,
-    /// Handles that are no longer needed when it is in force.
-    gone: Vec<Handle>,
     /// Handles that are not needed if it is refused.
     new: Vec<Handle>,
     reply: Reply,
@@ -104,8 +103,7 @@ impl<M: GuestMemory> Backend<M> {
         let new: Vec<Handle> = regions.iter().map(|(_, handle)| *handle).collect();
         let regions = regions.into_iter().map(|(region, handle)| MapRegion { region, handle });
         let table = MemoryTable::from_regions(regions)?;
-        let gone = self.table.regions().iter().map(|r| r.handle).collect();
-        self.change_memory("SET_MEM_TABLE", MemoryChange { table, gone, new, reply })
+        self.change_memory("SET_MEM_TABLE", MemoryChange { table, new, reply })
     }
 
     pub(super) fn add_mem_reg(
@@ -116,7 +114,7 @@ impl<M: GuestMemory> Backend<M> {
     ) -> Result<(), FrontendFault> {
         let mut table = self.table.clone();
         table.add(MapRegion { region, handle })?;
-        let change = MemoryChange { table, gone: Vec::new(), new: vec![handle], reply };
+        let change = MemoryChange { table, new: vec![handle], reply };
         self.change_memory("ADD_MEM_REG", change)
     }
 
@@ -127,20 +125,21 @@ impl<M: GuestMemory> Backend<M> {
         reply: Reply,
     ) -> Result<(), FrontendFault> {
         let mut table = self.table.clone();
-        let removed = table.remove(&region)?;
-        let change = MemoryChange { table, gone: vec![removed.handle], new: Vec::new(), reply };
+        table.remove(&region)?;
+        let change = MemoryChange { table, new: Vec::new(), reply };
         self.change_memory("REM_MEM_REG", change)?;
         self.release(extra);
         Ok(())
     }
 
-    /// Rings that run must keep their place; requests in flight must keep
-    /// their buffers.
+    /// Rings that run must keep their place. Requests in flight keep their
+    /// buffers, see [`vacate`](super::vacate); nothing waits for them here.
     fn change_memory(
         &mut self,
         message: &'static str,
         change: MemoryChange,
     ) -> Result<(), FrontendFault> {
+        self.check_user_addresses(message, &change.table)?;
         let format = self.session.ring_format();
         for (vring, v) in (0..).zip(&self.vrings) {
             let place = |table| v.place(vring, format, table);
@@ -148,18 +147,10 @@ impl<M: GuestMemory> Backend<M> {
                 return Err(FrontendFault::MemoryInUse { message, vring });
             }
         }
-        if change.gone.is_empty() || self.requests.is_empty() {
-            self.map(change);
-        } else {
-            self.pending = Pending::Quiesce(change);
-        }
-        Ok(())
-    }
-
-    pub(super) fn map(&mut self, change: MemoryChange) {
         let regions = change.table.regions().to_vec();
         self.out.push_back(Output::Map { regions });
         self.pending = Pending::Map(change);
+        Ok(())
     }
 
     pub(super) fn mapped(
@@ -177,12 +168,9 @@ impl<M: GuestMemory> Backend<M> {
         match result {
             Ok(memory) => {
                 marks::hit_when(Mark::MemoryAdded, || self.memory.is_some());
-                if !bugs::on_when(Bug::StaleMemoryTable, || self.memory.is_some()) {
-                    self.memory = Some(memory);
-                }
-                self.table = change.table;
-                self.release(change.gone);
-                self.answer_ok(change.reply);
+                let stale = bugs::on_when(Bug::StaleMemoryTable, || self.memory.is_some());
+                let before = if stale { None } else { self.memory.replace(memory) };
+                self.vacate(before, change.table, change.reply);
             }
             Err(MapFailed(why)) => {
                 self.release(change.new);
@@ -294,6 +282,7 @@ impl<M: GuestMemory> Backend<M> {
         match checked {
             Ok(inflight) => {
                 self.inflight = Some(inflight);
+                self.vrings.iter_mut().for_each(|v| v.told = None);
                 self.answer_ok(reply);
             }
             Err(fault) => self.refuse(reply, fault),

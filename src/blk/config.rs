@@ -4,7 +4,9 @@
 use super::limits::{Lifetime, MAX_RANGES, RangeLimits, Topology};
 use super::zones::ZonedConfig;
 use virtio_bindings::virtio_blk as v;
-use virtio_bindings::virtio_config::{VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1};
+use virtio_bindings::virtio_config::{
+    VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1,
+};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 /// Unit of `capacity` and of every sector number, in bytes.
@@ -54,6 +56,12 @@ pub struct DeviceConfig {
     pub lifetime: Option<Lifetime>,
     /// The disk is divided into zones.
     pub zoned: Option<ZonedConfig>,
+    /// Requests are used in the order they became available. Off unless asked
+    /// for: a guest that accepts it waits for the slowest.
+    pub in_order: bool,
+    /// A guest may reset one queue while the others go on. Off unless asked
+    /// for: the front-end has to pass such a reset on.
+    pub ring_reset: bool,
     /// Packed vrings are offered.
     pub packed: bool,
 }
@@ -114,6 +122,8 @@ impl DeviceConfig {
             topology: None,
             lifetime: None,
             zoned: None,
+            in_order: false,
+            ring_reset: false,
             packed: false,
         }
     }
@@ -177,6 +187,12 @@ impl DeviceConfig {
         }
         if self.read_only {
             bits.push(v::VIRTIO_BLK_F_RO);
+        }
+        if self.in_order {
+            bits.push(VIRTIO_F_IN_ORDER);
+        }
+        if self.ring_reset {
+            bits.push(VIRTIO_F_RING_RESET);
         }
         if self.can_discard() {
             bits.push(v::VIRTIO_BLK_F_DISCARD);

@@ -54,7 +54,7 @@ fn many_ranges(bench: &mut Bench) -> Result<Figures, String> {
 }
 
 fn erasing() -> DiskOptions {
-    let more = vec!["--secure-erase", "--lifetime", "1,2,3"];
+    let more: &[&str] = &["--secure-erase", "--lifetime", "1,2,3"];
     DiskOptions { more, ..DiskOptions::default() }
 }
 
@@ -134,7 +134,7 @@ impl Drop for Loop {
 
 fn topology(bench: &mut Bench) -> Result<Figures, String> {
     let mut figures = Figures::default();
-    let more = vec![
+    let more: &[&str] = &[
         "--physical-block-size",
         "16384",
         "--min-io-size",

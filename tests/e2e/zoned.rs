@@ -23,7 +23,7 @@ pub fn scenarios() -> Vec<Scenario> {
 }
 
 fn options() -> DiskOptions {
-    let more = vec![
+    let more: &[&str] = &[
         "--zone-size",
         "4M",
         "--conventional-zones",
