@@ -287,3 +287,12 @@ fn zones_a_request_that_comes_again_says_so_and_keeps_its_counter() {
     rig.start_vring(0, 1);
     assert_eq!(seen(&rig, true), before);
 }
+
+#[test]
+fn zones_keep_a_disk_at_the_size_that_they_were_counted_for() {
+    let (mut rig, mut driver) = zoned();
+    rig.input(Input::Capacity(2 * DISK));
+    assert_eq!(rig.backend.capacity(), DISK);
+    let op = BlkOp::ZoneReport { sector: DISK / 512 };
+    assert_eq!(answer(&mut rig, &mut driver, op, 4096).0, BlkStatus::ZoneInvalidCmd);
+}

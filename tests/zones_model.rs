@@ -419,6 +419,19 @@ fn zones_of_which_both_limits_are_reached_name_the_active_one() {
 }
 
 #[test]
+fn zones_end_where_the_disk_does() {
+    let mut zones = Zones::empty(&CONFIG, CAPACITY);
+    for (sector, sectors) in
+        [(CAPACITY, 1), (CAPACITY - 8, 9), (0, u64::MAX), (u64::MAX, 2), (0, 0)]
+    {
+        assert_eq!(zones.write(sector, sectors, false), Err(ZoneFault::InvalidCommand));
+        assert_eq!(zones.read(sector, sectors), Err(ZoneFault::InvalidCommand));
+    }
+    assert_eq!(zones.append(u64::MAX, 1, None, false), Err(ZoneFault::InvalidCommand));
+    assert_eq!(zones.write(CAPACITY - 8, 8, false), Ok(Admitted::Advanced));
+}
+
+#[test]
 fn zones_that_contradict_themselves_are_not_restored() {
     let good = Zones::empty(&CONFIG, CAPACITY).zones().to_vec();
     let restore = |zones| Zones::restore(&CONFIG, CAPACITY, zones, Appends::default()).is_some();

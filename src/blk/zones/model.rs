@@ -281,6 +281,12 @@ impl Zones {
     /// The zone that has all these sectors; `None` if they are in conventional
     /// zones.
     fn one_zone(&self, sector: u64, sectors: u64) -> Result<Option<u32>, ZoneFault> {
+        if sectors == 0
+            || sector >= self.geometry.capacity
+            || sectors > self.geometry.capacity - sector
+        {
+            return Err(ZoneFault::InvalidCommand);
+        }
         let (first, last) =
             (self.geometry.zone_of(sector), self.geometry.zone_of(sector + sectors - 1));
         match self.geometry.is_conventional(last) {
