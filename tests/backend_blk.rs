@@ -10,6 +10,7 @@ use midflight::blk::{DeviceConfig, DiskError, DiskOp, Lifetime};
 use midflight::driver::{BlkDone, BlkDriver, BlkOp, BlkStatus, Framing, RangeSegment};
 use midflight::wire::features::virtio;
 use midflight::wire::{ConfigPayload, FrontendRequest, VringState};
+use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
 
 const DISK: u64 = 1 << 20;
@@ -260,6 +261,73 @@ fn blk_secure_erase_and_lifetime_are_unsupp_unless_asked_for() {
             rig.guest.read_slice(&mut got, GuestAddress(slot_base(0) + 16)).unwrap();
             assert_eq!(got, [1, 0, 2, 0, 11, 0]);
         }
+    }
+}
+
+fn any_range() -> impl Strategy<Value = RangeSegment> {
+    let end = DISK / 512;
+    let sector = prop_oneof![6 => 0..end, 1 => end - 4..end + 4, 1 => any::<u64>()];
+    let sectors = prop_oneof![6 => 0..64u32, 1 => 60..70u32, 1 => any::<u32>()];
+    let flags = prop_oneof![12 => Just(0), 4 => Just(1), 1 => any::<u32>()];
+    (sector, sectors, flags).prop_map(|(sector, num_sectors, flags)| RangeSegment {
+        sector,
+        num_sectors,
+        flags,
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 3000, ..ProptestConfig::default() })]
+
+    /// What a request for ranges comes to, said a second time: by sectors as
+    /// wide numbers that cannot overflow.
+    #[test]
+    fn blk_requests_for_any_ranges_come_to_what_the_document_says(
+        ranges in prop::collection::vec(any_range(), 0..10),
+        kind in 0..3,
+        framing in 0..FRAMINGS.len(),
+        block in prop::sample::select(vec![512u32, 4096]),
+    ) {
+        let mut config =
+            DeviceConfig { secure_erase: true, logical_block_size: block, ..disk() };
+        config.limits.ranges = 8;
+        config.limits.discard_sectors = 64;
+        config.limits.write_zeroes_sectors = 65;
+        config.limits.secure_erase_sectors = 66;
+        let (op, max, known) = match kind {
+            0 => (BlkOp::Discard(&ranges), 64, 0),
+            1 => (BlkOp::WriteZeroes(&ranges), 65, 1),
+            _ => (BlkOp::SecureErase(&ranges), 66, 0),
+        };
+        let unit = u128::from(block / 512);
+        let fits = |r: &RangeSegment| {
+            let (first, count) = (u128::from(r.sector), u128::from(r.num_sectors));
+            count <= max
+                && first + count <= u128::from(DISK / 512)
+                && first % unit == 0
+                && count % unit == 0
+        };
+        let status = if ranges.is_empty() || ranges.len() > 8 {
+            BlkStatus::IoErr
+        } else if ranges.iter().any(|r| r.flags & !known != 0) {
+            BlkStatus::Unsupp
+        } else if !ranges.iter().all(fits) {
+            BlkStatus::IoErr
+        } else {
+            BlkStatus::Ok
+        };
+        let (mut rig, mut driver) = Rig::running(config);
+        rig.disk.fill(0x5a);
+        submit(&rig, &mut driver, 0, op, ranges.len() as u32 * 16, &FRAMINGS[framing]);
+        let d = done(&mut rig, &mut driver);
+        prop_assert_eq!((d.status, d.len), (status, 1));
+        let mut expected = vec![0x5a; DISK as usize];
+        if status == BlkStatus::Ok {
+            for r in &ranges {
+                expected[r.sector as usize * 512..][..r.num_sectors as usize * 512].fill(0);
+            }
+        }
+        prop_assert!(rig.disk == expected);
     }
 }
 

@@ -164,7 +164,8 @@ fn packed_ring_without_a_region_goes_on_at_its_base() {
         assert_eq!(reaped(&rig, &mut driver), [slot]);
         // Entry 3, then 1 of the next round, and so on.
         let at = 3 * (slot as u32 + 1);
-        let bits = at % 5 | if (at / 5).is_multiple_of(2) { 0x8000 } else { 0 };
+        let wrap = if (at / 5).is_multiple_of(2) { 0x8000 } else { 0 };
+        let bits = (at % 5) | wrap;
         assert_eq!(rig.get_base32(0), Some(bits << 16 | bits));
         rig.start_vring_at(size, bits << 16 | bits, packed_addr(size));
     }

@@ -4,11 +4,14 @@
 
 mod common;
 
-use common::{FEATURES, RING, Rig, ring_features, ring_layout, submit};
+use common::{
+    FEATURES, PACKED_START, RING, Rig, packed_addr, packed_layout, ring_features, ring_layout,
+    submit,
+};
 use midflight::backend::{Event, Input, SuspendPolicy};
 use midflight::blk::zones::{ZoneFault, ZonedConfig};
 use midflight::blk::{Completion, DeviceConfig, DiskError, DiskOp, ReqId, ZoneAction};
-use midflight::driver::{BlkDone, BlkDriver, BlkOp, BlkStatus, Framing, ZoneOp};
+use midflight::driver::{BlkDone, BlkDriver, BlkOp, BlkStatus, Framing, RingFeatures, ZoneOp};
 use midflight::time::Duration;
 use midflight::wire::features::virtio;
 use midflight::wire::{Dialect, FrontendReplyBody};
@@ -253,39 +256,61 @@ fn zones_what_changes_them_is_drained_when_all_else_is_suspended() {
     assert!(answered(&rig));
 }
 
+/// A vring 0 that is packed if `packed` says so, on a connection to a device that
+/// may be new or taken over. The driver, if there is none yet.
+fn start(rig: &mut Rig, packed: bool, known: bool) -> Option<BlkDriver> {
+    let format = if packed { virtio::RING_PACKED } else { 0 };
+    rig.negotiate(FEATURES | virtio::BLK_ZONED | format);
+    if !known {
+        rig.get_inflight(1, RING);
+    }
+    rig.add_memory();
+    let layout = if packed { packed_layout(RING) } else { ring_layout(0) };
+    let features = RingFeatures { packed, ..ring_features() };
+    let driver = (!known).then(|| BlkDriver::start(&rig.guest, layout, features).unwrap());
+    rig.set_inflight();
+    match packed {
+        true => rig.start_vring_at(RING, PACKED_START, packed_addr(RING)),
+        false => rig.start_vring(0, 0),
+    }
+    driver
+}
+
 #[test]
 fn zones_a_request_that_comes_again_says_so_and_keeps_its_counter() {
-    let (mut rig, mut driver) = zoned();
-    // One that completes, so that counters are not those of a new region.
-    let [id] = ask(&mut rig, &mut driver, BlkOp::Flush, 0)[..] else { panic!("one request") };
-    finish(&mut rig, &mut driver, id, Ok(()));
-    for slot in 1..4 {
-        let op = BlkOp::ZoneAppend { sector: ZONE };
-        submit(&rig, &mut driver, slot, op, 512, &Framing::CLASSIC);
-    }
-    driver.publish(&rig.guest).unwrap();
-    rig.kick(0);
-    let seen = |rig: &Rig, again| -> Vec<_> {
-        let one = |id: &ReqId| {
-            let request = rig.backend.request(*id).unwrap();
-            assert_eq!(request.again, again);
-            (request.head, request.order.unwrap())
+    for packed in [false, true] {
+        let mut rig = Rig::new(DeviceConfig { packed, ..config() });
+        let mut driver = start(&mut rig, packed, false).unwrap();
+        // One that completes, so that counters are not those of a new region.
+        let [id] = ask(&mut rig, &mut driver, BlkOp::Flush, 0)[..] else { panic!("one request") };
+        finish(&mut rig, &mut driver, id, Ok(()));
+        for slot in 1..4 {
+            let op = BlkOp::ZoneAppend { sector: ZONE };
+            submit(&rig, &mut driver, slot, op, 512, &Framing::CLASSIC);
+        }
+        driver.publish(&rig.guest).unwrap();
+        rig.kick(0);
+        let seen = |rig: &Rig, again| -> Vec<_> {
+            let one = |id: &ReqId| {
+                let request = rig.backend.request(*id).unwrap();
+                assert_eq!(request.again, again);
+                (request.head, request.order.unwrap())
+            };
+            rig.at_disk.iter().map(one).collect()
         };
-        rig.at_disk.iter().map(one).collect()
-    };
-    let before = seen(&rig, false);
-    assert_eq!(before.iter().map(|(_, order)| *order).collect::<Vec<_>>(), [1, 2, 3]);
-    // The daemon is gone, and the next one finds them in the region.
-    rig.input(Input::PeerClosed);
-    let gone = |id| Completion { id, result: Err(DiskError::Cancelled) };
-    let all: Vec<_> = std::mem::take(&mut rig.at_disk).into_iter().map(gone).collect();
-    rig.input(Input::DiskDone(&all));
-    rig.input(Input::Connected);
-    rig.negotiate(FEATURES | virtio::BLK_ZONED);
-    rig.add_memory();
-    rig.set_inflight();
-    rig.start_vring(0, 1);
-    assert_eq!(seen(&rig, true), before);
+        let before = seen(&rig, false);
+        let orders: Vec<_> = before.iter().map(|(_, order)| order - before[0].1).collect();
+        assert_eq!(orders, [0, 1, 2]);
+        assert!(before[0].1 > 0, "the flush had a counter too");
+        // The daemon is gone, and the next one finds them in the region.
+        rig.input(Input::PeerClosed);
+        let gone = |id| Completion { id, result: Err(DiskError::Cancelled) };
+        let all: Vec<_> = std::mem::take(&mut rig.at_disk).into_iter().map(gone).collect();
+        rig.input(Input::DiskDone(&all));
+        rig.input(Input::Connected);
+        start(&mut rig, packed, true);
+        assert_eq!(seen(&rig, true), before, "packed: {packed}");
+    }
 }
 
 #[test]

@@ -177,6 +177,7 @@ impl<M: GuestMemory> Backend<M> {
             let v = &mut self.vrings[usize::from(vring)];
             *v = Vring { call: v.call, err: v.err, ..Vring::new(size) };
         }
+        self.end_transfer();
         self.session.features = 0;
         self.session.status = 0;
         self.inflight = None;
@@ -221,6 +222,7 @@ impl<M: GuestMemory> Backend<M> {
         self.inflight = None;
         self.log = None;
         self.vacated = None;
+        self.end_transfer();
         self.cancel_at = None;
         self.writeback = true;
     }

@@ -4,6 +4,7 @@ mod config;
 mod disk;
 mod limits;
 mod request;
+mod state;
 pub mod zones;
 
 pub use crate::memory::Segment;
@@ -11,3 +12,4 @@ pub use config::{CONFIG_SIZE, ConfigError, DeviceConfig, SECTOR_SIZE, SEG_MAX, W
 pub use disk::{ByteRange, Completion, DiskError, DiskOp, DiskRequest, ReqId, ZoneAction};
 pub use limits::{Lifetime, MAX_RANGES, RangeLimits, Topology};
 pub use request::{Action, Mode, Parsed, Status, parse};
+pub use state::{STATE_MAX, SavedState, SavedStateFault};

@@ -98,6 +98,24 @@ pub enum Command {
         /// knows that nothing is in flight may leave the region out.
         inflight: Option<Handle>,
     },
+    /// Have the back-end write the device's state, what it knows beyond rings and
+    /// inflight region, to a pipe. Legal while the vrings are stopped, with
+    /// DEVICE_STATE. [`Event::StateChannel`] tells when it has begun, or
+    /// [`Event::Refused`]; then close your copy of the handle, which stays the
+    /// owner's, and read the pipe to its end.
+    SaveState {
+        /// The end to write to.
+        handle: Handle,
+    },
+    /// The opposite: have the back-end read a state. Close what you write to
+    /// behind the last byte.
+    LoadState {
+        /// The end to read from.
+        handle: Handle,
+    },
+    /// Ask whether a transfer went well, after its end: [`Event::StateChecked`]
+    /// or [`Event::Refused`].
+    CheckState,
     /// The guest has reset the device: stop what runs, forget bases and
     /// inflight region. Legal without a connection too.
     Reset,
@@ -140,6 +158,9 @@ impl Command {
             Self::LogOn { .. } => "log on",
             Self::LogOff => "log off",
             Self::Adopt { .. } => "adopt",
+            Self::SaveState { .. } => "save state",
+            Self::LoadState { .. } => "load state",
+            Self::CheckState => "check state",
             Self::Reset => "reset",
             Self::ReadConfig { .. } => "read config",
             Self::WriteConfig { .. } => "write config",
@@ -223,6 +244,14 @@ pub enum Event {
     /// [`Command::WriteConfig`] was carried out, as far as the back-end tells:
     /// without REPLY_ACK it was only sent.
     ConfigWritten,
+    /// The device's state is on its way through the pipe of
+    /// [`Command::SaveState`] or [`Command::LoadState`].
+    StateChannel {
+        /// A pipe of the back-end's to be used instead. The owner's from now on.
+        instead: Option<Handle>,
+    },
+    /// The last transfer of a device's state was complete and right.
+    StateChecked,
     /// The back-end has changed the configuration space, and this is the new one.
     ConfigChanged(Bytes),
     /// The back-end said no; the connection lives.

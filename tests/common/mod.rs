@@ -67,6 +67,10 @@ pub struct Rig<M = Memory> {
     next_handle: u32,
     /// What the next mapping of guest memory is, if not `guest`.
     pub map_next: Option<M>,
+    /// Device states that were saved.
+    pub saved: Vec<Vec<u8>>,
+    /// What comes out of the pipe of a state to load; `None`: nothing yet.
+    pub state: Option<Vec<u8>>,
     /// Refuse the next mapping, saying why.
     pub refuse_map: Option<String>,
     decoder: Decoder<FrontendReplies, Handle>,
@@ -125,6 +129,8 @@ impl<M: TestMemory> Rig<M> {
             live: BTreeSet::new(),
             next_handle: 0,
             map_next: None,
+            saved: Vec::new(),
+            state: None,
             refuse_map: None,
             decoder: Decoder::new(dialect),
             replies: Vec::new(),
@@ -217,6 +223,19 @@ impl<M: TestMemory> Rig<M> {
                     self.backend.handle_input(self.now, Input::InflightMapped(result)).unwrap();
                 }
                 Output::Unmap => {}
+                Output::SaveState { handle, bytes } => {
+                    assert!(self.live.contains(&handle));
+                    self.saved.push(bytes.to_vec());
+                    self.backend.handle_input(self.now, Input::StateSaved(Ok(()))).unwrap();
+                }
+                Output::LoadState { handle, most } => {
+                    assert!(self.live.contains(&handle));
+                    if let Some(state) = self.state.take() {
+                        assert!(state.len() as u64 <= most);
+                        let input = Input::StateLoaded(Ok(state.into()));
+                        self.backend.handle_input(self.now, input).unwrap();
+                    }
+                }
                 Output::WatchKick { handle, .. } => {
                     assert!(handle.is_none_or(|h| self.live.contains(&h)));
                 }

@@ -138,8 +138,6 @@ pub struct Spec {
     /// Largest size of a ring; the guest takes it.
     pub queue_size: u32,
     pub inflight_migration: bool,
-    /// Rings are packed.
-    pub packed: bool,
     /// Places for memory that is plugged in later.
     pub memory_slots: u32,
     /// Further properties of the device, each after a comma.
@@ -157,7 +155,6 @@ impl Default for Spec {
             memory_mib: 256,
             queue_size: 128,
             inflight_migration: false,
-            packed: false,
             memory_slots: 0,
             device: "",
             older: None,
@@ -186,7 +183,7 @@ impl Spec {
 
     /// The same machine with packed rings.
     pub fn packed(self) -> Self {
-        Self { packed: true, ..self }
+        Self { device: ",packed=on", ..self }
     }
 
     fn hardware(&self, socket: &Path) -> Hardware {
@@ -195,7 +192,6 @@ impl Spec {
             queues: self.disk.queues,
             queue_size: self.queue_size,
             inflight_migration: self.inflight_migration,
-            packed: self.packed,
             more: self.device,
         };
         Hardware {

@@ -2,7 +2,7 @@
 
 use crate::Scenario;
 use crate::bench::{Bench, Figures, Spec};
-use crate::{crash, migrate, steady};
+use crate::{crash, migrate, migrate_file, steady};
 
 pub fn scenarios() -> Vec<Scenario> {
     vec![
@@ -17,6 +17,7 @@ pub fn scenarios() -> Vec<Scenario> {
         Scenario { name: "packed_kill_while_stopped_then_cont", run: kill_while_stopped },
         Scenario { name: "packed_kill_storm_on_a_fast_disk", run: storm },
         Scenario { name: "packed_migration_there_and_back_ten_times", run: there_and_back },
+        Scenario { name: "packed_migration_to_a_file_and_restored", run: restore },
         Scenario { name: "packed_migration_of_four_queues_to_larger_ones", run: move_four_queues },
     ]
 }
@@ -79,6 +80,10 @@ fn there_and_back(bench: &mut Bench) -> Result<Figures, String> {
     let spec = migrate::moving().packed();
     check_packed(bench, &spec)?;
     migrate::there_and_back_on(bench, &spec)
+}
+
+fn restore(bench: &mut Bench) -> Result<Figures, String> {
+    migrate_file::restore_on(bench, &migrate::moving().packed())
 }
 
 fn move_four_queues(bench: &mut Bench) -> Result<Figures, String> {

@@ -36,8 +36,6 @@ pub struct Disk {
     pub queue_size: u32,
     /// Whether requests in flight may move with the machine.
     pub inflight_migration: bool,
-    /// Whether the guest may use packed rings.
-    pub packed: bool,
     /// Further properties of the device.
     pub more: &'static str,
 }
@@ -140,9 +138,6 @@ impl Vm {
             );
             if disk.inflight_migration {
                 device += ",inflight-migration=on";
-            }
-            if disk.packed {
-                device += ",packed=on";
             }
             device += disk.more;
             command.arg("-device").arg(device);
