@@ -60,6 +60,7 @@ pub fn serve(args: &ServeArgs) -> Result<ExitCode, Refusal> {
         topology: Some(limits.topology(logical)),
         lifetime: args.disk.lifetime(&image)?,
         zoned: zones.as_ref().map(|(zoned, _)| *zoned),
+        access_platform: !args.no_iommu,
         in_order: args.in_order,
         ring_reset: args.ring_reset,
         packed: !args.no_packed,

@@ -2,6 +2,7 @@
 
 use crate::blk::{ByteRange, DiskOp, DiskRequest, ReqId, Segment};
 use crate::bugs::{self, Bug};
+use crate::iommu::Range;
 use slab::Slab;
 
 /// A request in flight at the disk.
@@ -15,6 +16,8 @@ pub(super) struct Request {
     ranges: Vec<ByteRange>,
     again: bool,
     order: Option<u64>,
+    /// Its buffers as the guest named them, where that is another address.
+    named: Vec<Segment>,
     /// Where its status byte goes.
     pub status_addr: u64,
     /// Data bytes it writes to guest memory if it succeeds.
@@ -30,7 +33,8 @@ pub(super) struct Request {
 #[derive(Debug, Default)]
 pub(super) struct Requests {
     slots: Slab<Request>,
-    spare: Vec<(Vec<Segment>, Vec<ByteRange>)>,
+    spare: Vec<Vec<Segment>>,
+    spare_ranges: Vec<Vec<ByteRange>>,
     /// Epoch for the next request; never reset, so that an id is never reused.
     epoch: u64,
     /// Requests that use memory which is not in the table any more.
@@ -76,7 +80,8 @@ impl Requests {
 
     pub fn insert(&mut self, new: NewRequest<'_>) -> ReqId {
         let NewRequest { vring, head, op, data, again, order, status_addr, .. } = new;
-        let (mut segments, mut ranges) = self.spare.pop().unwrap_or_default();
+        let mut segments = self.spare.pop().unwrap_or_default();
+        let mut ranges = self.spare_ranges.pop().unwrap_or_default();
         data.iter().for_each(|part| segments.extend_from_slice(part));
         ranges.extend_from_slice(new.ranges);
         let [_, stored] = data;
@@ -95,12 +100,29 @@ impl Requests {
             ranges,
             again,
             order,
+            named: Vec::new(),
             status_addr,
             written,
             orphan: false,
             vacates: false,
         };
         ReqId { slot: self.slots.insert(request) as u32, epoch }
+    }
+
+    /// A request of the back-end's own, which no vring is waiting for.
+    pub fn insert_own(&mut self, op: DiskOp) -> ReqId {
+        let id = self.insert(NewRequest {
+            vring: 0,
+            head: 0,
+            op,
+            data: [&[], &[]],
+            ranges: &[],
+            again: false,
+            order: None,
+            status_addr: 0,
+        });
+        self.slots[id.slot as usize].orphan = true;
+        id
     }
 
     pub fn get(&self, id: ReqId) -> Option<DiskRequest<'_>> {
@@ -118,7 +140,12 @@ impl Requests {
         let mut r = self.slots.remove(slot);
         r.segments.clear();
         r.ranges.clear();
-        self.spare.push((r.segments, r.ranges));
+        self.spare.push(r.segments);
+        self.spare_ranges.push(r.ranges);
+        if r.named.capacity() > 0 {
+            r.named.clear();
+            self.spare.push(r.named);
+        }
         let Request { vring, head, status_addr, written, orphan, vacates, .. } = r;
         self.vacating -= usize::from(vacates);
         Some(Finished { vring, head, status_addr, written, orphan, vacates })
@@ -140,6 +167,22 @@ impl Requests {
     /// Requests that use memory which is not in the table any more.
     pub fn vacating(&self) -> usize {
         self.vacating
+    }
+
+    /// The guest has named the buffers of a request otherwise.
+    pub fn name(&mut self, id: ReqId, named: &[Segment]) {
+        if let Some(r) = self.slots.get_mut(id.slot as usize) {
+            r.named = self.spare.pop().unwrap_or_default();
+            r.named.extend_from_slice(named);
+        }
+    }
+
+    /// True if a request has a buffer that the guest names by an address of
+    /// this range.
+    pub fn use_range(&self, range: Range) -> bool {
+        self.slots.iter().flat_map(|(_, r)| &r.named).any(|s| {
+            Range::clamped(s.addr, u64::from(s.len)).is_some_and(|used| used.overlaps(range))
+        })
     }
 
     /// What of a vring may be cancelled, by slot.

@@ -5,7 +5,8 @@ use super::limits::{Lifetime, MAX_RANGES, RangeLimits, Topology};
 use super::zones::ZonedConfig;
 use virtio_bindings::virtio_blk as v;
 use virtio_bindings::virtio_config::{
-    VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1,
+    VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_RING_RESET,
+    VIRTIO_F_VERSION_1,
 };
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
@@ -56,6 +57,9 @@ pub struct DeviceConfig {
     pub lifetime: Option<Lifetime>,
     /// The disk is divided into zones.
     pub zoned: Option<ZonedConfig>,
+    /// Offer VIRTIO_F_ACCESS_PLATFORM: the front-end may have an IOMMU between
+    /// the guest's memory and the device.
+    pub access_platform: bool,
     /// Requests are used in the order they became available. Off unless asked
     /// for: a guest that accepts it waits for the slowest.
     pub in_order: bool,
@@ -122,6 +126,7 @@ impl DeviceConfig {
             topology: None,
             lifetime: None,
             zoned: None,
+            access_platform: false,
             in_order: false,
             ring_reset: false,
             packed: false,
@@ -184,6 +189,9 @@ impl DeviceConfig {
         ];
         if self.num_queues > 1 {
             bits.push(v::VIRTIO_BLK_F_MQ);
+        }
+        if self.access_platform {
+            bits.push(VIRTIO_F_ACCESS_PLATFORM);
         }
         if self.read_only {
             bits.push(v::VIRTIO_BLK_F_RO);

@@ -115,7 +115,13 @@ pub fn parse<M: GuestMemory>(
     ranges.clear();
     let status_addr = take_status(mem, head, &mut chain.writable)?;
     let action = match take_header(mem, &mut chain.readable) {
-        Some(header) => Request { mem, config, mode, header }.action(chain, ranges),
+        Some(header) => {
+            let data_limit = match chain.data_limit {
+                0 => SEG_MAX as usize,
+                limit => limit,
+            };
+            Request { mem, config, mode, header, data_limit }.action(chain, ranges)
+        }
         None => IOERR,
     };
     Ok(Parsed { action, status_addr })
@@ -192,6 +198,8 @@ struct Request<'a, M> {
     config: &'a DeviceConfig,
     mode: Mode,
     header: Header,
+    /// Data segments it may have.
+    data_limit: usize,
 }
 
 impl<M: GuestMemory> Request<'_, M> {
@@ -253,7 +261,7 @@ impl<M: GuestMemory> Request<'_, M> {
         access: Permissions,
         op: impl FnOnce(u64) -> DiskOp,
     ) -> Action {
-        if data.len() > SEG_MAX as usize {
+        if data.len() > self.data_limit {
             return IOERR;
         }
         if !data.iter().all(|s| reachable(self.mem, s.addr, s.len, access)) {
@@ -446,7 +454,7 @@ impl<M: GuestMemory> Request<'_, M> {
         let accessible = |data: &[Segment], access| {
             data.iter().all(|s| reachable(self.mem, s.addr, s.len, access))
         };
-        if chain.readable.len() > SEG_MAX as usize
+        if chain.readable.len() > self.data_limit
             || !accessible(&chain.writable, Permissions::Write)
             || !accessible(&chain.readable, Permissions::Read)
         {

@@ -20,12 +20,14 @@
 mod abilities;
 mod bench;
 mod blkio;
+mod cache;
 mod crash;
 mod daemon;
 mod guest;
 mod handover;
 mod in_order;
 mod initramfs;
+mod iommu;
 mod memory;
 mod migrate;
 mod migrate_file;
@@ -129,6 +131,7 @@ fn main() -> ExitCode {
     let all = [
         watch::scenarios(),
         steady::scenarios(),
+        cache::scenarios(),
         resize::scenarios(),
         plug::scenarios(),
         abilities::scenarios(),
@@ -137,6 +140,7 @@ fn main() -> ExitCode {
         memory::scenarios(),
         in_order::scenarios(),
         crash::scenarios(),
+        iommu::scenarios(),
         migrate::scenarios(),
         migrate_file::scenarios(),
         migrate_trouble::scenarios(),
