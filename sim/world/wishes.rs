@@ -377,12 +377,29 @@ fn job(request: &DiskRequest<'_>, (life, conn): (u32, u32), head: u16, holder: u
         DiskOp::Read { offset } => (Verb::Read, offset, moved, false),
         DiskOp::Write { offset, durable } => (Verb::Write, offset, moved, durable),
         DiskOp::Flush => (Verb::Flush, 0, 0, false),
-        DiskOp::Discard { offset, len, durable } => (Verb::Discard, offset, len, durable),
-        DiskOp::WriteZeroes { offset, len, durable, .. } => {
+        DiskOp::Discard { durable } => {
+            let (offset, len) = only_range(request);
+            (Verb::Discard, offset, len, durable)
+        }
+        DiskOp::WriteZeroes { durable } => {
+            let (offset, len) = only_range(request);
             (Verb::WriteZeroes, offset, len, durable)
         }
+        // Not offered by the devices of this world.
+        DiskOp::SecureErase
+        | DiskOp::ZoneAppend { .. }
+        | DiskOp::ZoneReport { .. }
+        | DiskOp::Zone { .. } => panic!("{:?} was never asked for", request.op),
     };
     let DiskRequest { id, own, vring, .. } = *request;
     let vring = if own { OWN } else { vring };
     Job { id, life, conn, request: holder, vring, head, verb, offset, len, durable, segments }
+}
+
+/// This world's guests name one range at a time.
+fn only_range(request: &DiskRequest<'_>) -> (u64, u64) {
+    match request.ranges {
+        [one] => (one.offset, one.len),
+        other => panic!("{} ranges, of which one was asked for", other.len()),
+    }
 }

@@ -1,6 +1,7 @@
 //! The command line: what can be asked for, and how a refusal looks.
 
 use super::disk::EngineChoice;
+use super::disk_args::DiskArgs;
 use super::error::Refusal;
 use super::{capabilities, inspect, serve};
 use crate::wire::Dialect;
@@ -131,6 +132,9 @@ pub struct ServeArgs {
     /// Print what this program can do as JSON, and exit
     #[arg(long)]
     pub print_capabilities: bool,
+    /// What else the guest sees of the disk
+    #[command(flatten)]
+    pub disk: DiskArgs,
 }
 
 /// Values of `--io-engine`.

@@ -5,6 +5,7 @@ mod state;
 
 use super::clock::Clock;
 use super::disk::Disk;
+use super::error::Refusal;
 use super::handles::Handles;
 use super::listener::Listener;
 use super::lock::StoreLock;
@@ -16,7 +17,9 @@ use super::socket::{Received, Socket};
 use super::spin::Spin;
 use super::{events, sigbus};
 use crate::Handle;
-use crate::backend::{ApiMisuse, Backend, CHAINS_PER_CALL, Command, Input, MapFailed, Output};
+use crate::backend::{
+    ApiMisuse, Backend, CHAINS_PER_CALL, Command, Event, Input, MapFailed, Output,
+};
 use crate::blk::Completion;
 use crate::time::Instant;
 use bytes::Bytes;
@@ -322,16 +325,24 @@ impl EventLoop {
             // connection before it lets go of the store there.
             Ok(true) if self.socket.as_ref().is_some_and(Socket::is_hung_up) => {
                 self.disconnect(now);
-                self.disk.open(now);
+                self.open_disk(now);
             }
-            Ok(true) => self.disk.open(now),
+            Ok(true) => self.open_disk(now),
             Ok(false) => {}
-            Err(refusal) => {
-                say!("closing the connection: {refusal}");
-                self.disconnect(now);
-                self.disk.give_up();
-            }
+            Err(refusal) => self.refuse_store(now, &refusal),
         }
+    }
+
+    fn open_disk(&mut self, now: Instant) {
+        if let Err(refusal) = self.disk.open(now) {
+            self.refuse_store(now, &refusal);
+        }
+    }
+
+    fn refuse_store(&mut self, now: Instant, why: &Refusal) {
+        say!("closing the connection: {why}");
+        self.disconnect(now);
+        self.disk.give_up();
     }
 
     /// Work on the disk; everything that is finished by now is one batch.
@@ -450,7 +461,12 @@ impl EventLoop {
                 say!("closing the connection: {reason}");
                 self.drop_socket();
             }
-            Output::Event(event) => events::say(&event),
+            Output::Event(event) => {
+                if let Event::VringRunning { vring, resubmitted, .. } = event {
+                    self.disk.vring_runs(vring, resubmitted);
+                }
+                events::say(&event);
+            }
         }
     }
 

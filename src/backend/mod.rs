@@ -50,7 +50,7 @@ pub use policy::SuspendPolicy;
 pub use session::OFFERED_PROTOCOL_FEATURES;
 
 use crate::Handle;
-use crate::blk::{ConfigError, DeviceConfig, DiskRequest, ReqId};
+use crate::blk::{ByteRange, ConfigError, DeviceConfig, DiskRequest, ReqId};
 use crate::dirty::DirtyLog;
 use crate::marks::{self, Mark};
 use crate::memory::MemoryTable;
@@ -142,6 +142,8 @@ pub struct Backend<M> {
     transfer: Transfer,
     /// Buffers of the chain being looked at.
     chain: Chain,
+    /// Ranges of the request being looked at.
+    ranges: Vec<ByteRange>,
     iommu: Iommu,
     scratch: Scratch,
     out: VecDeque<Output>,
@@ -194,6 +196,7 @@ impl<M: GuestMemory> Backend<M> {
             cache: WriteCache::default(),
             transfer: Transfer::None,
             chain: Chain::default(),
+            ranges: Vec::new(),
             iommu,
             scratch: Scratch::default(),
             out: VecDeque::new(),

@@ -67,6 +67,11 @@ impl Session {
         let durable = !has(virtio::BLK_FLUSH) || has(virtio::BLK_CONFIG_WCE) && !writeback;
         durable && !bugs::on(Bug::WriteThroughIgnored)
     }
+
+    /// The driver has said that it can handle zones.
+    pub fn knows_zones(&self) -> bool {
+        self.features & virtio::BLK_ZONED != 0
+    }
 }
 
 /// What comes of a message that was understood.

@@ -459,8 +459,13 @@ impl<M: TestMemory> Rig<M> {
                 }
             }
             DiskOp::Flush => {}
-            DiskOp::Discard { offset, len, .. } | DiskOp::WriteZeroes { offset, len, .. } => {
-                self.disk[offset as usize..(offset + len) as usize].fill(0);
+            DiskOp::Discard { .. } | DiskOp::WriteZeroes { .. } | DiskOp::SecureErase => {
+                for range in request.ranges {
+                    self.disk[range.offset as usize..][..range.len as usize].fill(0);
+                }
+            }
+            DiskOp::ZoneAppend { .. } | DiskOp::ZoneReport { .. } | DiskOp::Zone { .. } => {
+                panic!("this disk has no zones: {:?}", request.op)
             }
         }
         assert!(at <= self.disk.len());

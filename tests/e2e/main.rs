@@ -17,6 +17,7 @@
 // These tests are about real processes, sockets and time.
 #![allow(clippy::disallowed_types, clippy::disallowed_methods)]
 
+mod abilities;
 mod bench;
 mod blkio;
 mod cache;
@@ -44,6 +45,7 @@ mod steady;
 mod stream;
 mod vm;
 mod watch;
+mod zoned;
 
 /// The block contents, as the guest writes them.
 #[path = "../guest/src/block.rs"]
@@ -132,6 +134,8 @@ fn main() -> ExitCode {
         cache::scenarios(),
         resize::scenarios(),
         plug::scenarios(),
+        abilities::scenarios(),
+        zoned::scenarios(),
         rebind::scenarios(),
         memory::scenarios(),
         in_order::scenarios(),

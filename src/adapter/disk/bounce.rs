@@ -88,7 +88,7 @@ pub fn transfer(image: &Image, op: &mut Op) -> Result<(), DiskError> {
 }
 
 /// Copy `from` to guest memory.
-fn scatter(to: &[Iov], mut from: &[u8]) {
+pub fn scatter(to: &[Iov], mut from: &[u8]) {
     for Iov(piece) in to {
         let n = piece.iov_len.min(from.len());
         // SAFETY: the piece stays mapped while the request is counted on its
