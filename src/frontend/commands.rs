@@ -198,7 +198,9 @@ impl Frontend {
 
     /// What a reset of the device leaves behind: nothing in flight, fresh rings.
     pub(super) fn forget_requests(&mut self) {
-        if let Some((_, handle)) = self.device.inflight.take() {
+        if let Some((_, handle)) =
+            self.device.inflight.take_if(|_| !bugs::on(Bug::RegionKeptAtReset))
+        {
             self.outputs.push_back(Output::Release(handle));
         }
         self.device.bases.fill(KeptBase::Fresh);

@@ -138,6 +138,8 @@ pub struct Spec {
     /// Largest size of a ring; the guest takes it.
     pub queue_size: u32,
     pub inflight_migration: bool,
+    /// Rings are packed.
+    pub packed: bool,
     pub iommu: Option<Iommu>,
     /// Places for memory that is plugged in later.
     pub memory_slots: u32,
@@ -156,6 +158,7 @@ impl Default for Spec {
             memory_mib: 256,
             queue_size: 128,
             inflight_migration: false,
+            packed: false,
             iommu: None,
             memory_slots: 0,
             device: "",
@@ -185,7 +188,7 @@ impl Spec {
 
     /// The same machine with packed rings.
     pub fn packed(self) -> Self {
-        Self { device: ",packed=on", ..self }
+        Self { packed: true, ..self }
     }
 
     fn hardware(&self, socket: &Path) -> Hardware {
@@ -194,6 +197,7 @@ impl Spec {
             queues: self.disk.queues,
             queue_size: self.queue_size,
             inflight_migration: self.inflight_migration,
+            packed: self.packed,
             more: self.device,
         };
         Hardware {

@@ -36,6 +36,8 @@ pub struct Disk {
     pub queue_size: u32,
     /// Whether requests in flight may move with the machine.
     pub inflight_migration: bool,
+    /// Whether the guest may use packed rings.
+    pub packed: bool,
     /// Further properties of the device.
     pub more: &'static str,
 }
@@ -164,6 +166,9 @@ impl Vm {
             );
             if disk.inflight_migration {
                 device += ",inflight-migration=on";
+            }
+            if disk.packed {
+                device += ",packed=on";
             }
             match hardware.iommu {
                 None => {}
