@@ -10,9 +10,12 @@ use super::poller::{Poller, Source};
 use super::signals::Signals;
 use super::socket::{Received, Socket};
 use super::spin::Spin;
+use super::userfault::Postcopy;
 use super::{events, sigbus};
 use crate::Handle;
-use crate::backend::{ApiMisuse, Backend, CHAINS_PER_CALL, Command, Input, MapFailed, Output};
+use crate::backend::{
+    ApiMisuse, Backend, CHAINS_PER_CALL, Command, Input, MapFailed, MissingMemory, Output,
+};
 use crate::blk::Completion;
 use crate::time::Instant;
 use rustix::io::Errno;
@@ -26,6 +29,8 @@ pub struct EventLoop {
     /// is working on, and the memory has to be there until then.
     disk: Disk,
     memory: Memory,
+    /// After the memory, which leaves it when it is unmapped.
+    faults: Postcopy,
     /// Whose the image is.
     store: StoreLock,
     backend: Backend<GuestMem>,
@@ -49,6 +54,8 @@ pub struct EventLoop {
 
 enum Answer {
     Mapped(Result<GuestMem, MapFailed>),
+    MappedMissing(Result<MissingMemory<GuestMem>, MapFailed>),
+    FaultsOpened(Result<Handle, MapFailed>),
     InflightMapped(Result<GuestMem, MapFailed>),
     LogMapped(Result<GuestMem, MapFailed>),
     InflightAllocated(Result<Handle, MapFailed>),
@@ -78,6 +85,7 @@ impl EventLoop {
             handles: Handles::default(),
             kicks: Vec::new(),
             memory: Memory::default(),
+            faults: Postcopy::default(),
             store,
             disk,
             completions: Vec::with_capacity(usize::from(CHAINS_PER_CALL)),
@@ -334,6 +342,8 @@ impl EventLoop {
             };
             let input = match answer {
                 Answer::Mapped(result) => Input::Mapped(result),
+                Answer::MappedMissing(result) => Input::MappedMissing(result),
+                Answer::FaultsOpened(result) => Input::FaultsOpened(result),
                 Answer::InflightMapped(result) => Input::InflightMapped(result),
                 Answer::LogMapped(result) => Input::LogMapped(result),
                 Answer::InflightAllocated(result) => Input::InflightAllocated(result),
@@ -350,7 +360,12 @@ impl EventLoop {
     fn obey(&mut self, now: Instant, output: Output) {
         match output {
             Output::Disk(id) => {
-                if let Some(request) = self.backend.request(id) {
+                let Some(request) = self.backend.request(id) else { return };
+                // Zeroes in place of memory that is gone may have made it what
+                // it is: the guest never asked for that.
+                if sigbus::is_hit() {
+                    self.disk.refuse(&request);
+                } else {
                     self.disk.start(now, &request, &mut self.memory);
                 }
             }
@@ -376,6 +391,19 @@ impl EventLoop {
                 self.answers.push_back(Answer::Mapped(mapped));
             }
             Output::Unmap => self.memory.unmap(),
+            Output::OpenFaults => {
+                let opened = self.faults.open(self.socket.as_ref());
+                let opened = opened.map(|fd| self.handles.insert(fd));
+                self.answers.push_back(Answer::FaultsOpened(opened));
+            }
+            Output::MapMissing { regions } => {
+                let mapped = self
+                    .faults
+                    .current()
+                    .and_then(|faults| self.memory.map_missing(&regions, &self.handles, faults));
+                self.answers.push_back(Answer::MappedMissing(mapped));
+            }
+            Output::CloseFaults { all_there } => self.faults.close(all_there),
             Output::AllocInflight { size } => {
                 let allocated = memory::alloc_inflight(size).map(|fd| self.handles.insert(fd));
                 self.answers.push_back(Answer::InflightAllocated(allocated));
@@ -448,6 +476,7 @@ impl EventLoop {
 
     /// Nothing of a client survives it, whatever the back-end forgot.
     fn forget_client(&mut self) {
+        self.faults.close(false);
         for vring in 0..self.kicks.len() {
             self.watch(vring as u16, None);
         }

@@ -8,6 +8,7 @@
 //!   socket.rs  ── bytes, handles ──►             ──► socket.rs     Send
 //!   poller.rs  ── kick ────────────►   Backend   ──► handles.rs    Call, Err, Release
 //!   memory.rs  ── mapped ──────────►             ──► memory.rs     Map, Unmap, AllocInflight
+//!   userfault.rs ─ opened ─────────►             ──► userfault.rs  OpenFaults, CloseFaults
 //!   disk/      ── completions ─────►             ──► disk/         Disk
 //!              event_loop.rs holds them together
 //! ```
@@ -37,5 +38,6 @@ pub mod sigbus;
 mod signals;
 mod socket;
 mod spin;
+pub mod userfault;
 
 pub use cli::run;

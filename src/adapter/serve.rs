@@ -9,6 +9,7 @@ use super::listener::{self, Inherited, Listener};
 use super::lock::StoreLock;
 use super::sigbus;
 use super::signals::Signals;
+use super::userfault;
 use crate::backend::{Backend, SuspendPolicy};
 use crate::blk::DeviceConfig;
 use crate::time::Duration;
@@ -52,6 +53,8 @@ pub fn serve(args: &ServeArgs) -> Result<ExitCode, Refusal> {
             None => Backend::new(config),
         };
     let backend = backend.map_err(|e| Refusal(e.to_string()))?;
+    // QEMU accepts whatever is offered, and then relies on it.
+    let backend = if userfault::is_available() { backend.offering_postcopy() } else { backend };
     let store = StoreLock::new(Arc::clone(&image), path.display().to_string(), args.read_only);
     let (disk, line) =
         Disk::new(Arc::clone(&image), args.io_engine.into(), args.throttle_latency_us)

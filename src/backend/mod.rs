@@ -7,6 +7,7 @@
 //! fetch     kick to disk request
 //! complete  disk done to used entry
 //! policy    which stop drains, which suspends, and for how long it waits
+//! postcopy  memory whose pages come when they are touched
 //! stop      drain, suspend, reset, disconnect, shut down
 //! ```
 
@@ -17,6 +18,7 @@ mod fetch;
 mod io;
 mod late;
 mod policy;
+mod postcopy;
 mod requests;
 mod session;
 mod settings;
@@ -40,6 +42,7 @@ use crate::vring::chain::Chain;
 use crate::wire::features::virtio;
 use crate::wire::{Decoder, Dialect, FrontendRequests, PushReason};
 use late::Late;
+use postcopy::Postcopy;
 use requests::Requests;
 use session::Session;
 use setup::{InflightMemory, Pending};
@@ -89,6 +92,9 @@ pub struct Backend<M> {
     offered: u64,
     /// How vrings are suspended; `None`: never, every stop drains.
     suspend: Option<SuspendPolicy>,
+    /// The driver can have page faults resolved by the front-end.
+    offers_postcopy: bool,
+    postcopy: Postcopy,
     decoder: Decoder<FrontendRequests, Handle>,
     link: Link,
     session: Session,
@@ -140,6 +146,8 @@ impl<M: GuestMemory> Backend<M> {
             config,
             offered,
             suspend,
+            offers_postcopy: false,
+            postcopy: Postcopy::Off,
             decoder: Decoder::new(suspend.map_or(Dialect::default(), |s| s.dialect)),
             link: Link::Idle,
             session: Session::default(),
@@ -188,6 +196,8 @@ impl<M: GuestMemory> Backend<M> {
                 self.disconnect();
             }
             Input::Mapped(result) => self.mapped(now, result)?,
+            Input::MappedMissing(result) => self.mapped_missing(now, result)?,
+            Input::FaultsOpened(result) => self.faults_opened(result)?,
             Input::InflightAllocated(result) => self.inflight_allocated(result)?,
             Input::InflightMapped(result) => self.inflight_mapped(result)?,
             Input::LogMapped(result) => self.log_mapped(result)?,

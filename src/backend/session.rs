@@ -151,6 +151,19 @@ impl<M: GuestMemory> Backend<M> {
                 self.rem_mem_reg(region, extra, reply)?;
                 return Ok(Later);
             }
+            R::MemTableAck | R::MemRegAck => {
+                self.memory_acknowledged(now, reply)?;
+                return Ok(Later);
+            }
+            R::PostcopyAdvise => {
+                self.postcopy_advise(reply)?;
+                return Ok(Later);
+            }
+            R::PostcopyListen => self.postcopy_listen(reply)?,
+            R::PostcopyEnd => {
+                self.postcopy_end(now, reply)?;
+                return Ok(Answer(FrontendReplyBody::U64(0)));
+            }
             R::GetInflightFd(asked) => {
                 self.need(protocol::INFLIGHT_SHMFD, "INFLIGHT_SHMFD", reply)?;
                 self.get_inflight_fd(asked, reply)?;
@@ -205,9 +218,6 @@ impl<M: GuestMemory> Backend<M> {
             | R::SetVringEndian(_)
             | R::CreateCryptoSession(_)
             | R::CloseCryptoSession(_)
-            | R::PostcopyAdvise
-            | R::PostcopyListen
-            | R::PostcopyEnd
             | R::GpuSetSocket(_)
             | R::VringKick(_)
             | R::SetStatus(_)
@@ -222,7 +232,12 @@ impl<M: GuestMemory> Backend<M> {
         Ok(Done)
     }
 
-    fn need(&self, bit: u64, feature: &'static str, reply: Reply) -> Result<(), FrontendFault> {
+    pub(super) fn need(
+        &self,
+        bit: u64,
+        feature: &'static str,
+        reply: Reply,
+    ) -> Result<(), FrontendFault> {
         if self.session.protocol & bit == 0 {
             return Err(FrontendFault::NotNegotiated { message: reply.message, feature });
         }

@@ -23,6 +23,10 @@ pub(super) enum Pending {
     Quiesce(MemoryChange),
     /// The driver maps a new table.
     Map(MemoryChange),
+    /// The driver maps a new table whose pages are to come later.
+    MapMissing(MemoryChange),
+    /// The driver opens a userfaultfd.
+    OpenFaults(Reply),
     /// The driver allocates an inflight region.
     AllocInflight(InflightDescription, Reply),
     /// The driver maps an inflight region.
@@ -50,7 +54,7 @@ impl Pending {
 
     /// True if no vring may fetch until this is over.
     pub fn holds_fetching(&self) -> bool {
-        matches!(self, Self::Quiesce(_) | Self::Map(_) | Self::Reset(_))
+        matches!(self, Self::Quiesce(_) | Self::Map(_) | Self::MapMissing(_) | Self::Reset(_))
     }
 
     pub fn take(&mut self) -> Self {
@@ -76,10 +80,17 @@ pub(super) struct MemoryChange {
     gone: Vec<Handle>,
     /// Handles that are not needed if it is refused.
     new: Vec<Handle>,
-    reply: Reply,
+    /// Regions that came with it, as they came.
+    pub(super) sent: Vec<MemRegion>,
+    pub(super) reply: Reply,
 }
 
 impl MemoryChange {
+    /// The table.
+    pub fn table(&self) -> &MemoryTable {
+        &self.table
+    }
+
     /// The handles that came with it.
     pub fn into_new(self) -> Vec<Handle> {
         self.new
@@ -100,10 +111,11 @@ impl<M: GuestMemory> Backend<M> {
         reply: Reply,
     ) -> Result<(), FrontendFault> {
         let new: Vec<Handle> = regions.iter().map(|(_, handle)| *handle).collect();
+        let sent = regions.iter().map(|(region, _)| *region).collect();
         let regions = regions.into_iter().map(|(region, handle)| MapRegion { region, handle });
         let table = MemoryTable::from_regions(regions)?;
         let gone = self.table.regions().iter().map(|r| r.handle).collect();
-        self.change_memory("SET_MEM_TABLE", MemoryChange { table, gone, new, reply })
+        self.change_memory("SET_MEM_TABLE", MemoryChange { table, gone, new, sent, reply })
     }
 
     pub(super) fn add_mem_reg(
@@ -114,7 +126,8 @@ impl<M: GuestMemory> Backend<M> {
     ) -> Result<(), FrontendFault> {
         let mut table = self.table.clone();
         table.add(MapRegion { region, handle })?;
-        let change = MemoryChange { table, gone: Vec::new(), new: vec![handle], reply };
+        let (gone, sent) = (Vec::new(), vec![region]);
+        let change = MemoryChange { table, gone, new: vec![handle], sent, reply };
         self.change_memory("ADD_MEM_REG", change)
     }
 
@@ -126,7 +139,8 @@ impl<M: GuestMemory> Backend<M> {
     ) -> Result<(), FrontendFault> {
         let mut table = self.table.clone();
         let removed = table.remove(&region)?;
-        let change = MemoryChange { table, gone: vec![removed.handle], new: Vec::new(), reply };
+        let (gone, sent) = (vec![removed.handle], Vec::new());
+        let change = MemoryChange { table, gone, new: Vec::new(), sent, reply };
         self.change_memory("REM_MEM_REG", change)?;
         self.release(extra);
         Ok(())
@@ -154,6 +168,11 @@ impl<M: GuestMemory> Backend<M> {
 
     pub(super) fn map(&mut self, change: MemoryChange) {
         let regions = change.table.regions().to_vec();
+        if self.postcopy.listens() {
+            self.out.push_back(Output::MapMissing { regions });
+            self.pending = Pending::MapMissing(change);
+            return;
+        }
         self.out.push_back(Output::Map { regions });
         self.pending = Pending::Map(change);
     }
@@ -170,6 +189,20 @@ impl<M: GuestMemory> Backend<M> {
                 return Err(ApiMisuse::NotAskedFor("a memory mapping"));
             }
         };
+        let reply = change.reply;
+        if self.take_memory(change, result) {
+            self.answer_ok(reply);
+        }
+        self.fetch_all(now);
+        Ok(())
+    }
+
+    /// Put a new table in force, or refuse it; true if it is in force.
+    pub(super) fn take_memory(
+        &mut self,
+        change: MemoryChange,
+        result: Result<M, MapFailed>,
+    ) -> bool {
         match result {
             Ok(memory) => {
                 marks::hit_when(Mark::MemoryAdded, || self.memory.is_some());
@@ -178,18 +211,21 @@ impl<M: GuestMemory> Backend<M> {
                 }
                 self.table = change.table;
                 self.release(change.gone);
-                self.answer_ok(change.reply);
+                true
             }
             Err(MapFailed(why)) => {
                 self.release(change.new);
                 let message = change.reply.message();
                 self.refuse(change.reply, FrontendFault::Map { message, why });
+                false
             }
         }
+    }
+
+    pub(super) fn fetch_all(&mut self, now: Instant) {
         for vring in 0..self.config.num_queues {
             self.fetch(now, vring);
         }
-        Ok(())
     }
 
     // spec: vhost-user, VHOST_USER_GET_INFLIGHT_FD

@@ -33,6 +33,9 @@ impl<M: GuestMemory> Backend<M> {
     }
 
     fn take_up(&mut self, now: Instant, vring: u16) -> Result<(), FrontendFault> {
+        if self.postcopy.holds_fetching() {
+            return Err(FrontendFault::MemoryNotAcknowledged { vring });
+        }
         let v = &self.vrings[usize::from(vring)];
         let at = v.place(vring, &self.table)?;
         let unmapped = || FrontendFault::VringUnmapped { vring };

@@ -193,7 +193,9 @@ impl<M: GuestMemory> Backend<M> {
         self.link = Link::Leaving;
         self.requests.orphan_all();
         let waiting = match self.pending.take() {
-            Pending::Quiesce(change) | Pending::Map(change) => change.into_new(),
+            Pending::Quiesce(change) | Pending::Map(change) | Pending::MapMissing(change) => {
+                change.into_new()
+            }
             Pending::MapInflight(_, handle, _) | Pending::MapLog(_, handle, _) => vec![handle],
             _ => Vec::new(),
         };
@@ -211,6 +213,7 @@ impl<M: GuestMemory> Backend<M> {
         }
         self.inflight = None;
         self.log = None;
+        self.close_faults(false);
         self.cancel_at = None;
         self.writeback = true;
     }
@@ -221,6 +224,7 @@ impl<M: GuestMemory> Backend<M> {
     // spec: vhost-user, VHOST_USER_SET_OWNER
     pub(super) fn set_owner(&mut self) {
         if self.requests.is_empty() && self.running_vring().is_none() {
+            self.close_faults(false);
             self.forget_memory();
             self.inflight = None;
             self.log = None;

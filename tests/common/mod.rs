@@ -4,7 +4,9 @@
 #![allow(dead_code)] // Each test uses its part.
 
 use midflight::Handle;
-use midflight::backend::{Backend, CloseReason, Event, Input, MapFailed, Output, SuspendPolicy};
+use midflight::backend::{
+    Backend, CloseReason, Event, Input, MapFailed, MissingMemory, Output, SuspendPolicy,
+};
 use midflight::blk::{Completion, DeviceConfig, DiskError, DiskOp, ReqId};
 use midflight::driver::{
     BlkDriver, BlkOp, BlkRequest, Framing, RequestBuffers, RingFeatures, RingLayout, Span,
@@ -25,6 +27,8 @@ pub type Memory = GuestMemoryMmap<()>;
 pub const GUEST_BYTES: u64 = 4 << 20;
 /// Where the front-end would have it in its own address space.
 pub const USER_BASE: u64 = 0x7f00_0000_0000;
+/// What page faults call guest-physical address 0.
+pub const BASE: u64 = 0x5500_0000_0000;
 /// Ring size unless a test says otherwise.
 pub const RING: u16 = 64;
 
@@ -77,6 +81,8 @@ pub struct Rig<M = Memory> {
     pub store: bool,
     pub calls: Vec<u16>,
     pub errs: Vec<u16>,
+    /// For each end of postcopy, whether all pages were there.
+    pub faults_closed: Vec<bool>,
     pub events: Vec<Event>,
     pub closed: Option<CloseReason>,
 }
@@ -125,11 +131,17 @@ impl<M: TestMemory> Rig<M> {
             store: false,
             calls: Vec::new(),
             errs: Vec::new(),
+            faults_closed: Vec::new(),
             events: Vec::new(),
             closed: None,
         };
         rig.input(Input::Connected);
         rig
+    }
+
+    /// Offer postcopy from now on.
+    pub fn offer_postcopy(self) -> Self {
+        Self { backend: self.backend.offering_postcopy(), ..self }
     }
 
     /// Bring vring 0 up, with an inflight region; its driver.
@@ -177,6 +189,24 @@ impl<M: TestMemory> Rig<M> {
                     };
                     self.backend.handle_input(self.now, Input::Mapped(result)).unwrap();
                 }
+                Output::OpenFaults => {
+                    let result = match self.refuse_map.take() {
+                        Some(why) => Err(MapFailed(why)),
+                        None => Ok(self.handle()),
+                    };
+                    self.backend.handle_input(self.now, Input::FaultsOpened(result)).unwrap();
+                }
+                Output::MapMissing { regions } => {
+                    let result = match self.refuse_map.take() {
+                        Some(why) => Err(MapFailed(why)),
+                        None => Ok(MissingMemory {
+                            memory: self.guest.clone(),
+                            bases: regions.iter().map(|r| r.region.guest_addr + BASE).collect(),
+                        }),
+                    };
+                    self.backend.handle_input(self.now, Input::MappedMissing(result)).unwrap();
+                }
+                Output::CloseFaults { all_there } => self.faults_closed.push(all_there),
                 Output::AllocInflight { size } => {
                     self.region = Some(M::make(size.next_multiple_of(4096)));
                     let handle = self.handle();
@@ -303,6 +333,13 @@ impl<M: TestMemory> Rig<M> {
     }
 
     pub fn start_vring(&mut self, vring: u16, base: u16) {
+        self.set_up_vring(vring, base);
+        let index = u32::from(vring);
+        self.ok(FrontendRequest::SetVringEnable(VringState { index, num: 1 }));
+    }
+
+    /// Everything but SET_VRING_ENABLE.
+    pub fn set_up_vring(&mut self, vring: u16, base: u16) {
         let index = u32::from(vring);
         self.ok(FrontendRequest::SetVringNum(VringState { index, num: u32::from(RING) }));
         self.ok(FrontendRequest::SetVringBase(VringState { index, num: u32::from(base) }));
@@ -315,7 +352,6 @@ impl<M: TestMemory> Rig<M> {
             let handle = self.handle();
             self.ok(message(VringFile { index: vring as u8, handle: Some(handle) }));
         }
-        self.ok(FrontendRequest::SetVringEnable(VringState { index, num: 1 }));
     }
 
     pub fn get_base(&mut self, vring: u16) -> Option<u16> {
