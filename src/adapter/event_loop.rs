@@ -125,7 +125,7 @@ impl EventLoop {
             self.own_store(now);
             self.pump(now)?;
             if sigbus::take_hit() {
-                say!("the front-end truncated memory that it shares, closing its connection");
+                say!("memory that the front-end shares is gone, closing the connection");
                 self.disconnect(now);
             }
             if self.socket.as_ref().is_some_and(|s| s.broken) {

@@ -28,6 +28,7 @@ mod migrate;
 mod migrate_file;
 mod migrate_trouble;
 mod plug;
+mod postcopy;
 mod process;
 mod qmp;
 mod run;
@@ -123,6 +124,7 @@ fn main() -> ExitCode {
         migrate::scenarios(),
         migrate_file::scenarios(),
         migrate_trouble::scenarios(),
+        postcopy::scenarios(),
         migrate::last_scenarios(),
         blkio::scenarios(),
         stream::scenarios(),
