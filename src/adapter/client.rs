@@ -8,6 +8,7 @@
 
 mod link;
 mod migration;
+mod postcopy;
 mod requests;
 
 use super::clock::Clock;
@@ -24,6 +25,8 @@ use crate::wire::MemRegion;
 use crate::wire::features::virtio;
 use migration::DirtyLog;
 pub use migration::Handover;
+use postcopy::Postcopy;
+pub use postcopy::{PageCounts, PageSource};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use rustix::io::Errno;
@@ -147,6 +150,8 @@ pub struct Client {
     /// The owner wants the vrings to run, whatever the back-end does.
     wanted: bool,
     log: Option<DirtyLog>,
+    /// Memory is still coming.
+    postcopy: Option<Postcopy>,
     next: VecDeque<Next>,
     events: Vec<Event>,
     failure: Option<Failure>,
@@ -188,6 +193,7 @@ impl Client {
             accepted: None,
             wanted: false,
             log: None,
+            postcopy: None,
             next: VecDeque::new(),
             events: Vec::new(),
             failure: None,

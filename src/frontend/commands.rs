@@ -57,6 +57,9 @@ impl Frontend {
             Command::LogOn { log, handle } => self.log_on(what, log, handle)?,
             Command::LogOff => self.log_off(),
             Command::Adopt { state, inflight } => self.adopt(now, what, state, inflight)?,
+            Command::PostcopyAdvise => self.postcopy_advise(what)?,
+            Command::PostcopyListen => self.postcopy_listen(what)?,
+            Command::PostcopyEnd => self.postcopy_end(what)?,
             Command::Reset => self.reset(what)?,
             Command::ReadConfig { offset, size } => {
                 self.expect_config(what)?;
@@ -96,6 +99,7 @@ impl Frontend {
 
     fn start(&mut self, start: &Start) -> Result<(), ApiMisuse> {
         self.expect_phase("start", self.phase == Phase::Ready)?;
+        self.check_pages("start")?;
         let offered = self.features();
         let features = start.features.or(self.device.features).unwrap_or(offered);
         let features = features & !OURS;

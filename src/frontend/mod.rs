@@ -26,6 +26,7 @@ mod handover;
 mod io;
 mod logging;
 mod phase;
+mod postcopy;
 mod progress;
 mod reply;
 mod session;

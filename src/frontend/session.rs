@@ -1,6 +1,7 @@
 //! What is agreed with one back-end, and what outlives it.
 
 use super::config::{VringStart, VringWiring};
+use super::postcopy::Told;
 use crate::Handle;
 use crate::wire::features::{protocol, virtio};
 use crate::wire::{InflightDescription, LogDescription, MemRegion};
@@ -21,11 +22,22 @@ pub(super) struct Session {
     pub(super) mem_slots: u64,
     /// What the back-end has mapped.
     pub(super) memory: Vec<(MemRegion, Handle)>,
+    /// How far postcopy has come.
+    pub(super) told: Told,
+    /// What regions are called in page faults, until the owner is told.
+    pub(super) bases: Vec<(MemRegion, u64)>,
 }
 
 impl Session {
     pub(super) fn new() -> Self {
-        Self { offered: 0, protocol: 0, mem_slots: TABLE_REGIONS, memory: Vec::new() }
+        Self {
+            offered: 0,
+            protocol: 0,
+            mem_slots: TABLE_REGIONS,
+            memory: Vec::new(),
+            told: Told::Nothing,
+            bases: Vec::new(),
+        }
     }
 
     pub(super) fn has(&self, feature: u64) -> bool {
@@ -49,6 +61,8 @@ pub(super) struct Device {
     pub(super) memory: Vec<(MemRegion, Handle)>,
     /// The region and the handle that this front-end owns.
     pub(super) inflight: Option<(InflightDescription, Handle)>,
+    /// Some of its pages are still to come.
+    pub(super) incomplete: bool,
     /// By vring; `None` when only guest memory knows.
     pub(super) bases: Vec<Option<u16>>,
     /// Vrings that were started last, by rising index.
@@ -68,6 +82,7 @@ impl Device {
             bases: vec![Some(0); wiring.len()],
             wiring,
             memory: Vec::new(),
+            incomplete: false,
             inflight: None,
             started: Vec::new(),
             features: None,

@@ -24,7 +24,7 @@ const LATENCY_US: u32 = 20_000;
 
 /// How fast memory comes that nobody waits for, in bytes per second: slow enough
 /// for the guest to get ahead of it.
-const BEHIND: u64 = 24 << 20;
+const BEHIND: u64 = 48 << 20;
 
 /// What QEMU prints for each page fault of the daemon.
 const FAULT: &str = "vhost_user_postcopy_fault_handler_found";

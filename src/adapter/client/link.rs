@@ -2,7 +2,7 @@
 
 use super::{Client, ClientError, Next, system};
 use crate::adapter::socket::{Received, Socket, SocketError};
-use crate::frontend::{Event, Failure, Input, Output};
+use crate::frontend::{Command, Event, Failure, Input, Output};
 use crate::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -99,9 +99,7 @@ impl Client {
     /// Carry out every wish, and what follows from them.
     pub(super) fn drain(&mut self) -> Result<(), ClientError> {
         loop {
-            while let Some(output) = self.frontend.poll_output() {
-                self.obey(output);
-            }
+            self.carry_out();
             let Some(next) = self.next.pop_front() else {
                 return Ok(());
             };
@@ -119,6 +117,12 @@ impl Client {
                     }
                 }
                 Next::Restart => {
+                    if self.is_incomplete() {
+                        self.frontend.handle_input(now, Input::Command(Command::PostcopyAdvise))?;
+                        self.carry_out();
+                        self.frontend.handle_input(now, Input::Command(Command::PostcopyListen))?;
+                        self.carry_out();
+                    }
                     let start = self.start_command(|layout| self.used_base(layout));
                     self.frontend.handle_input(now, Input::Command(start))?;
                 }
@@ -128,6 +132,12 @@ impl Client {
                     }
                 }
             }
+        }
+    }
+
+    fn carry_out(&mut self) {
+        while let Some(output) = self.frontend.poll_output() {
+            self.obey(output);
         }
     }
 
@@ -158,6 +168,18 @@ impl Client {
                         self.features = *features;
                         if *reconnected && self.wanted {
                             self.next.push_back(Next::Restart);
+                        }
+                    }
+                    Event::PostcopyFaults(handle) => match &mut self.postcopy {
+                        Some(postcopy) => postcopy.advised = Some(*handle),
+                        None => self.handles.release(*handle),
+                    },
+                    Event::PostcopyMapped { bases } => {
+                        if let Some(postcopy) = &mut self.postcopy
+                            && postcopy.mapped(bases, &mut self.handles).is_err()
+                        {
+                            // Nobody would bring it pages.
+                            self.next.push_back(Next::Lost);
                         }
                     }
                     Event::Running => self.next.push_back(Next::KickAll),
