@@ -14,6 +14,11 @@ const SUSPENDS: Runs = (ProfileName::Migration, &[("migration.policy", "suspend"
 /// Every head of the ring is in use.
 const SMALL_RINGS: Runs =
     (ProfileName::Mixed, &[("ring_size", "8"), ("depth", "8"), ("indirect", "on")]);
+/// A front-end that changes what it can, and nothing else goes wrong.
+const CONTROL: Runs = (
+    ProfileName::Control,
+    &[("kills", "0"), ("breaks", "0"), ("pauses", "0"), ("migrations", "0")],
+);
 /// A disk that may complete twice.
 const STORM: Runs = (ProfileName::Storm, &[]);
 /// Vrings stop often, while requests keep coming.
@@ -153,7 +158,12 @@ pub static ENTRIES: &[Entry] = &[
     core(Bug::NoLookAfterWish, MIXED, &["notification", "liveness"]),
     core(Bug::NoCallAfterRecovery, MIXED, &["notification", "liveness"]),
     core(Bug::NoCallForAnswers, MIXED, &["notification", "liveness"]),
+    core(Bug::NoCallAfterSwap, CONTROL, &["notification", "liveness"]),
+    core(Bug::OldKickWatched, CONTROL, &["notification", "liveness"]),
+    core(Bug::NoLookAfterSwap, CONTROL, &["notification", "liveness"]),
+    core(Bug::NoLookAfterEnable, CONTROL, &["notification", "liveness"]),
     // The front-end.
+    core(Bug::MemoryTwice, CONTROL, &["contract", "session"]),
     core(Bug::RegionNotKept, MIXED, &["base", "region", "ledger", "memory", "order", "rings"]),
     core(Bug::LogFlagForgotten, MIGRATES, &["dirty"]),
     core(Bug::BaseNotKept, MIXED, &["base"]),

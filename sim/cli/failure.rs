@@ -116,6 +116,7 @@ fn is_trouble(what: What) -> bool {
             | What::Injected { .. }
             | What::PowerLost { .. }
             | What::Sabotaged { .. }
+            | What::Changed { .. }
             | What::Race { .. }
     )
 }

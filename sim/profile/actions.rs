@@ -4,7 +4,7 @@ use super::{Profile, Rates, Workload};
 use crate::choices::{Component, Ratio, Stream};
 use crate::disk::faults::{Family as FaultFamily, draw, draw_timed};
 use crate::guest::Sabotage;
-use crate::scenario::{Action, Fate, KillAt, Migrate, Request, Successor, Trouble};
+use crate::scenario::{Action, Control, Fate, KillAt, Migrate, Request, Successor, Trouble};
 use crate::topology::Topology;
 use crate::trace::Verb;
 
@@ -22,6 +22,7 @@ impl Profile {
         actions.extend((0..rates.stalls).map(|_| connection(&mut s, Family::Stall)));
         actions.extend((0..rates.gone).map(|_| connection(&mut s, Family::Gone)));
         actions.extend((0..rates.migrations).map(|_| Action::Migrate(migrate(&mut s, rates))));
+        actions.extend((0..rates.controls).map(|_| control(&mut s, topology, rates)));
         let mut writer = Writer { topology, rates, next: 0 };
         for _ in 0..rates.requests {
             let vring = s.below("vring", topology.queues.into()) as u16;
@@ -69,6 +70,25 @@ fn kill(s: &mut Stream, rates: &Rates) -> Action {
     let next =
         if other { *s.pick("successor.kind", &Successor::ALL[1..]) } else { Successor::Same };
     Action::Kill { at, next }
+}
+
+fn control(s: &mut Stream, topology: &Topology, rates: &Rates) -> Action {
+    let after = s.range("control.after", 1, rates.controls_apart);
+    let vring = s.below("control.vring", topology.queues.into()) as u16;
+    let what = match s.below("control", 16) {
+        0..4 => Control::Call(vring),
+        4..8 => Control::Kick(vring),
+        8 => Control::Err(vring),
+        9 | 10 => Control::Disable { vring, us: *s.pick("disable.for", &[1, 20, 200, 1_000]) },
+        11 | 12 => Control::Memory,
+        13 => match s.below("control.log", 3) {
+            0 => Control::NoLog,
+            _ => Control::Log,
+        },
+        14 => Control::Cache(s.below("control.cache", 2) == 1),
+        _ => Control::Refused,
+    };
+    Action::Control { after, what }
 }
 
 enum Family {

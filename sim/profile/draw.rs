@@ -17,7 +17,7 @@ impl Profile {
             ProfileName::Mixed => s.chance("migrates", Ratio::new(1, 4)),
             ProfileName::Migration => true,
             ProfileName::Storm => s.chance("migrates", HALF),
-            ProfileName::Hostile => s.chance("migrates", Ratio::new(1, 4)),
+            ProfileName::Hostile | ProfileName::Control => s.chance("migrates", Ratio::new(1, 4)),
         };
         if moves {
             migrates(&mut s, &mut profile);
@@ -30,6 +30,7 @@ impl Profile {
             ProfileName::Mixed | ProfileName::Migration => {}
             ProfileName::Storm => storm(&mut s, &mut profile),
             ProfileName::Hostile => hostile(&mut s, &mut profile.rates),
+            ProfileName::Control => controls(&mut s, &mut profile.rates),
         }
         profile
     }
@@ -134,6 +135,14 @@ fn storm(s: &mut Stream, profile: &mut Profile) {
     // A disk with nothing wrong is one of them: see the draw of families.
     profile.rates.disk_faults =
         *s.pick("storm.disk_faults", &[Ratio::NEVER, Ratio::new(1, 50), Ratio::new(1, 10)]);
+}
+
+/// A front-end that changes what it can.
+fn controls(s: &mut Stream, rates: &mut Rates) {
+    rates.controls = s.range("controls", 10, 80);
+    rates.controls_apart = *s.pick("controls.apart", &[20, 100, 400, 1_500]);
+    rates.kills = *s.pick("controls.kills", &[0, 0, 1, 3]);
+    rates.requests = s.range("controls.requests", 60, 240);
 }
 
 /// A guest that breaks the rules.

@@ -101,6 +101,10 @@ settings! {
         stalls: u64,
         /// Times the front-end is gone for a while.
         gone: u64,
+        /// Changes that the front-end makes while the vrings run.
+        controls: u64,
+        /// Microseconds from one of them to the next, at most.
+        controls_apart: u64,
         /// Migrations that are begun.
         migrations: u64,
         /// Microseconds from one migration to the next, at most.
@@ -135,6 +139,8 @@ impl Rates {
             breaks: 0,
             stalls: 0,
             gone: 0,
+            controls: 0,
+            controls_apart: 1_000,
             migrations: 0,
             apart: 1_000,
             aborts: Ratio::NEVER,
@@ -170,6 +176,9 @@ impl core::fmt::Display for Rates {
             self.stalls,
             self.gone
         )?;
+        if self.controls > 0 {
+            write!(f, "\nchanges    {} up to {} us apart", self.controls, self.controls_apart)?;
+        }
         if self.migrations > 0 {
             write!(
                 f,

@@ -18,12 +18,14 @@ pub enum ProfileName {
     Storm,
     /// Like mixed, with a guest that breaks the rules.
     Hostile,
+    /// Like mixed, with a front-end that changes what it can while the vrings run.
+    Control,
 }
 
 impl ProfileName {
     /// Every profile.
-    pub const ALL: [Self; 5] =
-        [Self::Quiet, Self::Mixed, Self::Migration, Self::Storm, Self::Hostile];
+    pub const ALL: [Self; 6] =
+        [Self::Quiet, Self::Mixed, Self::Migration, Self::Storm, Self::Hostile, Self::Control];
 
     /// As it is said.
     pub const fn name(self) -> &'static str {
@@ -33,6 +35,7 @@ impl ProfileName {
             Self::Migration => "migration",
             Self::Storm => "storm",
             Self::Hostile => "hostile",
+            Self::Control => "control",
         }
     }
 }

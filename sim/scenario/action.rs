@@ -1,5 +1,6 @@
 //! What happens in a run, each as one line of a document.
 
+use super::Control;
 use crate::disk::faults::{DiskFault, TimedFault};
 use crate::guest::Sabotage;
 use crate::oracle::Expect;
@@ -55,6 +56,13 @@ pub enum Action {
     },
     /// The guest moves to the other host.
     Migrate(Migrate),
+    /// The front-end changes something while the vrings run.
+    Control {
+        /// Microseconds after the last change, or after the start.
+        after: u64,
+        /// What.
+        what: Control,
+    },
     /// The disk has a fault that strikes with a certain request.
     Fault {
         /// Which of the requests that the fault is counted by, from 0.
@@ -312,6 +320,7 @@ impl fmt::Display for Action {
                     Fate::SourceWakes(us) => write!(f, " source-wakes for {us} us"),
                 }
             }
+            Self::Control { after, what } => write!(f, "change after {after} us {what}"),
             Self::Fault { nth, fault } => {
                 write!(f, "disk {} {nth} {fault}", fault.among().name())
             }
@@ -321,7 +330,7 @@ impl fmt::Display for Action {
 }
 
 /// How each action is written, for who has written one that is none.
-pub(super) const FORMS: &str = "request vring V VERB [N @SECTOR] [flags F] [short] [times N], rest vring V US us, sabotage vring V HOW, kick vring V lost|extra, kill after N stores, kill after US us, end after US us or live [next SUCCESSOR], pause after US us, break after US us front-end|back-end first lag US us, stall or gone after US us for US us, migrate after US us [FATE], disk read|write|flush|request N FAULT, or disk after US us FAULT";
+pub(super) const FORMS: &str = "request vring V VERB [N @SECTOR] [flags F] [short] [times N], rest vring V US us, sabotage vring V HOW, kick vring V lost|extra, kill after N stores, kill after US us, end after US us or live [next SUCCESSOR], pause after US us, break after US us front-end|back-end first lag US us, stall or gone after US us for US us, migrate after US us [FATE], change after US us call, kick or err vring V, disable vring V for US us, memory, log, no-log, write-back, write-through or refused, disk read|write|flush|request N FAULT, or disk after US us FAULT";
 
 /// Read one line; `None` if it is no action.
 pub(super) fn parse(line: &str) -> Option<Action> {
@@ -391,6 +400,9 @@ pub(super) fn parse(line: &str) -> Option<Action> {
         },
         ["gone", "after", after, "us", "for", us, "us"] => {
             Action::Connection { after: number(after)?, trouble: Trouble::Gone { us: number(us)? } }
+        }
+        ["change", "after", after, "us", ref what @ ..] => {
+            Action::Control { after: number(after)?, what: Control::parse(what)? }
         }
         ["disk", "after", us, "us", ref fault @ ..] => {
             Action::TimedFault { after: number(us)?, fault: fault.join(" ").parse().ok()? }

@@ -1,6 +1,6 @@
 //! Whether a world as it is written can exist.
 
-use super::{Action, Scenario, Trouble};
+use super::{Action, Control, Scenario, Trouble};
 use crate::guest::memory::{SLOTS, slot_len};
 
 /// Vrings the guest has room for.
@@ -63,6 +63,11 @@ impl Scenario {
                     Trouble::Gone { us } => us,
                 };
                 after <= 10_000_000 && us <= 1_000_000
+            }
+            Action::Control { after, what } => {
+                let us = if let Control::Disable { us, .. } = what { us } else { 0 };
+                let vring = if let Control::Cache(_) = what { 0 } else { what.code().1 };
+                vring < t.queues && after <= 10_000_000 && us <= 1_000_000
             }
             Action::TimedFault { after, fault } => {
                 after <= 10_000_000 && fault.lasts() <= 1_000_000

@@ -3,6 +3,7 @@
 
 mod action;
 mod check;
+mod control;
 mod document;
 
 use crate::choices::Choices;
@@ -11,6 +12,7 @@ use crate::profile::{Profile, ProfileName, SeedId};
 use crate::topology::Topology;
 pub use action::{Action, Fate, KillAt, Migrate, Request, Successor, Trouble};
 pub use check::MAX_RING;
+pub use control::Control;
 pub use document::DocumentError;
 
 /// See the module.

@@ -4,9 +4,10 @@ use super::{Shrinker, without};
 use crate::scenario::{Action, Scenario};
 
 /// What is taken out as a whole before single actions are.
-const FAMILIES: [fn(&Action) -> bool; 7] = [
+const FAMILIES: [fn(&Action) -> bool; 8] = [
     |action| matches!(action, Action::Kill { .. }),
     |action| matches!(action, Action::Pause { .. } | Action::Connection { .. }),
+    |action| matches!(action, Action::Control { .. }),
     |action| matches!(action, Action::Migrate(_)),
     |action| matches!(action, Action::Fault { .. } | Action::TimedFault { .. }),
     |action| matches!(action, Action::Rest { .. }),

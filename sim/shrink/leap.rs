@@ -81,6 +81,7 @@ fn sooner(s: &mut Stream, action: &mut Action) {
         Action::Kill { at: KillAt::Stores(n), .. } => *n = s.below("stores", (*n).min(200) + 1),
         Action::Kill { at: KillAt::Idle { after } | KillAt::Asked { after }, .. }
         | Action::Pause { after }
+        | Action::Control { after, .. }
         | Action::Connection { after, .. }
         | Action::Migrate(Migrate { after, .. }) => *after = s.below("after", *after + 1),
         _ => {}

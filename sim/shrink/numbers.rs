@@ -34,6 +34,9 @@ fn plainer(action: Action) -> Vec<Action> {
         }
         Action::Kill { at, next } => plainer_kill(at, next),
         Action::Sabotage { .. } | Action::Kick { .. } => Vec::new(),
+        Action::Control { after, what } => {
+            smaller(after).into_iter().map(|after| Action::Control { after, what }).collect()
+        }
         Action::Pause { after } => {
             smaller(after).into_iter().map(|after| Action::Pause { after }).collect()
         }

@@ -14,6 +14,7 @@ mod text;
 
 use crate::disk::faults::Family;
 use crate::guest::Sabotage;
+use crate::scenario::Control;
 pub use filter::{Bound, Filter};
 pub use lane::Lane;
 pub use late::late_writes;
@@ -260,6 +261,8 @@ pub enum What {
     PowerLost { sectors: u64 },
     /// The guest breaks the rules of a vring.
     Sabotaged { vring: u16, how: Sabotage },
+    /// The front-end changes something while the vrings run.
+    Changed { control: Control },
     /// A message is on its way. `code` is that of the request, also in an answer.
     Sent { to_back: bool, code: u32, bytes: u64, handles: u64 },
 }
@@ -345,6 +348,10 @@ impl What {
             }
             Self::Injected { family, about } => (27, [family as u64, about, 0, 0, 0, 0]),
             Self::Sabotaged { vring, how } => (29, [vring.into(), how as u64, 0, 0, 0, 0]),
+            Self::Changed { control } => {
+                let (code, vring) = control.code();
+                (30, [code, vring.into(), 0, 0, 0, 0])
+            }
             Self::PowerLost { sectors } => (28, [sectors, 0, 0, 0, 0, 0]),
             Self::Sent { code, bytes, handles, .. } => (22, [b, code.into(), bytes, handles, 0, 0]),
         }

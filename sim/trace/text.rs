@@ -99,6 +99,7 @@ pub(super) fn sentence(what: What) -> String {
         What::Sabotaged { vring, how } => {
             format!("vring {vring}: the guest BREAKS THE RULES ({})", how.name())
         }
+        What::Changed { control } => format!("changes: {control}"),
         What::Paused { on: true } => "paused".into(),
         What::Paused { on: false } => "goes on".into(),
         What::Connecting => "connects".into(),

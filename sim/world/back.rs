@@ -1,7 +1,7 @@
 //! The back-end process: one step at a time, and the moment of its death.
 
 use super::link::Inbox;
-use super::objects::{Handles, ObjectId};
+use super::objects::{Handles, Object, ObjectId};
 use super::vows::Vows;
 use super::{Event, Slip, StepShape, World};
 use crate::choices::Ratio;
@@ -349,10 +349,9 @@ impl World<'_> {
 
     /// A kick arrives at the process.
     pub(super) fn back_kick(&mut self, vring: u16) -> Result<(), Violation> {
+        let watched = self.is_watched(vring);
         let counter = &mut self.here.kicks[usize::from(vring)];
         counter.waking = false;
-        let watched =
-            self.here.back.as_ref().is_some_and(|b| b.watch[usize::from(vring)].is_some());
         if watched && counter.count > 0 {
             // Reading the counter takes all signals at once.
             counter.count = 0;
@@ -370,9 +369,14 @@ impl World<'_> {
     }
 
     /// Let a pending kick wake the process, if it watches.
+    /// The back-end would see a kick.
+    fn is_watched(&self, vring: u16) -> bool {
+        let watch = self.here.back.as_ref().and_then(|back| back.watch[usize::from(vring)]);
+        watch.is_some_and(|object| self.objects.get(object) == Object::Kick(vring))
+    }
+
     pub(super) fn wake_kick(&mut self, vring: u16) {
-        let watched =
-            self.here.back.as_ref().is_some_and(|b| b.watch[usize::from(vring)].is_some());
+        let watched = self.is_watched(vring);
         let counter = &mut self.here.kicks[usize::from(vring)];
         if watched && counter.count > 0 && !counter.waking {
             counter.waking = true;

@@ -19,6 +19,7 @@ impl World<'_> {
         self.front_begin()?;
         self.plan_migration();
         self.plan_power_losses();
+        self.plan_control();
         for vring in 0..self.topology.queues {
             let delay = 1_000 * self.host.below("first", 2_000);
             self.schedule(delay, Event::GuestTurn(vring));
@@ -74,6 +75,8 @@ impl World<'_> {
                 self.guest_turn(vring)?;
             }
             Event::Pause => self.pause()?,
+            Event::Control => self.control()?,
+            Event::Enable(conn, vring) => self.enable_again(conn, vring)?,
             Event::Resume => self.resume()?,
             Event::FrontConnect => self.front_connect()?,
             Event::FrontRead => self.front_read()?,

@@ -19,6 +19,7 @@ use midflight::frontend::{
 use midflight::time::{Duration, Instant};
 use midflight::wire::features::{protocol, virtio};
 use midflight::wire::{Dialect, InflightDescription, MemRegion};
+use std::collections::VecDeque;
 
 /// Bytes of the configuration space through the write zeroes fields.
 // spec: virtio 1.2, "Block Device", "Device configuration layout"
@@ -34,8 +35,21 @@ pub struct FrontProcess {
     /// The connection it has, by number.
     pub conn: Option<u32>,
     pub inbox: Inbox,
-    kicks: Vec<Handle>,
-    calls: Vec<Handle>,
+    pub kicks: Vec<Handle>,
+    pub calls: Vec<Handle>,
+    /// Guest memory, without what is plugged in.
+    pub memory: Vec<(MemRegion, Handle)>,
+    /// Some is plugged in.
+    pub plugged: bool,
+    /// Changes that were asked for on this connection, and whether they are to
+    /// be taken.
+    pub changes: VecDeque<bool>,
+    /// Dirty logs that were changed beside a migration, and are not yet in force.
+    pub own_logs: u64,
+    /// The connection that it has said the last word on.
+    pub leaves: Option<u32>,
+    /// One of its changes was to be refused.
+    pub asks_in_vain: bool,
     timer: Option<u64>,
     reading: bool,
     /// The owner wants the vrings to run.
@@ -62,6 +76,16 @@ pub struct FrontProcess {
 impl FrontProcess {
     pub fn phase(&self) -> Phase {
         self.core.phase()
+    }
+
+    /// It has a connection on which it goes on.
+    pub fn goes_on(&self) -> bool {
+        self.phase() == Phase::Running && self.parting.is_none() && self.leaves != self.conn
+    }
+
+    /// Messages wait for an answer to one before them.
+    pub fn has_more_to_say(&self) -> bool {
+        self.core.awaiting().is_some()
     }
 
     pub fn inflight(&self) -> Option<(InflightDescription, Handle)> {
@@ -111,7 +135,7 @@ pub fn new(
         .map(|call| VringWiring { call: Some(*call), err: Some(open(Object::Err)) })
         .collect();
     let mut core = Frontend::new(config(topology), wiring).map_err(|e| contract(e.to_string()))?;
-    core.handle_input(Instant::ZERO, Input::Command(Command::SetMemory(memory)))
+    core.handle_input(Instant::ZERO, Input::Command(Command::SetMemory(memory.clone())))
         .map_err(|e| contract(e.to_string()))?;
     Ok(FrontProcess {
         core,
@@ -120,6 +144,12 @@ pub fn new(
         inbox: Inbox::default(),
         kicks,
         calls,
+        memory,
+        plugged: false,
+        changes: VecDeque::new(),
+        own_logs: 0,
+        leaves: None,
+        asks_in_vain: false,
         timer: None,
         reading: false,
         wanted: true,
@@ -214,10 +244,18 @@ impl World<'_> {
             E::Stopped { .. } => FrontEvent::Stopped,
             E::Disconnected { failure: Failure::BackendClosed, .. } => FrontEvent::Lost,
             E::Disconnected { failure: Failure::ConnectFailed(_), .. } => FrontEvent::NotThere,
+            E::Logging | E::NotLogging if self.here.front.own_logs > 0 => {
+                self.here.front.own_logs -= 1;
+                return Ok(());
+            }
             E::Logging => FrontEvent::Logging,
             E::NotLogging => FrontEvent::NotLogging,
             E::Disconnected { failure: Failure::Disconnected, .. } => FrontEvent::Left,
+            E::RawReply(reply) if !self.here.front.changes.is_empty() => {
+                return self.changed(&reply);
+            }
             E::RawReply(reply) => return self.parted(&reply),
+            E::ConfigWritten => return Ok(()),
             E::Disconnected { failure, .. } if self.is_unfit(&failure) => FrontEvent::Unfit,
             other => return Err(Violation::new("session", format!("front-end: {other:?}"))),
         };
@@ -303,6 +341,7 @@ impl World<'_> {
         front.started_before = true;
         front.bases_known = false;
         self.here.check.quiet.fill(false);
+        self.here.check.resetting = false;
         let features = accepted_features(&self.topology);
         self.front_command(Command::Start(Start { features: Some(features), vrings }))
     }
@@ -393,6 +432,8 @@ impl World<'_> {
                 self.here.front.unfit =
                     self.here.back.as_ref().is_some_and(|back| back.kind.is_unfit());
                 self.here.front.inbox = Inbox::default();
+                self.here.front.changes.clear();
+                self.here.front.own_logs = 0;
                 self.front_step(Input::Connected { channel: None })
             }
             None => self.front_step(Input::ConnectFailed("nobody listens".into())),
@@ -462,11 +503,13 @@ impl World<'_> {
 }
 
 fn config(topology: &Topology) -> FrontendConfig {
-    let mut accepted =
-        protocol::MQ | protocol::CONFIG | protocol::INFLIGHT_SHMFD | protocol::RESET_DEVICE;
+    let mut accepted = protocol::MQ
+        | protocol::CONFIG
+        | protocol::INFLIGHT_SHMFD
+        | protocol::RESET_DEVICE
+        | protocol::LOG_SHMFD;
     let mut numbers = Dialect::default();
     if let Some(plan) = &topology.migration {
-        accepted |= protocol::LOG_SHMFD;
         numbers = dialect(plan);
         if plan.policy != Policy::Drain && plan.agreed {
             accepted |= numbers.get_vring_base_inflight() | numbers.get_vring_base_skip_drain();

@@ -24,7 +24,7 @@ use midflight::wire::LogDescription;
 use std::collections::{BTreeSet, VecDeque};
 
 /// Bytes of a dirty log for all of guest memory.
-const LOG_SIZE: u64 = {
+pub(super) const LOG_SIZE: u64 = {
     let last = REGIONS[REGIONS.len() - 1];
     ((last.guest + last.size) / (8 * PAGE as u64)).next_multiple_of(8)
 };

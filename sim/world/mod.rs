@@ -3,6 +3,7 @@
 
 mod awake;
 mod back;
+mod control;
 mod death;
 mod events;
 mod excuses;
@@ -29,7 +30,7 @@ use crate::guest::memory::ring_view;
 use crate::hash::Rolling;
 use crate::memory::{Arena, Mem};
 use crate::oracle::{Judges, Oracle, RegionView, SERIAL, Violation};
-use crate::scenario::{KillAt, MAX_RING, Scenario, Successor, Trouble};
+use crate::scenario::{Control, KillAt, MAX_RING, Scenario, Successor, Trouble};
 use crate::scheduler::Scheduler;
 use crate::topology::Topology;
 use crate::trace::{Lane, Trace, What};
@@ -53,6 +54,9 @@ enum Event {
     GuestTurn(u16),
     GuestCall(u16),
     Pause,
+    /// The front-end changes something, and enables a vring again.
+    Control,
+    Enable(u32, u16),
     Resume,
     FrontConnect,
     FrontRead,
@@ -169,6 +173,8 @@ pub struct World<'a> {
     pauses: VecDeque<u64>,
     /// The same for what happens to connections.
     troubles: VecDeque<(u64, Trouble)>,
+    /// Changes to come: microseconds after the last.
+    controls: VecDeque<(u64, Control)>,
     /// Losses of power to come: microseconds from the start.
     power_losses: VecDeque<u64>,
     host: Stream,
@@ -252,6 +258,7 @@ impl<'a> World<'a> {
             kill,
             pauses: plan.pauses,
             troubles: plan.troubles,
+            controls: plan.controls,
             power_losses: plan.faults.power_losses().collect(),
             host: stream(Component::Host),
             link: stream(Component::Link),
@@ -426,6 +433,7 @@ impl<'a> World<'a> {
             && self.kill.exact.is_empty()
             && self.pauses.is_empty()
             && self.troubles.is_empty()
+            && self.controls.is_empty()
             && self.power_losses.is_empty()
     }
 

@@ -20,6 +20,8 @@ pub enum Object {
     Call(u16),
     /// The error signal of a vring. Nobody listens: an error is a failed run.
     Err,
+    /// An event counter that nobody reads any more.
+    Deaf,
 }
 
 /// All objects of a run.
@@ -33,6 +35,11 @@ impl Objects {
     pub fn add(&mut self, object: Object) -> ObjectId {
         self.objects.push(object);
         ObjectId(self.objects.len() as u32 - 1)
+    }
+
+    /// Its reader is gone for good.
+    pub fn deafen(&mut self, id: ObjectId) {
+        self.objects[id.0 as usize] = Object::Deaf;
     }
 
     /// What it is.

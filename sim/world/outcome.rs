@@ -53,6 +53,9 @@ pub struct Stats {
     pub resubmitted: u64,
     /// Times the guest acted between two stores of the back-end.
     pub races: u64,
+    /// Changes that a front-end made while the vrings ran.
+    #[serde(default)]
+    pub controls: u64,
     /// Pauses that ended.
     pub pauses: u64,
     /// Connections that broke though nobody died.
@@ -131,6 +134,7 @@ impl Stats {
             largest_batch,
             recoveries,
             resubmitted,
+            controls,
             pauses,
             breaks,
             stalls,
@@ -165,6 +169,7 @@ impl Stats {
         self.largest_batch = self.largest_batch.max(*largest_batch);
         self.recoveries += recoveries;
         self.resubmitted += resubmitted;
+        self.controls += controls;
         self.pauses += pauses;
         self.breaks += breaks;
         self.stalls += stalls;

@@ -45,6 +45,7 @@ impl World<'_> {
             || self.here.id != self.guest_at
             || self.here.front.phase() != Phase::Running
             || self.here.front.parting.is_some()
+            || self.here.front.has_more_to_say()
             || self.guest.borrow().is_paused()
         {
             return Ok(false);
@@ -194,6 +195,7 @@ impl World<'_> {
             }
         }
         self.here.front.parting = None;
+        self.here.front.leaves = self.here.front.conn;
         if let Some(conn) = self.here.front.conn {
             self.stats.breaks += 1;
             self.break_connection(conn, 0, false);
@@ -211,7 +213,7 @@ impl World<'_> {
             return;
         }
         match self.here.front.parting {
-            Some(Parting::Reset) => self.here.check.quiet.fill(true),
+            Some(Parting::Reset) => self.here.check.resets(),
             Some(Parting::Stop(vring) | Parting::Disable(vring))
                 if self.here.front.frozen.is_none() =>
             {
@@ -230,6 +232,11 @@ impl World<'_> {
     /// A refusal that is as it should be.
     pub(super) fn expects(&self, fault: &FrontendFault) -> bool {
         let back = self.here.back.as_ref().and_then(|back| back.conn);
+        if self.here.front.asks_in_vain
+            && matches!(fault, FrontendFault::VringRunning { message: "SET_VRING_NUM", .. })
+        {
+            return true;
+        }
         match self.here.front.parting {
             Some(Parting::Nonsense) => matches!(fault, FrontendFault::VringAlign { .. }),
             // It was gone before this was read.

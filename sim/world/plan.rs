@@ -2,7 +2,7 @@
 
 use crate::disk::faults::FaultPlan;
 use crate::guest::Todo;
-use crate::scenario::{Action, KillAt, Migrate, Scenario, Successor, Trouble};
+use crate::scenario::{Action, Control, KillAt, Migrate, Scenario, Successor, Trouble};
 use std::collections::VecDeque;
 
 /// See the module.
@@ -13,6 +13,7 @@ pub(super) struct Plan {
     pub pauses: VecDeque<u64>,
     /// Microseconds after the vrings run, and what happens then.
     pub troubles: VecDeque<(u64, Trouble)>,
+    pub controls: VecDeque<(u64, Control)>,
     pub migrations: VecDeque<Migrate>,
     pub faults: FaultPlan,
 }
@@ -24,6 +25,7 @@ impl Plan {
             kills: VecDeque::new(),
             pauses: VecDeque::new(),
             troubles: VecDeque::new(),
+            controls: VecDeque::new(),
             migrations: VecDeque::new(),
             faults: FaultPlan::default(),
         };
@@ -47,6 +49,7 @@ impl Plan {
                 Action::Kill { at, next } => plan.kills.push_back((at, next)),
                 Action::Pause { after } => plan.pauses.push_back(after),
                 Action::Connection { after, trouble } => plan.troubles.push_back((after, trouble)),
+                Action::Control { after, what } => plan.controls.push_back((after, what)),
                 Action::Migrate(migrate) => plan.migrations.push_back(migrate),
                 Action::Fault { nth, fault } => on.push((nth, fault)),
                 Action::TimedFault { after, fault } => at.push((after, fault)),

@@ -123,6 +123,7 @@ impl World<'_> {
     /// The front-end is told that a vring is at rest.
     pub(super) fn at_rest(&mut self, life: u32, vring: u16) {
         self.here.check.quiet[usize::from(vring)] = true;
+        self.here.check.resetting = false;
         self.disk.disown(life, vring);
         self.oracle.borrow_mut().stopped(vring);
     }

@@ -6,6 +6,7 @@
 //! calls, and a lost back-end is connected to again, with the kept inflight
 //! region, while somebody waits for requests.
 
+mod control;
 mod link;
 mod migration;
 mod postcopy;
@@ -23,6 +24,7 @@ use crate::frontend::{
 use crate::time::Duration;
 use crate::wire::MemRegion;
 use crate::wire::features::virtio;
+pub use control::Answer;
 use migration::DirtyLog;
 pub use migration::Handover;
 use postcopy::Postcopy;
@@ -36,7 +38,7 @@ use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use vm_memory::bitmap::{AtomicBitmap, NewBitmap};
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 /// Guest memory of a client.
 ///
@@ -129,6 +131,7 @@ struct Queue {
     layout: RingLayout,
     kick: Handle,
     call: Handle,
+    err: Handle,
     /// `None` until the first start.
     driver: Option<BlkDriver>,
 }
@@ -140,7 +143,11 @@ pub struct Client {
     clock: Clock,
     handles: Handles,
     memory: ClientMemory,
+    /// What the back-end is to have of it.
+    regions: Vec<(MemRegion, Handle)>,
     queues: Vec<Queue>,
+    /// Descriptors that are sent with every connection.
+    wired: Vec<Handle>,
     socket: Option<Socket>,
     channel: Option<Socket>,
     /// Offered and let through.
@@ -167,26 +174,29 @@ impl Client {
             Ok::<_, ClientError>(handles.insert(fd))
         };
         let mut queues = Vec::new();
-        let mut wiring = Vec::new();
+        let (mut wiring, mut wired) = (Vec::new(), Vec::new());
         for q in 0..config.frontend.num_queues {
             let (kick, call) = (event(&mut handles)?, event(&mut handles)?);
-            let err = Some(event(&mut handles)?);
-            wiring.push(VringWiring { call: Some(call), err });
+            let err = event(&mut handles)?;
+            wired.extend([call, err]);
+            wiring.push(VringWiring { call: Some(call), err: Some(err) });
             let base = u64::from(q) * ring_stride(config.ring_size);
             let layout =
                 RingLayout::contiguous(config.ring_size, base).map_err(DriverError::from)?;
-            queues.push(Queue { layout, kick, call, driver: None });
+            queues.push(Queue { layout, kick, call, err, driver: None });
         }
         let (memory, memfd) = sealed_memory("midflight-guest", config.memory_size)?;
         let region =
             MemRegion { guest_addr: 0, size: config.memory_size, user_addr: USER, mmap_offset: 0 };
-        let table = vec![(region, handles.insert(memfd))];
+        let regions = vec![(region, handles.insert(memfd))];
         let mut client = Self {
             frontend: Frontend::new(config.frontend.clone(), wiring)?,
             clock: Clock::start(),
             handles,
             memory,
+            regions: regions.clone(),
             queues,
+            wired,
             socket: None,
             channel: None,
             features: 0,
@@ -199,7 +209,7 @@ impl Client {
             failure: None,
             config,
         };
-        client.command(Command::SetMemory(table))?;
+        client.command(Command::SetMemory(regions))?;
         client.command(Command::Connect)?;
         client.wait("negotiation", |c| c.frontend.phase() == Phase::Ready)?;
         Ok(client)
@@ -382,11 +392,23 @@ fn sealed_memory<B: NewBitmap>(
     let what = "cannot map shared memory";
     let copy = fd.try_clone().map_err(|source| ClientError::System { what, source })?;
     let file = FileOffset::new(File::from(copy), 0);
-    let too_big = |_| ClientError::TooBig { room: usize::MAX as u64, wanted: size };
-    let len = usize::try_from(size).map_err(too_big)?;
-    let memory = GuestMemoryMmap::from_ranges_with_files([(GuestAddress(0), len, Some(file))])
+    let region = map_shared(GuestAddress(0), size, file)?;
+    let memory = GuestMemoryMmap::from_regions(vec![region])
         .map_err(|e| ClientError::System { what, source: std::io::Error::other(e.to_string()) })?;
     Ok((memory, fd))
+}
+
+/// A piece of a file as guest memory.
+fn map_shared<B: NewBitmap>(
+    at: GuestAddress,
+    size: u64,
+    file: FileOffset,
+) -> Result<GuestRegionMmap<B>, ClientError> {
+    let what = "cannot map shared memory";
+    let too_big = |_| ClientError::TooBig { room: usize::MAX as u64, wanted: size };
+    let len = usize::try_from(size).map_err(too_big)?;
+    GuestRegionMmap::from_range(at, len, Some(file))
+        .map_err(|e| ClientError::System { what, source: std::io::Error::other(e.to_string()) })
 }
 
 fn system(what: &'static str, errno: Errno) -> ClientError {

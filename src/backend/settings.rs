@@ -84,14 +84,16 @@ impl<M: GuestMemory> Backend<M> {
         let vring = self.vring_index(u32::from(file.index), reply)?;
         let v = &mut self.vrings[usize::from(vring)];
         let was_started = core::mem::replace(&mut v.started, true);
-        if let Err(fault) = self.start_vring(now, vring) {
+        let blind = bugs::on_when(Bug::NoLookAfterSwap, || v.run.is_some());
+        if !blind && let Err(fault) = self.start_vring(now, vring) {
             self.vrings[usize::from(vring)].started = was_started;
             return Err(fault);
         }
         let v = &mut self.vrings[usize::from(vring)];
         let old = core::mem::replace(&mut v.kick, file.handle);
         v.polled = file.handle.is_none();
-        if old.is_some() || file.handle.is_some() {
+        let watched = bugs::on_when(Bug::OldKickWatched, || old.is_some());
+        if (old.is_some() || file.handle.is_some()) && !watched {
             self.out.push_back(Output::WatchKick { vring, handle: file.handle });
         }
         self.release(old);
@@ -108,7 +110,9 @@ impl<M: GuestMemory> Backend<M> {
         let old = core::mem::replace(&mut v.call, file.handle);
         // What was published just before the swap may have called the old one,
         // which nobody listens to any more.
-        if let (Some(handle), Some(_)) = (v.call, &v.run) {
+        if let (Some(handle), Some(_)) = (v.call, &v.run)
+            && !bugs::on(Bug::NoCallAfterSwap)
+        {
             self.out.push_back(Output::Call { vring, handle });
         }
         self.release(old);
@@ -136,7 +140,8 @@ impl<M: GuestMemory> Backend<M> {
         let vring = self.vring_index(state.index, reply)?;
         let v = &mut self.vrings[usize::from(vring)];
         let was_enabled = core::mem::replace(&mut v.enabled, state.num == 1);
-        if let Err(fault) = self.start_vring(now, vring) {
+        let blind = bugs::on_when(Bug::NoLookAfterEnable, || v.run.is_some());
+        if !blind && let Err(fault) = self.start_vring(now, vring) {
             self.vrings[usize::from(vring)].enabled = was_enabled;
             return Err(fault);
         }

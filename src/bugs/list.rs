@@ -228,6 +228,14 @@ bugs! {
         NoCallAfterRecovery: "vhost-user, Inflight I/O tracking", "cloud-hypervisor#7851";
         /// Requests that are answered without the disk are published without a call.
         NoCallForAnswers: "virtio, Used Buffer Notification Suppression", "";
+        /// A call descriptor that is swapped is not signalled: what called the old one is lost.
+        NoCallAfterSwap: "vhost-user, Ring states", "";
+        /// A kick descriptor that is swapped is not watched.
+        OldKickWatched: "vhost-user, Ring states", "";
+        /// A kick descriptor that is swapped hides what was kicked on the old one.
+        NoLookAfterSwap: "vhost-user, Ring states", "";
+        /// A vring that is enabled again is not looked at.
+        NoLookAfterEnable: "vhost-user, Ring states", "rust-vmm/vhost#374";
     }
     Frontend {
         /// A region that is still good is replaced by a fresh one at a reconnect.
@@ -236,6 +244,8 @@ bugs! {
         LogFlagForgotten: "vhost-user, VHOST_USER_SET_VRING_ADDR", "";
         /// A start after a stop sends 0 instead of the base that was told.
         BaseNotKept: "vhost-user, VHOST_USER_SET_VRING_BASE", "";
+        /// Memory that waits to be sent is not counted as sent when more changes.
+        MemoryTwice: "vhost-user, VHOST_USER_ADD_MEM_REG", "";
         /// A destination starts without the region that came with the guest.
         AdoptedRegionDropped: "vhost-user, VHOST_USER_SET_INFLIGHT_FD", "QEMU 11.1.3, towards a back-end without the feature";
     }

@@ -8,6 +8,7 @@ use super::logging::{check_log, used_guest_addr};
 use super::phase::{Phase, Trigger};
 use super::steps::{self, ConfigFor, Milestone, Step};
 use crate::Handle;
+use crate::bugs::{self, Bug};
 use crate::time::Instant;
 use crate::wire::features::{protocol, virtio};
 use crate::wire::{ConfigPayload, Envelope, MemRegion, encode_request};
@@ -92,7 +93,11 @@ impl Frontend {
         }
         self.device.memory = regions;
         if self.phase == Phase::Running {
-            self.steps.extend(steps::sync_memory(&self.device, &self.session));
+            if bugs::on(Bug::MemoryTwice) {
+                self.steps.extend(steps::sync_memory(&self.device, &self.session));
+            } else {
+                self.steps.push_back(Step::SyncMemory);
+            }
         }
         Ok(())
     }

@@ -64,6 +64,7 @@ impl Frontend {
     pub(super) fn log_refused(&mut self, message: &'static str, status: u64) {
         self.steps.retain(|step| match step {
             Step::Ask { purpose, .. } => *purpose != Purpose::Log,
+            Step::SyncMemory => true,
             Step::Reached(milestone) => *milestone != Milestone::Logging,
         });
         self.device.log = None;

@@ -4,7 +4,7 @@ use super::config::VringStart;
 use super::error::Failure;
 use super::io::{Event, Output};
 use super::phase::{Phase, Trigger};
-use super::steps::{Milestone, Purpose, Step};
+use super::steps::{self, Milestone, Purpose, Step};
 use super::{Awaited, Frontend};
 use crate::Handle;
 use crate::time::Instant;
@@ -20,6 +20,11 @@ impl Frontend {
             match step {
                 Step::Ask { request, need_reply, purpose } => {
                     self.send(now, request, need_reply, purpose)
+                }
+                Step::SyncMemory => {
+                    for step in steps::sync_memory(&self.device, &self.session).into_iter().rev() {
+                        self.steps.push_front(step);
+                    }
                 }
                 Step::Reached(milestone) => self.reached(milestone),
             }

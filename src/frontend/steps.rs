@@ -27,6 +27,9 @@ const STATUS_ACKNOWLEDGE_DRIVER_OK: u64 = 1 | 2 | 4;
 pub(super) enum Step {
     /// Send a message and, if it has an answer, wait for it.
     Ask { request: Request, need_reply: bool, purpose: Purpose },
+    /// Tell the back-end how memory differs from what it was told, at that time:
+    /// what is still waiting to be sent counts.
+    SyncMemory,
     /// Nothing is left to do of a sequence.
     Reached(Milestone),
 }
@@ -185,7 +188,7 @@ pub(super) fn start(
     if session.has(protocol::STATUS) {
         steps.push(add_status(STATUS_FEATURES_OK));
     }
-    steps.extend(sync_memory(device, session));
+    steps.push(Step::SyncMemory);
     for vring in &start.vrings {
         let index = u32::from(vring.index);
         let state = |num: u16| VringState { index, num: u32::from(num) };

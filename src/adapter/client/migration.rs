@@ -69,7 +69,12 @@ impl Client {
     /// Have the back-end log what it writes, in a new log. Called again it
     /// replaces the log, and nothing of the old one is lost.
     pub fn log_on(&mut self) -> Result<(), ClientError> {
-        let size = 8 * self.config.memory_size.div_ceil(WORD_OF_LOG);
+        self.log_up_to(self.memory_end())
+    }
+
+    /// The same, for memory up to `end`.
+    pub(super) fn log_up_to(&mut self, end: u64) -> Result<(), ClientError> {
+        let size = 8 * end.div_ceil(WORD_OF_LOG);
         let (memory, fd) = sealed_memory("midflight-log", size)?;
         let handle = self.handles.insert(fd);
         let is_answer = |e: &Event| {
