@@ -18,7 +18,7 @@ const RULE: &[(&str, &[&str])] = &[
     ("memory", &["wire", "bugs"]),
     ("dirty", &["bugs", "marks"]),
     ("vring", &["memory", "dirty", "bugs", "marks"]),
-    ("inflight", &["wire", "bugs", "marks"]),
+    ("inflight", &["wire", "vring", "bugs", "marks"]),
     ("blk", &["vring", "memory", "bugs", "marks"]),
     (
         "backend",

@@ -455,7 +455,7 @@ fn resume_believes_the_region_whatever_the_base_and_reports_a_contradiction() {
                 r.write_obj(u64::from(head), GuestAddress(entry(head) + 8)).unwrap();
             }
         });
-        let told = Event::BaseContradicted { vring: 0, base, used: 5, inflight: 2 };
+        let told = Event::BaseContradicted { vring: 0, base: base.into(), used: 5, inflight: 2 };
         assert_eq!(rig.events.contains(&told), contradicted, "base {base}");
         let runs =
             Event::VringRunning { vring: 0, size: RING, next_avail: 7, used: 5, resubmitted: 2 };

@@ -64,7 +64,7 @@ impl Device {
 fn pair() -> (Mem, BlkDriver, Device) {
     let mem = Mem::from_ranges(&[(GuestAddress(0), 0x20_0000)]).unwrap();
     let layout = RingLayout::contiguous(64, 0x1000).unwrap();
-    let features = RingFeatures { event_idx: true, indirect: true };
+    let features = RingFeatures { event_idx: true, indirect: true, packed: false };
     let driver = BlkDriver::start(&mem, layout, features).unwrap();
     let mut queue = Queue::new(64).unwrap();
     queue.set_desc_table_address(Some(layout.desc as u32), Some(0));

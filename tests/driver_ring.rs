@@ -95,7 +95,7 @@ proptest! {
     ) {
         let mem = memory();
         let layout = RingLayout::contiguous(size, RING).unwrap();
-        let features = RingFeatures { event_idx, indirect: true };
+        let features = RingFeatures { event_idx, indirect: true, packed: false };
         let mut driver = ring_at(&mem, layout, features, start);
         let mut queue = device(&layout, event_idx, start);
         prop_assert!(queue.is_valid(&mem));
@@ -361,7 +361,7 @@ fn driver_refuses_illegal_chains_and_changes_nothing() {
 fn driver_attaches_to_chains_that_another_driver_left() {
     let mem = memory();
     let layout = RingLayout::contiguous(8, RING).unwrap();
-    let features = RingFeatures { indirect: true, event_idx: false };
+    let features = RingFeatures { indirect: true, ..RingFeatures::default() };
     let mut old = SplitDriver::start(&mem, layout, features).unwrap();
     let a = old.add_chain(&mem, &[writable(4); 2], None).unwrap();
     let table = Indirect { table: TABLES, direct: 1 };

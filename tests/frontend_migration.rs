@@ -97,7 +97,7 @@ fn migrate(dialect: Dialect, agreed: bool, suspend: bool) -> Outcome {
     let inflight = in_flight(&handover);
     for (vring, base) in bases {
         let (driver, memory) = source.driver(vring).unwrap();
-        let used = driver.ring().layout().load_used_idx(memory).unwrap();
+        let used = u32::from(driver.ring().layout().load_used_idx(memory).unwrap());
         assert!(base >= used && base - used <= 16, "base {base}, used {used}");
     }
     source.disconnect().unwrap();

@@ -52,7 +52,7 @@ fn scenario(dir: &Dir, mixed: bool) {
     for (vring, base) in bases {
         // Everything was completed, so the back-end stopped where the driver is.
         let (driver, _) = guest.driver(vring).unwrap();
-        assert_eq!(driver.ring().avail_idx(), base, "vring {vring}");
+        assert_eq!(u32::from(driver.ring().avail_idx()), base, "vring {vring}");
     }
     guest.start().unwrap();
     let after = many_at_once(&mut guest, 1, 4);

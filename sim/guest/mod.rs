@@ -448,7 +448,8 @@ impl Guest {
 /// A driver over a ring whose indexes are both at the topology's first index,
 /// as an earlier life would have left it.
 fn driver(mem: &Mem, layout: RingLayout, topology: &Topology) -> Result<BlkDriver, DriverError> {
-    let features = RingFeatures { event_idx: topology.event_idx, indirect: topology.indirect };
+    let features =
+        RingFeatures { event_idx: topology.event_idx, indirect: topology.indirect, packed: false };
     let first = topology.first_index;
     for index in [layout.avail_idx(), layout.used_idx()] {
         mem.write_obj(first.to_le(), GuestAddress(index)).expect("rings lie in memory");

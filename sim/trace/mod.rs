@@ -228,7 +228,7 @@ pub enum What {
     /// The back-end runs a vring.
     VringRunning { vring: u16, next_avail: u16, used: u16, resubmitted: u16 },
     /// The back-end stopped a vring.
-    VringStopped { vring: u16, base: u16 },
+    VringStopped { vring: u16, base: u32 },
     /// The back-end reports something else.
     Back { event: BackEvent, a: u64, b: u64 },
     /// The disk was asked.

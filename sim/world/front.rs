@@ -319,13 +319,14 @@ impl World<'_> {
         for index in 0..self.topology.queues {
             let layout = self.guest.borrow().layout(index);
             let base = if !front.started_before {
-                Base::At(first)
+                Base::At(u32::from(first))
             } else if front.bases_known {
                 Base::Kept
             } else {
                 // What QEMU does after its back-end has died.
                 let used = layout.load_used_idx(&self.here.guest_memory.mem);
-                Base::At(used.ok_or_else(|| contract("the used ring is not in memory"))?)
+                let used = used.ok_or_else(|| contract("the used ring is not in memory"))?;
+                Base::At(u32::from(used))
             };
             vrings.push(VringStart {
                 index,

@@ -100,6 +100,9 @@ pub struct ServeArgs {
     /// whose every stop suspends
     #[arg(long, value_name = "NAME", value_parser = dialect)]
     pub skip_drain_dialect: Option<Dialect>,
+    /// Do not offer packed virtqueues
+    #[arg(long)]
+    pub no_packed: bool,
     /// How the host's disk is read and written
     #[arg(long, value_enum, default_value_t = Engine::Auto)]
     pub io_engine: Engine,

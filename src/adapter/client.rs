@@ -58,7 +58,7 @@ pub struct ClientConfig {
     pub socket: PathBuf,
     /// Features, vrings, reconnection.
     pub frontend: FrontendConfig,
-    /// Entries of each ring.
+    /// Entries of each ring; a power of two unless rings are packed.
     pub ring_size: u16,
     /// Bytes of guest memory, a multiple of 4096. Rings come first.
     pub memory_size: u64,
@@ -180,9 +180,8 @@ impl Client {
             let err = event(&mut handles)?;
             wired.extend([call, err]);
             wiring.push(VringWiring { call: Some(call), err: Some(err) });
-            let base = u64::from(q) * ring_stride(config.ring_size);
-            let layout =
-                RingLayout::contiguous(config.ring_size, base).map_err(DriverError::from)?;
+            let packed = config.frontend.virtio_features & virtio::RING_PACKED != 0;
+            let layout = ring_layout(q, config.ring_size, packed)?;
             queues.push(Queue { layout, kick, call, err, driver: None });
         }
         let (memory, memfd) = sealed_memory("midflight-guest", config.memory_size)?;
@@ -222,9 +221,11 @@ impl Client {
         let features = RingFeatures {
             event_idx: accepted & virtio::EVENT_IDX != 0,
             indirect: accepted & virtio::INDIRECT_DESC != 0,
+            packed: accepted & virtio::RING_PACKED != 0,
         };
-        for queue in &mut self.queues {
+        for (index, queue) in (0u16..).zip(&mut self.queues) {
             if queue.driver.is_none() {
+                queue.layout = ring_layout(index, self.config.ring_size, features.packed)?;
                 queue.driver = Some(BlkDriver::start(&self.memory, queue.layout, features)?);
             }
         }
@@ -233,7 +234,7 @@ impl Client {
         match self.command(start) {
             // The back-end died before it could say where it stopped.
             Err(ClientError::Misuse(ApiMisuse::BaseUnknown(_))) => {
-                let start = self.start_command(|layout| self.used_base(layout));
+                let start = self.start_command(|layout| self.lost_base(layout));
                 self.command(start)?;
             }
             other => other?,
@@ -242,11 +243,11 @@ impl Client {
     }
 
     /// Stop every vring; returns their bases.
-    pub fn stop(&mut self) -> Result<Vec<(u16, u16)>, ClientError> {
+    pub fn stop(&mut self) -> Result<Vec<(u16, u32)>, ClientError> {
         self.stop_by(Command::Stop)
     }
 
-    fn stop_by(&mut self, command: Command) -> Result<Vec<(u16, u16)>, ClientError> {
+    fn stop_by(&mut self, command: Command) -> Result<Vec<(u16, u32)>, ClientError> {
         self.wanted = false;
         self.events.retain(|event| !matches!(event, Event::Stopped { .. }));
         self.command(command)?;
@@ -354,9 +355,13 @@ impl Client {
         std::mem::take(&mut self.events)
     }
 
-    /// Only guest memory knows how far a dead back-end came.
-    fn used_base(&self, layout: &RingLayout) -> Base {
-        Base::At(layout.load_used_idx(&self.memory).unwrap_or(0))
+    /// Only guest memory knows how far a dead back-end came; of a packed ring
+    /// not even that does, but the inflight region.
+    fn lost_base(&self, layout: &RingLayout) -> Base {
+        if self.accepted.unwrap_or(0) & virtio::RING_PACKED != 0 {
+            return Base::Last;
+        }
+        Base::At(u32::from(layout.load_used_idx(&self.memory).unwrap_or(0)))
     }
 
     fn start_command(&self, base: impl Fn(&RingLayout) -> Base) -> Command {
@@ -374,7 +379,17 @@ impl Client {
     }
 }
 
-/// Bytes from one ring to the next.
+/// Where a vring's ring is.
+fn ring_layout(vring: u16, size: u16, packed: bool) -> Result<RingLayout, DriverError> {
+    let base = u64::from(vring) * ring_stride(size);
+    let layout = match packed {
+        true => RingLayout::contiguous_packed(size, base),
+        false => RingLayout::contiguous(size, base),
+    };
+    Ok(layout?)
+}
+
+/// Bytes from one ring to the next: room for either format.
 fn ring_stride(size: u16) -> u64 {
     RingLayout::footprint(size).next_multiple_of(PAGE)
 }

@@ -46,6 +46,7 @@ pub fn serve(args: &ServeArgs) -> Result<ExitCode, Refusal> {
         serial: args.serial.0,
         discard: image.can_discard(),
         write_zeroes: !args.read_only,
+        packed: !args.no_packed,
     };
     let backend =
         match suspend_policy(image.promise(), args.suspend_grace_ms, args.skip_drain_dialect)? {

@@ -114,7 +114,7 @@ impl<M: GuestMemory> Backend<M> {
         if let Some((region, mem)) = run.region.as_mut().zip(region_mem) {
             self.late.catch_up(Some(mem));
             for used in run.batch.iter().filter(|_| !bugs::on(Bug::LinkAfterPublish)) {
-                region.link(mem, used.head)?; // C1, C2, C3
+                region.link(mem, &run.ring, used.head)?; // C1, C2, C3
             }
             if bugs::on(Bug::ClearBeforePublish) {
                 for used in &run.batch {
@@ -134,16 +134,16 @@ impl<M: GuestMemory> Backend<M> {
         {
             if bugs::on(Bug::LinkAfterPublish) {
                 for used in &run.batch {
-                    region.link(mem, used.head)?;
+                    region.link(mem, &run.ring, used.head)?;
                 }
             }
             if bugs::on(Bug::CloseBeforeRetire) {
-                region.close(mem, run.ring.used_idx())?;
+                region.close(mem, run.ring.used())?;
             }
             for used in &run.batch {
                 region.retire(mem, used.head)?; // C5
             }
-            region.close(mem, run.ring.used_idx())?; // C6
+            region.close(mem, run.ring.used())?; // C6
         }
 
         for used in &run.batch {

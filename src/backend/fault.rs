@@ -12,6 +12,7 @@ use crate::blk::ReqId;
 use crate::inflight::InflightFault;
 use crate::memory::MemoryFault;
 pub use crate::vring::GuestFault;
+use crate::vring::RingFormat;
 use crate::wire::WireError;
 
 /// The front-end broke the protocol. The message that did has no effect.
@@ -81,10 +82,12 @@ pub enum FrontendFault {
         vring: u16,
     },
     /// Not a ring size.
-    #[error("SET_VRING_NUM for vring {vring} is {got}, expected a power of two from 1 to {max}")]
+    #[error("SET_VRING_NUM for vring {vring} is {got}, expected {} from 1 to {max}", size_of_ring(*.format))]
     VringSize {
         /// Vring index.
         vring: u16,
+        /// Kind of ring.
+        format: RingFormat,
         /// Size asked for.
         got: u32,
         /// Largest size.
@@ -97,6 +100,18 @@ pub enum FrontendFault {
         vring: u16,
         /// Base given.
         got: u32,
+    },
+    /// Not two positions of a packed ring.
+    #[error(
+        "SET_VRING_BASE for vring {vring} is {got:#x}, expected two positions of a packed ring of {size}"
+    )]
+    VringPositions {
+        /// Vring index.
+        vring: u16,
+        /// Base given.
+        got: u32,
+        /// Ring size.
+        size: u16,
     },
     /// A ring that does not start where it must.
     #[error(
@@ -187,6 +202,13 @@ pub enum FrontendFault {
         /// What would have been accepted.
         expected: &'static str,
     },
+}
+
+fn size_of_ring(format: RingFormat) -> &'static str {
+    match format {
+        RingFormat::Split => "a power of two",
+        RingFormat::Packed => "a size",
+    }
 }
 
 /// The driver called out of turn. The call changed nothing.

@@ -143,8 +143,7 @@ impl<'a, M: GuestMemory> Fetcher<'a, M> {
 
     /// True if chains may be left that this call was not allowed to take.
     fn fetch(&mut self) -> Result<bool, Broken> {
-        let ring = &self.run.ring;
-        let there = ring.avail_idx(self.mem)?.wrapping_sub(ring.next_avail());
+        let there = self.run.ring.backlog(self.mem, 2 * CHAINS_PER_CALL)?;
         let mut left = there.div_ceil(2).clamp(CHAINS_UNDIVIDED, CHAINS_PER_CALL);
         self.run.ring.disable_kicks(self.mem, self.ring_log())?;
         loop {
@@ -173,7 +172,7 @@ impl<'a, M: GuestMemory> Fetcher<'a, M> {
         // F2, F3, F4, before anything else is done for this request and before
         // the next one is fetched.
         if let (Some(region), Some(mem)) = (&mut self.run.region, self.region_mem) {
-            region.submit(mem, head)?;
+            region.submit(mem, &self.run.ring, head)?;
         }
         self.start(head)
     }
@@ -181,8 +180,8 @@ impl<'a, M: GuestMemory> Fetcher<'a, M> {
     /// Turn a head that the region knows into a request, or answer it.
     fn start(&mut self, head: u16) -> Result<(), Broken> {
         self.run.taken[usize::from(head)] = true;
-        let (mem, ring) = (self.mem, &self.run.ring);
-        self.chain.walk(mem, ring.desc_table(), ring.size(), head)?;
+        let mem = self.mem;
+        self.run.ring.walk(mem, head, self.chain)?;
         let parsed = blk::parse(mem, self.config, self.durable, head, self.chain)?;
         match parsed.action {
             Action::Disk(op) => {

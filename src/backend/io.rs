@@ -256,9 +256,10 @@ pub enum Event {
         vring: u16,
         /// Ring size in entries.
         size: u16,
-        /// Next available index.
+        /// Next available index; of a packed ring with its wrap counter as bit
+        /// 15.
         next_avail: u16,
-        /// Used index.
+        /// Used index, likewise.
         used: u16,
         /// Requests taken over from the inflight region.
         resubmitted: u16,
@@ -267,8 +268,8 @@ pub enum Event {
     VringStopped {
         /// Vring index.
         vring: u16,
-        /// Next available index.
-        base: u16,
+        /// As in GET_VRING_BASE.
+        base: u32,
     },
     /// The base of SET_VRING_BASE contradicts used ring and inflight region;
     /// the region was believed.
@@ -276,7 +277,7 @@ pub enum Event {
         /// Vring index.
         vring: u16,
         /// What the front-end said.
-        base: u16,
+        base: u32,
         /// Used index.
         used: u16,
         /// Requests in flight by the region.

@@ -32,11 +32,11 @@ mod off {
 mod on {
     use crate::backend::vring::Run;
     use crate::bugs::{self, Bug};
-    use crate::inflight::SplitRegion;
+    use crate::inflight::Region;
     use vm_memory::GuestMemory;
 
     #[derive(Debug, Default)]
-    pub struct Late(Option<(u16, SplitRegion, Vec<u16>, u16)>);
+    pub struct Late(Option<(u16, Region, Vec<u16>, u16)>);
 
     impl Late {
         /// True if the batch that was just published is not to be closed now.
@@ -46,7 +46,7 @@ mod on {
                 return false;
             }
             let heads = run.batch.iter().map(|used| used.head).collect();
-            self.0 = Some((vring, region.clone(), heads, run.ring.used_idx()));
+            self.0 = Some((vring, region.clone(), heads, run.ring.used()));
             true
         }
 

@@ -10,6 +10,7 @@ use crate::dirty::DirtyLog;
 use crate::marks::{self, Mark};
 use crate::memory::MAX_REGIONS;
 use crate::time::Instant;
+use crate::vring::RingFormat;
 use crate::wire::features::{protocol, virtio};
 use crate::wire::{
     ConfigPayload, Envelope, FrontendReplyBody, FrontendRequest, LogBase, Refused, request_name,
@@ -44,6 +45,15 @@ impl Session {
     // spec: vhost-user, "Migration": VHOST_F_LOG_ALL
     pub fn log_in_force<'a, M>(&self, log: &'a Option<DirtyLog<M>>) -> Option<&'a DirtyLog<M>> {
         log.as_ref().filter(|_| self.features & virtio::LOG_ALL != 0)
+    }
+
+    /// The kind of ring that was agreed on.
+    pub fn ring_format(&self) -> RingFormat {
+        if self.features & virtio::RING_PACKED != 0 {
+            RingFormat::Packed
+        } else {
+            RingFormat::Split
+        }
     }
 
     /// True if a write has to be on the medium before it completes.

@@ -6,6 +6,7 @@ use super::{Backend, FrontendFault, Output};
 use crate::Handle;
 use crate::bugs::{self, Bug};
 use crate::time::Instant;
+use crate::vring::RingFormat;
 use crate::wire::{VringAddr, VringFile, VringState};
 use vm_memory::GuestMemory;
 
@@ -33,12 +34,13 @@ impl<M: GuestMemory> Backend<M> {
     ) -> Result<(), FrontendFault> {
         let vring = self.stopped(state.index, reply)?;
         let max = self.config.queue_size_max;
+        let format = self.session.ring_format();
         match u16::try_from(state.num) {
-            Ok(size) if size.is_power_of_two() && size <= max => {
+            Ok(size) if format.has_size(size) && size <= max => {
                 self.vrings[usize::from(vring)].size = size;
                 Ok(())
             }
-            _ => Err(FrontendFault::VringSize { vring, got: state.num, max }),
+            _ => Err(FrontendFault::VringSize { vring, format, got: state.num, max }),
         }
     }
 
@@ -48,7 +50,7 @@ impl<M: GuestMemory> Backend<M> {
         reply: Reply,
     ) -> Result<(), FrontendFault> {
         let vring = self.vring_index(addr.index, reply)?;
-        check_alignment(vring, &addr)?;
+        check_alignment(vring, self.session.ring_format(), &addr)?;
         let v = &mut self.vrings[usize::from(vring)];
         // While a ring runs only the log flag may differ.
         if let (Some(_), Some(old)) = (&v.run, &v.addr)
@@ -68,10 +70,13 @@ impl<M: GuestMemory> Backend<M> {
         reply: Reply,
     ) -> Result<(), FrontendFault> {
         let vring = self.stopped(state.index, reply)?;
+        // Of a packed ring it is looked at when its size is certain.
         // spec: vhost-user, "Vring descriptor indices for split virtqueues"
-        let base = u16::try_from(state.num)
-            .map_err(|_| FrontendFault::VringBase { vring, got: state.num })?;
-        self.vrings[usize::from(vring)].base = base;
+        let (format, got) = (self.session.ring_format(), state.num);
+        if format == RingFormat::Split && !format.has_base(got, 0) {
+            return Err(FrontendFault::VringBase { vring, got });
+        }
+        self.vrings[usize::from(vring)].base = Some(got);
         Ok(())
     }
 
@@ -147,7 +152,7 @@ impl<M: GuestMemory> Backend<M> {
         }
         if state.num == 0 && bugs::on_when(Bug::DisableResets, || was_enabled) {
             self.stop_vring(vring);
-            self.vrings[usize::from(vring)].base = 0;
+            self.vrings[usize::from(vring)].base = None;
         }
         Ok(())
     }

@@ -7,10 +7,12 @@ use super::{ApiMisuse, Backend, Event, FrontendFault, MapFailed, MapRegion, Outp
 use crate::Handle;
 use crate::bugs::{self, Bug};
 use crate::dirty::DirtyLog;
-use crate::inflight::{InflightFault, RegionShape, region_size};
+use crate::inflight::{InflightFault, RegionShape, region_size_of};
 use crate::marks::{self, Mark};
 use crate::memory::MemoryTable;
 use crate::time::Instant;
+use crate::vring::RingFormat;
+use crate::wire::features::virtio;
 use crate::wire::{FrontendReplyBody, InflightDescription, LogDescription, MemRegion};
 use vm_memory::GuestMemory;
 
@@ -153,8 +155,10 @@ impl<M: GuestMemory> Backend<M> {
         message: &'static str,
         change: MemoryChange,
     ) -> Result<(), FrontendFault> {
+        let format = self.session.ring_format();
         for (vring, v) in (0..).zip(&self.vrings) {
-            if v.run.is_some() && v.place(vring, &change.table) != v.place(vring, &self.table) {
+            let place = |table| v.place(vring, format, table);
+            if v.run.is_some() && place(&change.table) != place(&self.table) {
                 return Err(FrontendFault::MemoryInUse { message, vring });
             }
         }
@@ -235,15 +239,24 @@ impl<M: GuestMemory> Backend<M> {
         reply: Reply,
     ) -> Result<(), FrontendFault> {
         self.check_queues(asked.num_queues)?;
-        let size = region_size(asked.num_queues, asked.queue_size);
+        let format = self.format_for_region();
+        let size = region_size_of(format, asked.num_queues, asked.queue_size);
         let description = InflightDescription { mmap_size: size, mmap_offset: 0, ..asked };
-        RegionShape::new(&description)?;
-        let one = || region_size(1, asked.queue_size);
+        RegionShape::of(format, &description)?;
+        let one = || region_size_of(format, 1, asked.queue_size);
         let short = bugs::on_when(Bug::InflightForOneVring, || size != one());
         let size = if short { one() } else { size };
         self.out.push_back(Output::AllocInflight { size });
         self.pending = Pending::AllocInflight(description, reply);
         Ok(())
+    }
+
+    /// The kind of vring that a new region has room for. Front-ends are known
+    /// that ask for a region before they say which it is; what holds packed
+    /// vrings holds split ones too.
+    fn format_for_region(&self) -> RingFormat {
+        let unknown = self.session.features == 0 && self.offered & virtio::RING_PACKED != 0;
+        if unknown { RingFormat::Packed } else { self.session.ring_format() }
     }
 
     pub(super) fn inflight_allocated(
@@ -279,7 +292,7 @@ impl<M: GuestMemory> Backend<M> {
         reply: Reply,
     ) -> Result<(), FrontendFault> {
         self.check_queues(d.num_queues)?;
-        let shape = RegionShape::new(&d)?;
+        let shape = RegionShape::of(self.session.ring_format(), &d)?;
         if let Some(vring) = self.running_vring() {
             let message = reply.message();
             return Err(FrontendFault::VringRunning { message, vring });

@@ -5,10 +5,10 @@ use super::vring::Run;
 use super::{Backend, Event, FrontendFault, Output};
 use crate::bugs::{self, Bug};
 use crate::dirty::RingLog;
-use crate::inflight::{Recovery, RingState, SplitRegion};
+use crate::inflight::{Recovery, Region};
 use crate::marks::{self, Mark};
 use crate::time::Instant;
-use crate::vring::SplitRing;
+use crate::vring::{GuestFault, Ring, RingFormat, SplitRing};
 use crate::wire::features::virtio;
 use vm_memory::GuestMemory;
 
@@ -37,41 +37,48 @@ impl<M: GuestMemory> Backend<M> {
             return Err(FrontendFault::MemoryNotAcknowledged { vring });
         }
         let v = &self.vrings[usize::from(vring)];
-        let at = v.place(vring, &self.table)?;
+        let format = self.session.ring_format();
+        let at = v.place(vring, format, &self.table)?;
+        let base = v.base.unwrap_or(format.first_base());
+        // Sizes and bases may have come before it was agreed on what they mean.
+        if !format.has_size(v.size) {
+            let (got, max) = (v.size.into(), self.config.queue_size_max);
+            return Err(FrontendFault::VringSize { vring, format, got, max });
+        }
+        if !format.has_base(base, v.size) {
+            return Err(match format {
+                RingFormat::Split => FrontendFault::VringBase { vring, got: base },
+                RingFormat::Packed => {
+                    FrontendFault::VringPositions { vring, got: base, size: v.size }
+                }
+            });
+        }
         let unmapped = || FrontendFault::VringUnmapped { vring };
         let mem = self.memory.as_ref().ok_or_else(unmapped)?;
         let event_idx = self.session.features & virtio::EVENT_IDX != 0;
-        let mut ring = SplitRing::new(mem, v.size, at, event_idx).map_err(|_| unmapped())?;
+        let mut ring =
+            Ring::new(mem, format, v.size, at, event_idx, base).map_err(|_| unmapped())?;
 
-        let used = ring.used_idx();
-        let avail_idx = ring.avail_idx(mem).map_err(|_| unmapped())?;
-        let state = RingState { size: v.size, used_idx: used, avail_idx };
         let (region, recovery) = match &self.inflight {
             Some(i) => {
-                let (region, recovery) = SplitRegion::attach(&i.memory, &i.shape, vring, state)?;
+                let shape = i.shape.taken_for(format)?;
+                let (region, recovery) = Region::attach(&i.memory, &shape, vring, mem, &mut ring)?;
                 (Some(region), recovery)
             }
             None => (None, Recovery { fresh: true, ..Recovery::default() }),
         };
-
-        // What the base means depends on how the front-end came by it: after a
-        // stop it counts the requests in flight, after a crash it does not. The
-        // region knows, so the base is only a check, except where nobody has
-        // tracked anything.
         let inflight = recovery.resubmit.len() as u16;
-        let next = match () {
-            () if recovery.fresh || bugs::on_when(Bug::BaseTrusted, || inflight > 0) => v.base,
-            () if bugs::on_when(Bug::BasePlusInflight, || inflight > 0) => {
-                v.base.wrapping_add(inflight)
+        let used = ring.used();
+        let plausible = match &mut ring {
+            Ring::Split(ring) => {
+                place_split(ring, mem, &recovery, base as u16).map_err(|_| unmapped())?
             }
-            () if bugs::on(Bug::UnfinishedSkipped) => avail_idx,
-            () => used.wrapping_add(inflight),
+            // After a crash the base is what was said last, however long ago
+            // that was. Where nobody has tracked anything it must not count
+            // requests that are in flight.
+            Ring::Packed(ring) => !recovery.fresh || ring.positions().ahead(v.size) == Some(0),
         };
-        marks::hit_when(Mark::BaseAfterCrash, || inflight > 0 && v.base == used);
-        marks::hit_when(Mark::BaseAfterStop, || inflight > 0 && v.base == next);
-        let plausible = v.base == used || v.base == used.wrapping_add(inflight);
-        let base = v.base;
-        ring.set_next_avail(next);
+        let next = ring.next_avail();
         // What a predecessor stored and did not live to mark. Data and status
         // need no such care: what it had not published is written again.
         let log = self.session.log_in_force(&self.log);
@@ -83,13 +90,13 @@ impl<M: GuestMemory> Backend<M> {
             log.published();
         }
 
-        let size = v.size;
+        let (size, slots) = (v.size, usize::from(ring.slots()));
         self.vrings[usize::from(vring)].run = Some(Run {
             ring,
             region,
-            taken: vec![false; usize::from(size)],
+            taken: vec![false; slots],
             at_disk: 0,
-            batch: Vec::with_capacity(usize::from(size)),
+            batch: Vec::with_capacity(slots),
             stopping: false,
             suspending: false,
             broken: false,
@@ -125,4 +132,28 @@ impl<M: GuestMemory> Backend<M> {
         }
         Ok(())
     }
+}
+
+/// Where a split ring goes on; false if the base contradicts that.
+///
+/// What the base means depends on how the front-end came by it: after a stop it
+/// counts the requests in flight, after a crash it does not. The region knows,
+/// so the base is only a check, except where nobody has tracked anything.
+fn place_split<M: GuestMemory>(
+    ring: &mut SplitRing,
+    mem: &M,
+    recovery: &Recovery,
+    base: u16,
+) -> Result<bool, GuestFault> {
+    let (used, inflight) = (ring.used_idx(), recovery.resubmit.len() as u16);
+    let next = match () {
+        () if recovery.fresh || bugs::on_when(Bug::BaseTrusted, || inflight > 0) => base,
+        () if bugs::on_when(Bug::BasePlusInflight, || inflight > 0) => base.wrapping_add(inflight),
+        () if bugs::on(Bug::UnfinishedSkipped) => ring.avail_idx(mem)?,
+        () => used.wrapping_add(inflight),
+    };
+    marks::hit_when(Mark::BaseAfterCrash, || inflight > 0 && base == used);
+    marks::hit_when(Mark::BaseAfterStop, || inflight > 0 && base == next);
+    ring.set_next_avail(next);
+    Ok(base == used || base == used.wrapping_add(inflight))
 }

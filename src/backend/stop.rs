@@ -104,7 +104,7 @@ impl<M: GuestMemory> Backend<M> {
         marks::hit_when(Mark::SuspendInGrace, || stopping.cancel_at.is_some());
         let base = self.stop_vring(vring);
         let base = if bugs::on_when(Bug::BaseZero, || base != 0) { 0 } else { base };
-        let state = VringState { index: u32::from(vring), num: u32::from(base) };
+        let state = VringState { index: u32::from(vring), num: base };
         // Whoever hears the answer may start the device elsewhere.
         self.release_store();
         self.answer(stopping.reply, FrontendReplyBody::VringState(state));
@@ -128,21 +128,22 @@ impl<M: GuestMemory> Backend<M> {
     }
 
     /// Stop a vring that the disk does nothing for; its base.
-    pub(super) fn stop_vring(&mut self, vring: u16) -> u16 {
+    pub(super) fn stop_vring(&mut self, vring: u16) -> u32 {
+        let format = self.session.ring_format();
         let v = &mut self.vrings[usize::from(vring)];
         if let Some(run) = v.run.take() {
             let inflight = run.in_flight();
             // What was fetched is published or in flight. A head that broke the
             // ring before it got into the region is neither, and is fetched
             // again by whoever starts next.
-            v.base = match run.region {
+            let base = match run.region {
                 Some(_) if bugs::on_when(Bug::BaseWithoutInflight, || inflight > 0) => {
-                    run.ring.used_idx()
+                    run.ring.base_with([].into_iter())
                 }
-                Some(_) => run.ring.used_idx().wrapping_add(inflight),
-                None => run.ring.next_avail(),
+                Some(_) => run.ring.base_with(run.taken_slots()),
+                None => run.ring.base(),
             };
-            let base = v.base;
+            v.base = Some(base);
             if run.suspending {
                 self.out.push_back(Output::Event(Event::Suspended { vring, inflight }));
             }
@@ -159,7 +160,7 @@ impl<M: GuestMemory> Backend<M> {
             self.out.push_back(Output::WatchKick { vring, handle: None });
             self.out.push_back(Output::Release(kick));
         }
-        v.base
+        v.base.unwrap_or(format.first_base())
     }
 
     /// Connection, protocol features and memory stay; call and err as well,

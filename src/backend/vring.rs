@@ -12,10 +12,10 @@
 use super::FrontendFault;
 use crate::Handle;
 use crate::bugs::{self, Bug};
-use crate::inflight::SplitRegion;
+use crate::inflight::Region;
 use crate::memory::MemoryTable;
 use crate::time::Instant;
-use crate::vring::{RingAddresses, SplitRing, Used};
+use crate::vring::{Ring, RingAddresses, RingFormat, Used};
 use crate::wire::VringAddr;
 
 /// A vring's settings, and its ring while it is started and was enabled.
@@ -23,8 +23,9 @@ use crate::wire::VringAddr;
 pub(super) struct Vring {
     pub size: u16,
     pub addr: Option<VringAddr>,
-    /// Next available index to start from.
-    pub base: u16,
+    /// Where to start from, in the form of SET_VRING_BASE; `None`: nobody has
+    /// said, so at the beginning.
+    pub base: Option<u32>,
     pub started: bool,
     pub enabled: bool,
     pub kick: Option<Handle>,
@@ -38,9 +39,9 @@ pub(super) struct Vring {
 /// What exists only from start to stop.
 #[derive(Debug)]
 pub(super) struct Run {
-    pub ring: SplitRing,
-    pub region: Option<SplitRegion>,
-    /// By head: fetched and not published.
+    pub ring: Ring,
+    pub region: Option<Region>,
+    /// By slot: fetched and not published.
     pub taken: Vec<bool>,
     /// Requests the disk works on. A chain that broke the ring is taken but
     /// not here: nothing will ever complete it. Nor is one that was cancelled.
@@ -63,7 +64,12 @@ pub(super) struct Run {
 impl Run {
     /// Heads fetched and not published: what the region has in flight.
     pub fn in_flight(&self) -> u16 {
-        self.taken.iter().filter(|taken| **taken).count() as u16
+        self.taken_slots().count() as u16
+    }
+
+    /// Their slots.
+    pub fn taken_slots(&self) -> impl Iterator<Item = u16> {
+        (0..).zip(&self.taken).filter(|(_, taken)| **taken).map(|(slot, _)| slot)
     }
 }
 
@@ -72,7 +78,7 @@ impl Vring {
         Self {
             size,
             addr: None,
-            base: 0,
+            base: None,
             started: false,
             enabled: false,
             kick: None,
@@ -90,7 +96,8 @@ impl Vring {
     }
 
     /// The guest-physical address that the used ring's dirty bits are counted
-    /// from, if it is to be logged.
+    /// from, if it is to be logged; of a packed ring those of the device event
+    /// area.
     // spec: vhost-user, VHOST_USER_SET_VRING_ADDR: VHOST_VRING_F_LOG
     pub fn used_log(&self) -> Option<u64> {
         const F_LOG: u32 = 1;
@@ -98,28 +105,44 @@ impl Vring {
     }
 
     /// Where the ring lies by a memory table.
-    pub fn place(&self, vring: u16, table: &MemoryTable) -> Result<RingAddresses, FrontendFault> {
+    pub fn place(
+        &self,
+        vring: u16,
+        format: RingFormat,
+        table: &MemoryTable,
+    ) -> Result<RingAddresses, FrontendFault> {
         let addr = self.addr.ok_or(FrontendFault::VringUnset { vring })?;
-        let [desc_len, avail_len, used_len] = RingAddresses::sizes(self.size);
+        let [desc_len, avail_len, used_len] = format.sizes(self.size);
+        let [desc, avail, used] = parts(format);
         let find = |part, got, len| {
             table.user_to_guest(got, len).ok_or(FrontendFault::VringPlace { vring, part, got, len })
         };
         Ok(RingAddresses {
-            desc: find("descriptor table", addr.desc, desc_len)?,
-            avail: find("available ring", addr.avail, avail_len)?,
-            used: find("used ring", addr.used, used_len)?,
+            desc: find(desc, addr.desc, desc_len)?,
+            avail: find(avail, addr.avail, avail_len)?,
+            used: find(used, addr.used, used_len)?,
         })
     }
 }
 
-/// Alignment of the parts of a split ring.
-// spec: virtio 1.2, "Split Virtqueues"
-pub(super) fn check_alignment(vring: u16, addr: &VringAddr) -> Result<(), FrontendFault> {
-    let parts = [
-        ("descriptor table", addr.desc, 16),
-        ("available ring", addr.avail, 2),
-        ("used ring", addr.used, 4),
-    ];
+/// What the three addresses of SET_VRING_ADDR are of.
+fn parts(format: RingFormat) -> [&'static str; 3] {
+    match format {
+        RingFormat::Split => ["descriptor table", "available ring", "used ring"],
+        RingFormat::Packed => ["descriptor ring", "driver event area", "device event area"],
+    }
+}
+
+/// Alignment of the parts of a ring.
+// spec: virtio 1.2, "Split Virtqueues" and "Packed Virtqueues"
+pub(super) fn check_alignment(
+    vring: u16,
+    format: RingFormat,
+    addr: &VringAddr,
+) -> Result<(), FrontendFault> {
+    let [desc, avail, used] = parts(format);
+    let of_avail = if format == RingFormat::Packed { 4 } else { 2 };
+    let parts = [(desc, addr.desc, 16), (avail, addr.avail, of_avail), (used, addr.used, 4)];
     for (part, got, align) in parts {
         if !got.is_multiple_of(align) {
             return Err(FrontendFault::VringAlign { vring, part, got, align });

@@ -2,7 +2,7 @@
 // spec: virtio 1.2, "Block Device", struct virtio_blk_config
 
 use virtio_bindings::virtio_blk as v;
-use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_config::{VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 /// Unit of `capacity` and of every sector number, in bytes.
@@ -46,6 +46,8 @@ pub struct DeviceConfig {
     pub discard: bool,
     /// The disk can write zeroes.
     pub write_zeroes: bool,
+    /// Packed vrings are offered.
+    pub packed: bool,
 }
 
 /// The configuration makes no sense.
@@ -71,7 +73,8 @@ pub enum ConfigError {
 }
 
 impl DeviceConfig {
-    /// A writable disk of `capacity` bytes with one queue and every ability.
+    /// A writable disk of `capacity` bytes with one queue and every ability of a
+    /// disk; its vrings are split.
     pub fn with_capacity(capacity: u64) -> Self {
         Self {
             capacity,
@@ -82,6 +85,7 @@ impl DeviceConfig {
             serial: [0; 20],
             discard: true,
             write_zeroes: true,
+            packed: false,
         }
     }
 
@@ -128,6 +132,9 @@ impl DeviceConfig {
         }
         if self.can_write_zeroes() {
             bits.push(v::VIRTIO_BLK_F_WRITE_ZEROES);
+        }
+        if self.packed {
+            bits.push(VIRTIO_F_RING_PACKED);
         }
         bits.iter().fold(0, |all, bit| all | 1 << bit)
     }

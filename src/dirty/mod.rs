@@ -137,6 +137,15 @@ impl<'a, M: GuestMemory> RingLog<'a, M> {
         }
         self.log.mark(self.at.saturating_add(offset), len);
     }
+
+    /// Mark `len` bytes at a guest-physical address, which is known for the
+    /// part of a packed ring that the front-end names no other for.
+    pub fn mark_guest(&self, addr: u64, len: u64) {
+        if bugs::on(Bug::UsedRingNotLogged) {
+            return;
+        }
+        self.log.mark(addr, len);
+    }
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! Descriptors and ring words in guest memory, little-endian.
 
+use super::chain::Buffer;
 use super::error::DriverError;
 use super::layout::DESC_SIZE;
-use super::split::Buffer;
 use core::sync::atomic::Ordering;
 use vm_memory::{Bytes, GuestAddress, GuestMemory};
 
@@ -128,6 +128,24 @@ pub(super) fn load_u16<M: GuestMemory + ?Sized>(
 ) -> Result<u16, DriverError> {
     let raw: u16 = mem.load(GuestAddress(addr), order).map_err(|_| no_memory(addr, 2))?;
     Ok(u16::from_le(raw))
+}
+
+pub(super) fn load_u32<M: GuestMemory + ?Sized>(
+    mem: &M,
+    addr: u64,
+    order: Ordering,
+) -> Result<u32, DriverError> {
+    let raw: u32 = mem.load(GuestAddress(addr), order).map_err(|_| no_memory(addr, 4))?;
+    Ok(u32::from_le(raw))
+}
+
+pub(super) fn store_u32<M: GuestMemory + ?Sized>(
+    mem: &M,
+    addr: u64,
+    value: u32,
+    order: Ordering,
+) -> Result<(), DriverError> {
+    mem.store(value.to_le(), GuestAddress(addr), order).map_err(|_| no_memory(addr, 4))
 }
 
 pub(super) fn store_u16<M: GuestMemory + ?Sized>(

@@ -1,10 +1,11 @@
-//! virtio-blk requests over a split ring.
+//! virtio-blk requests over a ring of either format.
 
 use super::access::{read, write};
+use super::chain::{Buffer, Indirect, RingFeatures};
 use super::error::{DeviceFault, DriverError, DriverMisuse};
 use super::framing::{Framing, Span};
 use super::layout::RingLayout;
-use super::split::{Buffer, Indirect, RingFeatures, SplitDriver};
+use super::ring::DriverRing;
 use vm_memory::GuestMemory;
 
 const HEADER_LEN: u32 = 16;
@@ -117,7 +118,7 @@ impl BlkStatus {
 pub struct BlkDone {
     /// The caller's name for it.
     pub token: u64,
-    /// Head it had.
+    /// Name its chain had: head of a split ring, buffer id of a packed one.
     pub head: u16,
     /// Verdict.
     pub status: BlkStatus,
@@ -136,25 +137,26 @@ struct Pending {
 /// A block driver on one ring: requests in, verdicts out.
 #[derive(Clone, Debug)]
 pub struct BlkDriver {
-    ring: SplitDriver,
-    /// By head.
+    ring: DriverRing,
+    /// By the ring's place for the chain.
     pending: Vec<Option<Pending>>,
     scratch: Vec<Buffer>,
 }
 
 impl BlkDriver {
-    /// Zero the ring in memory and start it; see [`SplitDriver::start`].
+    /// Zero the ring in memory and start it; see [`DriverRing::start`].
     pub fn start<M: GuestMemory + ?Sized>(
         mem: &M,
         layout: RingLayout,
         features: RingFeatures,
     ) -> Result<Self, DriverError> {
-        Ok(Self::over(SplitDriver::start(mem, layout, features)?))
+        Ok(Self::over(DriverRing::start(mem, layout, features)?))
     }
 
     /// Use a ring that has no chains of others outstanding, or whose
     /// completions the caller takes from [`BlkDriver::ring_mut`].
-    pub fn over(ring: SplitDriver) -> Self {
+    pub fn over(ring: impl Into<DriverRing>) -> Self {
+        let ring = ring.into();
         let entries = usize::from(ring.layout().size);
         Self { ring, pending: vec![None; entries], scratch: Vec::new() }
     }
@@ -186,7 +188,10 @@ impl BlkDriver {
         let indirect = match framing.indirect_after {
             None => None,
             Some(direct) => {
-                Some(Indirect { table: buffers.table.ok_or(DriverMisuse::NoTable)?, direct })
+                let table = buffers.table.ok_or(DriverMisuse::NoTable)?;
+                // A packed ring has no chain of both kinds.
+                let direct = if self.ring.as_packed().is_some() { 0 } else { direct };
+                Some(Indirect { table, direct })
             }
         };
         let mut raw = [0; HEADER_LEN as usize];
@@ -198,7 +203,8 @@ impl BlkDriver {
         }
         write(mem, buffers.status, &[STATUS_UNWRITTEN])?;
         let head = self.ring.add_chain(mem, &self.scratch, indirect)?;
-        self.pending[usize::from(head)] = Some(Pending {
+        let slot = self.ring.slot_of(head).ok_or(DriverMisuse::UnknownRequest { head })?;
+        self.pending[usize::from(slot)] = Some(Pending {
             token: request.token,
             status: buffers.status,
             expected_len: if wire.fills_data { data_len + 1 } else { 1 },
@@ -206,12 +212,12 @@ impl BlkDriver {
         Ok(head)
     }
 
-    /// See [`SplitDriver::publish`].
+    /// See [`DriverRing::publish`].
     pub fn publish<M: GuestMemory + ?Sized>(&mut self, mem: &M) -> Result<u16, DriverError> {
         self.ring.publish(mem)
     }
 
-    /// See [`SplitDriver::kick_needed`].
+    /// See [`DriverRing::kick_needed`].
     pub fn kick_needed<M: GuestMemory + ?Sized>(&mut self, mem: &M) -> Result<bool, DriverError> {
         self.ring.kick_needed(mem)
     }
@@ -225,8 +231,9 @@ impl BlkDriver {
             return Ok(None);
         };
         let head = used.head;
-        let pending =
-            self.pending[usize::from(head)].take().ok_or(DriverMisuse::UnknownRequest { head })?;
+        let slot = self.ring.slot_of(head);
+        let pending = slot.and_then(|slot| self.pending[usize::from(slot)].take());
+        let pending = pending.ok_or(DriverMisuse::UnknownRequest { head })?;
         let mut byte = [0];
         read(mem, pending.status, &mut byte)?;
         let Some(status) = BlkStatus::from_code(byte[0]) else {
@@ -245,12 +252,15 @@ impl BlkDriver {
         Ok(Some(BlkDone { token: pending.token, head, status, len: used.len }))
     }
 
-    /// Tokens of the requests that are not reaped yet, by rising head.
+    /// Names in the ring and tokens of the requests that are not reaped yet; of
+    /// a split ring by rising head.
     pub fn pending(&self) -> impl Iterator<Item = (u16, u64)> + '_ {
-        (0u16..).zip(&self.pending).filter_map(|(head, p)| p.map(|p| (head, p.token)))
+        (0u16..)
+            .zip(&self.pending)
+            .filter_map(|(slot, p)| Some((self.ring.name_of(slot)?, (*p)?.token)))
     }
 
-    /// Forget everything; see [`SplitDriver::reset`].
+    /// Forget everything; see [`DriverRing::reset`].
     pub fn reset<M: GuestMemory + ?Sized>(&mut self, mem: &M) -> Result<(), DriverError> {
         self.ring.reset(mem)?;
         self.pending.fill(None);
@@ -258,12 +268,12 @@ impl BlkDriver {
     }
 
     /// The ring below.
-    pub fn ring(&self) -> &SplitDriver {
+    pub fn ring(&self) -> &DriverRing {
         &self.ring
     }
 
     /// The ring below, for calls and for chains that are no block requests.
-    pub fn ring_mut(&mut self) -> &mut SplitDriver {
+    pub fn ring_mut(&mut self) -> &mut DriverRing {
         &mut self.ring
     }
 }

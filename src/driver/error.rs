@@ -131,6 +131,37 @@ pub enum DriverMisuse {
         /// The head.
         head: u16,
     },
+    /// The chains said to be outstanding do not fill the packed ring's part that
+    /// the positions enclose.
+    #[error("{expected} descriptors are outstanding by the positions, chains of {got} were named")]
+    OutstandingDescriptors {
+        /// By the available and the used position.
+        expected: u32,
+        /// Named.
+        got: u32,
+    },
+    /// A packed ring's position is outside the ring.
+    #[error("position {index} is outside a ring of {size} entries")]
+    Position {
+        /// Index in it.
+        index: u16,
+        /// Entries.
+        size: u16,
+    },
+    /// A packed ring has no chains that lead from descriptors to a table.
+    // spec: virtio 1.2, "Packed Virtqueues", "Driver Requirements: Indirect Descriptors"
+    #[error("expected every buffer in the table of a packed ring, got {direct} direct ones")]
+    DirectBeforeTable {
+        /// Buffers kept out of the table.
+        direct: u16,
+    },
+    /// A packed ring needs a buffer id for each entry, all different, and they
+    /// change only while no chain has one.
+    #[error("expected {size} different buffer ids and no chain in the ring")]
+    BufferIds {
+        /// Entries of the ring.
+        size: u16,
+    },
     /// The data buffers do not fit the operation.
     #[error("data buffers hold {got} bytes, the operation needs {expected}")]
     DataLength {

@@ -1,6 +1,6 @@
 //! How a request is cut into descriptors.
 
-use super::split::Buffer;
+use super::chain::Buffer;
 
 /// A contiguous piece of guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

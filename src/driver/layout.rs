@@ -1,24 +1,32 @@
-//! Where the three parts of a split ring lie in guest memory.
+//! Where the three parts of a ring lie in guest memory.
 
 use vm_memory::{Bytes, GuestAddress, GuestMemory};
 
 /// Bytes of one descriptor.
 pub(super) const DESC_SIZE: u64 = 16;
+/// Bytes of one event suppression structure of a packed ring.
+// spec: virtio 1.2, "Event Suppression Structure Format"
+pub(super) const EVENT_SIZE: u64 = 4;
 
-/// Guest-physical addresses of a split ring and its size in entries.
+/// Guest-physical addresses of a ring and its size in entries.
 ///
 /// The fields are public because a hostile guest in a test needs to write to
-/// them; [`RingLayout::check`] tells whether they are legal.
-// spec: virtio 1.2, "Split Virtqueues"
+/// them; [`RingLayout::check`] and [`RingLayout::check_packed`] tell whether
+/// they are legal. Three addresses are told to a device for either format, and
+/// stand for other things; methods without `packed` in their names speak of
+/// split rings.
+// spec: virtio 1.2, "Split Virtqueues", "Packed Virtqueues"
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RingLayout {
-    /// Entries: a power of two, 1 to 32768.
+    /// Entries, 1 to 32768; a power of two in a split ring.
     pub size: u16,
-    /// Descriptor table, 16-byte aligned.
+    /// Descriptor table or packed descriptor ring, 16-byte aligned.
     pub desc: u64,
-    /// Available ring (driver area), 2-byte aligned.
+    /// Driver area: available ring, 2-byte aligned, or the packed ring's driver
+    /// event suppression, 4-byte aligned.
     pub avail: u64,
-    /// Used ring (device area), 4-byte aligned.
+    /// Device area, 4-byte aligned: used ring, or the packed ring's device event
+    /// suppression.
     pub used: u64,
 }
 
@@ -28,6 +36,9 @@ pub enum LayoutError {
     /// Not a power of two between 1 and 32768.
     #[error("ring size: expected a power of two from 1 to 32768, got {0}")]
     Size(u16),
+    /// Not between 1 and 32768.
+    #[error("packed ring size: expected 1 to 32768, got {0}")]
+    PackedSize(u16),
     /// A part does not start where its type demands.
     #[error("{part} at {addr:#x}: expected an alignment of {align} bytes")]
     Misaligned {
@@ -94,15 +105,43 @@ impl RingLayout {
             ("available ring", self.avail, 2, Self::avail_bytes(self.size)),
             ("used ring", self.used, 4, Self::used_bytes(self.size)),
         ];
-        for (part, addr, align, bytes) in parts {
-            if addr % align != 0 {
-                return Err(LayoutError::Misaligned { part, addr, align });
-            }
-            if addr.checked_add(bytes).is_none() {
-                return Err(LayoutError::Overflow { part, addr });
-            }
+        check_parts(parts)
+    }
+
+    /// A packed ring and its two event suppression areas one after the other
+    /// from `base`, which is rounded up to 16 bytes; they end before `base` +
+    /// [`RingLayout::packed_footprint`].
+    pub fn contiguous_packed(size: u16, base: u64) -> Result<Self, LayoutError> {
+        let overflow = LayoutError::Overflow { part: "ring", addr: base };
+        let desc = base.checked_next_multiple_of(16).ok_or(overflow)?;
+        let avail = desc.checked_add(Self::desc_bytes(size)).ok_or(overflow)?;
+        let used = avail.checked_add(EVENT_SIZE).ok_or(overflow)?;
+        let layout = Self { size, desc, avail, used };
+        layout.check_packed()?;
+        Ok(layout)
+    }
+
+    /// Bytes that [`RingLayout::contiguous_packed`] needs at most, whatever the base.
+    pub const fn packed_footprint(size: u16) -> u64 {
+        15 + Self::desc_bytes(size) + 2 * EVENT_SIZE
+    }
+
+    /// The same as [`RingLayout::check`] for a packed ring.
+    // spec: virtio 1.2, "Packed Virtqueues"
+    pub fn check_packed(&self) -> Result<(), LayoutError> {
+        if self.size == 0 || self.size > 32768 {
+            return Err(LayoutError::PackedSize(self.size));
         }
-        Ok(())
+        check_parts([
+            ("descriptor ring", self.desc, 16, Self::desc_bytes(self.size)),
+            ("driver event suppression", self.avail, 4, EVENT_SIZE),
+            ("device event suppression", self.used, 4, EVENT_SIZE),
+        ])
+    }
+
+    /// Address of entry `index` of a packed ring, which must be in it.
+    pub const fn packed_entry(&self, index: u16) -> u64 {
+        self.desc + DESC_SIZE * index as u64
     }
 
     /// Address of descriptor `index`, which wraps at the ring size.
@@ -166,6 +205,19 @@ impl RingLayout {
     }
 }
 
+/// Alignment and end of each part.
+fn check_parts(parts: [(&'static str, u64, u64, u64); 3]) -> Result<(), LayoutError> {
+    for (part, addr, align, bytes) in parts {
+        if addr % align != 0 {
+            return Err(LayoutError::Misaligned { part, addr, align });
+        }
+        if addr.checked_add(bytes).is_none() {
+            return Err(LayoutError::Overflow { part, addr });
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -195,5 +247,21 @@ mod tests {
         let far = RingLayout { avail: u64::MAX - 5, ..good };
         assert!(matches!(far.check(), Err(LayoutError::Overflow { .. })));
         assert!(RingLayout::contiguous(8, u64::MAX - 20).is_err());
+    }
+
+    #[test]
+    fn layout_packed_has_any_size_and_parts_of_the_document() {
+        let l = RingLayout::contiguous_packed(5, 0x1001).unwrap();
+        assert_eq!((l.desc, l.avail, l.used), (0x1010, 0x1060, 0x1064));
+        assert_eq!(l.packed_entry(4), 0x1050);
+        assert!(l.used + EVENT_SIZE <= 0x1001 + RingLayout::packed_footprint(5));
+        for size in [0, 32769] {
+            let bad = RingLayout { size, ..l };
+            assert_eq!(bad.check_packed(), Err(LayoutError::PackedSize(size)));
+        }
+        let odd = RingLayout { avail: l.avail + 2, ..l };
+        assert!(matches!(odd.check_packed(), Err(LayoutError::Misaligned { align: 4, .. })));
+        let far = RingLayout { used: u64::MAX - 3, ..l };
+        assert!(matches!(far.check_packed(), Err(LayoutError::Overflow { .. })));
     }
 }

@@ -43,13 +43,19 @@
 
 mod access;
 mod blk;
+mod chain;
 mod error;
 mod framing;
 mod layout;
+mod packed;
+mod ring;
 mod split;
 
 pub use blk::{BlkDone, BlkDriver, BlkOp, BlkRequest, BlkStatus, RangeSegment, RequestBuffers};
+pub use chain::{Buffer, Indirect, RingFeatures, Used};
 pub use error::{DeviceFault, DriverError, DriverMisuse};
 pub use framing::{Framing, Span};
 pub use layout::{LayoutError, RingLayout};
-pub use split::{Buffer, Indirect, RingFeatures, SplitDriver, Used};
+pub use packed::{Outstanding, PackedDriver, PackedPosition};
+pub use ring::DriverRing;
+pub use split::SplitDriver;

@@ -1,7 +1,8 @@
 //! What the owner asks for.
 
 use super::Frontend;
-use super::config::{Base, Start};
+use super::base::{self, KeptBase};
+use super::config::Start;
 use super::error::{ApiMisuse, Failure};
 use super::io::{Command, Event, Output};
 use super::logging::{check_log, used_guest_addr};
@@ -112,15 +113,21 @@ impl Frontend {
             return Err(ApiMisuse::FeaturesNotOffered(features & !offered));
         }
         self.check_memory(self.device.memory.len())?;
+        let packed = features & virtio::RING_PACKED != 0;
         let mut next = 0;
+        let mut said = Vec::new();
         for vring in &start.vrings {
             if vring.index < next || vring.index >= self.config.num_queues {
                 return Err(ApiMisuse::BadVring(vring.index));
             }
             next = vring.index + 1;
-            if vring.base == Base::Kept && self.device.bases[usize::from(vring.index)].is_none() {
-                return Err(ApiMisuse::BaseUnknown(vring.index));
+            let kept = self.device.bases[usize::from(vring.index)];
+            let base = kept.said(vring.base, packed);
+            let base = base.ok_or(ApiMisuse::BaseUnknown(vring.index))?;
+            if !base::fits(base, packed, vring.size) {
+                return Err(ApiMisuse::BadBase { vring: vring.index, base });
             }
+            said.push((vring.index, base));
             if self.device.log.is_some() {
                 let used = (vring.index, vring.used);
                 used_guest_addr(&self.config.dialect, &self.device, &self.session, used)?;
@@ -131,8 +138,8 @@ impl Frontend {
         let steps = steps::start(&self.config, &self.device, &self.session, start);
         self.steps.extend(steps);
         // From here on only the back-end and guest memory know.
-        for vring in &start.vrings {
-            self.device.bases[usize::from(vring.index)] = None;
+        for (vring, base) in said {
+            self.device.bases[usize::from(vring)] = KeptBase::Lost(base);
         }
         self.device.started.clone_from(&start.vrings);
         Ok(())
@@ -155,12 +162,12 @@ impl Frontend {
         Ok(())
     }
 
-    /// What a reset of the device leaves behind: nothing in flight, rings at 0.
+    /// What a reset of the device leaves behind: nothing in flight, fresh rings.
     pub(super) fn forget_requests(&mut self) {
         if let Some((_, handle)) = self.device.inflight.take() {
             self.outputs.push_back(Output::Release(handle));
         }
-        self.device.bases.fill(Some(0));
+        self.device.bases.fill(KeptBase::Fresh);
         self.device.started.clear();
         self.device.features = None;
         self.outputs.push_back(Output::Event(Event::Reset));

@@ -3,6 +3,7 @@
 use crate::Handle;
 use crate::time::Duration;
 use crate::wire::Dialect;
+use crate::wire::features::virtio;
 
 /// How a front-end behaves; fixed while it lives.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,8 +15,8 @@ pub struct FrontendConfig {
     pub protocol_features: u64,
     /// Vrings of the device, 1 to 256.
     pub num_queues: u16,
-    /// Largest ring the device has: a power of two, 1 to 32768. The inflight
-    /// region has this many entries per vring.
+    /// Largest ring the device has, 1 to 32768: a power of two, unless packed
+    /// rings are let through. The inflight region has this many entries per vring.
     pub queue_size: u16,
     /// Bytes of the configuration space, 0 to 256. With 0 it is not read and
     /// the back-end need not have any.
@@ -61,13 +62,14 @@ pub struct VringStart {
     pub index: u16,
     /// Ring size in entries.
     pub size: u16,
-    /// Descriptor table, by user address (guest-physical with GPA_ADDRESSES).
+    /// Descriptor table or packed descriptor ring, by user address
+    /// (guest-physical with GPA_ADDRESSES).
     pub desc: u64,
-    /// Available ring, likewise.
+    /// Available ring or driver event suppression, likewise.
     pub avail: u64,
-    /// Used ring, likewise.
+    /// Used ring or device event suppression, likewise.
     pub used: u64,
-    /// Next available index of the back-end.
+    /// Where the back-end goes on.
     pub base: Base,
     /// What the guest's driver kicks; `None`: NOFD, the back-end polls.
     pub kick: Option<Handle>,
@@ -75,16 +77,24 @@ pub struct VringStart {
     pub call: Option<Handle>,
 }
 
-/// Where a back-end goes on in the available ring.
+/// Where a back-end goes on in the ring, in the format of SET_VRING_BASE: the
+/// next available index of a split ring; of a packed one the available position
+/// in bits 0 to 15 and the used one in bits 16 to 31, each with its wrap counter
+/// on top.
+// spec: vhost-user, "Vring state"
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Base {
-    /// Where it stopped: the answer to the last GET_VRING_BASE, 0 after a
-    /// reset. Not known if the connection broke while the vring ran.
+    /// Where it stopped: the answer to the last GET_VRING_BASE, the beginning
+    /// after a reset. Not known if the connection broke while the vring ran.
     Kept,
-    /// Here. After a back-end has died this is the used index in guest memory,
-    /// which only the owner can read; with an inflight region the back-end
-    /// knows better anyway.
-    At(u16),
+    /// Here. After the back-end of a split ring has died this is the used index
+    /// in guest memory, which only the owner can read; with an inflight region
+    /// the back-end knows better anyway.
+    At(u32),
+    /// What was said or heard last, even if the vring has run since. After the
+    /// back-end of a packed ring has died there is nothing better, and QEMU says
+    /// it too: only the inflight region knows how far that one came.
+    Last,
 }
 
 /// The configuration makes no sense.
@@ -94,7 +104,7 @@ pub enum ConfigError {
     #[error("num_queues: expected 1 to 256, got {0}")]
     NumQueues(u16),
     /// Ring size.
-    #[error("queue_size: expected a power of two from 1 to 32768, got {0}")]
+    #[error("queue_size: expected 1 to 32768, a power of two for split rings, got {0}")]
     QueueSize(u16),
     /// Size of the configuration space.
     #[error("config_len: expected at most 256 bytes, got {0}")]
@@ -130,7 +140,9 @@ impl FrontendConfig {
         if !(1..=256).contains(&self.num_queues) {
             return Err(ConfigError::NumQueues(self.num_queues));
         }
-        if !self.queue_size.is_power_of_two() || self.queue_size > 32768 {
+        let packed = self.virtio_features & virtio::RING_PACKED != 0;
+        let fits = packed || self.queue_size.is_power_of_two();
+        if !fits || !(1..=32768).contains(&self.queue_size) {
             return Err(ConfigError::QueueSize(self.queue_size));
         }
         if self.config_len > 256 {

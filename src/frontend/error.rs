@@ -158,6 +158,14 @@ pub enum ApiMisuse {
     /// The vring's base was lost with the last connection.
     #[error("base of vring {0} is not known")]
     BaseUnknown(u16),
+    /// The ring has no such place.
+    #[error("vring {vring}: {base:#x} is no base of its ring")]
+    BadBase {
+        /// Vring.
+        vring: u16,
+        /// What was to be said.
+        base: u32,
+    },
     /// There is nothing to share with the back-end.
     #[error("no guest memory was given")]
     NoMemory,

@@ -6,6 +6,7 @@
 // spec: vhost-user, "Inflight I/O tracking"
 
 use super::Frontend;
+use super::base::{self, KeptBase};
 use super::error::{ApiMisuse, Unfit};
 use super::io::Output;
 use super::phase::Phase;
@@ -23,10 +24,11 @@ pub struct DeviceState {
     pub features: Option<u64>,
     /// Largest ring the device has, in entries.
     pub queue_size: u16,
-    /// Next available index of each vring of the device, by vring index.
-    /// `None`: the back-end died while the vring ran, and only the used index
-    /// in guest memory is left; start with [`Base::At`](super::Base::At) it.
-    pub bases: Vec<Option<u16>>,
+    /// Where each vring of the device stopped, by vring index, in the format of
+    /// GET_VRING_BASE. `None`: the back-end died while the vring ran, and only
+    /// guest memory and region are left; start with [`Base::At`](super::Base::At)
+    /// the used index, or [`Base::Last`](super::Base::Last) if rings are packed.
+    pub bases: Vec<Option<u32>>,
     /// Shape of the inflight region, whose bytes the owner carries over.
     /// `None`, or a size of 0: there is none, since the device was never
     /// started or nothing records requests.
@@ -71,6 +73,14 @@ pub enum StateFault {
         /// Bytes in all.
         got: u64,
     },
+    /// A base is no place in the vring.
+    #[error("vring {vring}: {base:#x} is no base of its ring")]
+    Base {
+        /// Vring.
+        vring: u16,
+        /// What it is said to be.
+        base: u32,
+    },
     /// A region was described but not given, or given but not described.
     #[error("inflight region: expected description and handle together")]
     RegionAlone,
@@ -85,10 +95,11 @@ impl Frontend {
     /// bases and the region are the back-end's then.
     pub fn device_state(&self) -> Result<DeviceState, ApiMisuse> {
         self.expect_phase("hand over", self.is_settled() && self.phase != Phase::Running)?;
+        let packed = self.device.packed();
         Ok(DeviceState {
             features: self.device.features,
             queue_size: self.config.queue_size,
-            bases: self.device.bases.clone(),
+            bases: self.device.bases.iter().map(|base| base.known(packed)).collect(),
             inflight: self.device.inflight.map(|(description, _)| description),
         })
     }
@@ -122,7 +133,14 @@ impl Frontend {
             None => self.outputs.extend(inflight.map(Output::Release)),
         }
         self.device.features = state.features;
-        self.device.bases = state.bases;
+        let fresh = base::fresh(self.device.packed());
+        let adopted = |at: Option<u32>| match at {
+            // A guest that has accepted nothing has not chosen a format either.
+            Some(_) if state.features.is_none() => KeptBase::Fresh,
+            Some(base) => KeptBase::At(base),
+            None => KeptBase::Lost(fresh),
+        };
+        self.device.bases = state.bases.into_iter().map(adopted).collect();
         self.device.started.clear();
         if self.phase == Phase::Ready
             && let Err(unfit) = self.check_fit()
@@ -138,6 +156,12 @@ impl Frontend {
         if got != usize::from(expected) {
             let got = u32::try_from(got).unwrap_or(u32::MAX);
             return Err(StateFault::Queues { expected, got });
+        }
+        let packed = state.features.unwrap_or(0) & virtio::RING_PACKED != 0;
+        for (vring, base) in (0u16..).zip(&state.bases) {
+            if let Some(base) = base.filter(|base| !base::fits(*base, packed, state.queue_size)) {
+                return Err(StateFault::Base { vring, base });
+            }
         }
         let size = self.config.queue_size;
         if state.queue_size != size {
@@ -160,7 +184,6 @@ impl Frontend {
         if region.num_queues != expected {
             return Err(StateFault::RegionQueues { expected, got: region.num_queues });
         }
-        let packed = state.features.unwrap_or(0) & virtio::RING_PACKED != 0;
         let unit: u64 = if packed { 32 } else { 16 };
         // A header as large as an entry, then the entries. Most back-ends pad
         // each part to a cache line, some do not.

@@ -215,8 +215,9 @@ pub enum Event {
     Running,
     /// The vrings are stopped and nothing touches guest memory any more.
     Stopped {
-        /// Vring index and next available index of each.
-        bases: Vec<(u16, u16)>,
+        /// Vring index of each and where it stopped, in the format of
+        /// GET_VRING_BASE; see [`Base`](super::Base).
+        bases: Vec<(u16, u32)>,
     },
     /// Every write to guest memory is marked in the log given last. Everything
     /// written before may be anywhere: copy all of it.

@@ -16,8 +16,10 @@
 //! in `Ready`, and another's [`Command::Adopt`] before its `Start`.
 //!
 //! After a loss the owner answers the next [`Event::Ready`] with a
-//! [`Command::Start`] whose bases are the used indexes in guest memory.
+//! [`Command::Start`] whose bases are the used indexes in guest memory, or for
+//! packed rings [`Base::Last`], since nothing there can be read off the ring.
 
+mod base;
 mod channel;
 mod commands;
 mod config;

@@ -105,8 +105,9 @@ impl Frontend {
             Milestone::Stopped => {
                 self.go(Trigger::Stopped);
                 let started = core::mem::take(&mut self.device.started);
+                let packed = self.device.packed();
                 let base = |vring: &VringStart| {
-                    let base = self.device.bases[usize::from(vring.index)];
+                    let base = self.device.bases[usize::from(vring.index)].known(packed);
                     (vring.index, base.expect("the last answer of a stop is a base"))
                 };
                 let bases = started.iter().map(base).collect();

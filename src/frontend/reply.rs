@@ -1,5 +1,6 @@
 //! What the back-end's answers mean.
 
+use super::base::{self, KeptBase};
 use super::error::{BackendFault, Failure, Unfit};
 use super::io::{Event, Output};
 use super::steps::{self, ConfigFor, Purpose, ask};
@@ -89,9 +90,12 @@ impl Frontend {
             }
             (Purpose::Base(vring), Body::VringState(state)) => {
                 expect(awaited, "index", u64::from(vring), u64::from(state.index))?;
-                let base = u16::try_from(state.num)
-                    .map_err(|_| BackendFault::Base { vring, got: state.num })?;
-                self.device.bases[usize::from(vring)] = Some(base);
+                let size = self.device.started.iter().find(|v| v.index == vring).map(|v| v.size);
+                let size = size.unwrap_or(self.config.queue_size);
+                if !base::fits(state.num, self.device.packed(), size) {
+                    return Err(BackendFault::Base { vring, got: state.num }.into());
+                }
+                self.device.bases[usize::from(vring)] = KeptBase::At(state.num);
                 Ok(())
             }
             (Purpose::Config(who), Body::Config(config)) => {

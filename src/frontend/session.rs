@@ -1,5 +1,6 @@
 //! What is agreed with one back-end, and what outlives it.
 
+use super::base::KeptBase;
 use super::config::{VringStart, VringWiring};
 use super::postcopy::Told;
 use crate::Handle;
@@ -63,8 +64,8 @@ pub(super) struct Device {
     pub(super) inflight: Option<(InflightDescription, Handle)>,
     /// Some of its pages are still to come.
     pub(super) incomplete: bool,
-    /// By vring; `None` when only guest memory knows.
-    pub(super) bases: Vec<Option<u16>>,
+    /// By vring.
+    pub(super) bases: Vec<KeptBase>,
     /// Vrings that were started last, by rising index.
     pub(super) started: Vec<VringStart>,
     /// Virtio features that the guest has accepted, without bits 26 and 30.
@@ -79,7 +80,7 @@ pub(super) struct Device {
 impl Device {
     pub(super) fn new(wiring: Vec<VringWiring>) -> Self {
         Self {
-            bases: vec![Some(0); wiring.len()],
+            bases: vec![KeptBase::Fresh; wiring.len()],
             wiring,
             memory: Vec::new(),
             incomplete: false,
@@ -90,5 +91,10 @@ impl Device {
             config: Bytes::new(),
             seen: false,
         }
+    }
+
+    /// The guest has accepted packed rings.
+    pub(super) fn packed(&self) -> bool {
+        self.features.unwrap_or(0) & virtio::RING_PACKED != 0
     }
 }

@@ -3,6 +3,7 @@
 //! Peers have learnt to live with that order and with no other: some look for
 //! vrings that SET_VRING_CALL has made when an inflight region arrives.
 
+use super::base::{self, KeptBase};
 use super::config::{FrontendConfig, Start, VringStart};
 use super::logging::used_guest_addr;
 use super::postcopy;
@@ -191,13 +192,13 @@ pub(super) fn start(
     steps.push(Step::SyncMemory);
     for vring in &start.vrings {
         let index = u32::from(vring.index);
-        let state = |num: u16| VringState { index, num: u32::from(num) };
-        let base = match vring.base {
-            super::Base::At(base) => base,
-            super::Base::Kept if bugs::on(Bug::BaseNotKept) => 0,
-            super::Base::Kept => device.bases[usize::from(vring.index)].unwrap_or(0),
-        };
-        steps.push(tell(Request::SetVringNum(state(vring.size))));
+        let state = |num: u32| VringState { index, num };
+        let packed = device.packed();
+        let kept = device.bases[usize::from(vring.index)];
+        let kept = if bugs::on(Bug::BaseNotKept) { KeptBase::Fresh } else { kept };
+        // That there is one was checked before.
+        let base = kept.said(vring.base, packed).unwrap_or(base::fresh(packed));
+        steps.push(tell(Request::SetVringNum(state(u32::from(vring.size)))));
         steps.push(tell(Request::SetVringBase(state(base))));
         steps.extend(set_addr(config, device, session, vring));
         let kick = VringFile { index: vring.index as u8, handle: vring.kick };

@@ -2,7 +2,9 @@
 // spec: vhost-user, "Inflight I/O tracking", queue_region_split
 
 use super::InflightFault;
+use super::packed::layout as packed;
 use crate::bugs::{self, Bug};
+use crate::vring::RingFormat;
 use crate::wire::InflightDescription;
 
 /// `u64 features`: none are defined.
@@ -48,7 +50,19 @@ const fn used_len(queue_size: u16) -> u64 {
 /// Bytes of a region for `num_queues` split vrings of `queue_size` entries,
 /// each part rounded up to 64 bytes.
 pub const fn region_size(num_queues: u16, queue_size: u16) -> u64 {
-    used_len(queue_size).next_multiple_of(64) * num_queues as u64
+    region_size_of(RingFormat::Split, num_queues, queue_size)
+}
+
+/// Like [`region_size`], for vrings of either kind.
+pub const fn region_size_of(format: RingFormat, num_queues: u16, queue_size: u16) -> u64 {
+    needed(format, queue_size).next_multiple_of(64) * num_queues as u64
+}
+
+const fn needed(format: RingFormat, queue_size: u16) -> u64 {
+    match format {
+        RingFormat::Split => used_len(queue_size),
+        RingFormat::Packed => packed::used_len(queue_size),
+    }
 }
 
 /// Largest ring size there can be.
@@ -61,15 +75,22 @@ pub struct RegionShape {
     pub num_queues: u16,
     /// Entries per part.
     pub queue_size: u16,
+    /// Kind of the vrings.
+    pub format: RingFormat,
     /// Bytes from the start of one part to the next.
     stride: u64,
 }
 
 impl RegionShape {
-    /// Check a description. The distance between the parts is the allocating
-    /// back-end's choice, so it is derived from the whole and only its minimum
-    /// is known.
+    /// Check the description of a region for split vrings. The distance between
+    /// the parts is the allocating back-end's choice, so it is derived from the
+    /// whole and only its minimum is known.
     pub fn new(d: &InflightDescription) -> Result<Self, InflightFault> {
+        Self::of(RingFormat::Split, d)
+    }
+
+    /// Like [`new`](Self::new), for vrings of either kind.
+    pub fn of(format: RingFormat, d: &InflightDescription) -> Result<Self, InflightFault> {
         if d.num_queues == 0 {
             return Err(InflightFault::NoQueues);
         }
@@ -81,13 +102,25 @@ impl RegionShape {
             return Err(InflightFault::Offset { got: d.mmap_offset });
         }
         let stride = d.mmap_size / u64::from(d.num_queues);
-        if stride < used_len(d.queue_size) || !stride.is_multiple_of(8) {
+        if stride < needed(format, d.queue_size) || !stride.is_multiple_of(8) {
             return Err(InflightFault::TooSmall {
-                expected: used_len(d.queue_size) * u64::from(d.num_queues),
+                expected: needed(format, d.queue_size) * u64::from(d.num_queues),
                 got: d.mmap_size,
             });
         }
-        Ok(Self { num_queues: d.num_queues, queue_size: d.queue_size, stride })
+        Ok(Self { num_queues: d.num_queues, queue_size: d.queue_size, format, stride })
+    }
+
+    /// The same bytes as a region for vrings of this kind: a front-end may bring
+    /// one before it has said which they are.
+    pub fn taken_for(self, format: RingFormat) -> Result<Self, InflightFault> {
+        let least = needed(format, self.queue_size);
+        if self.stride < least {
+            let queues = u64::from(self.num_queues);
+            let (expected, got) = (least * queues, self.stride * queues);
+            return Err(InflightFault::TooSmall { expected, got });
+        }
+        Ok(Self { format, ..self })
     }
 
     /// First byte of a vring's part.
@@ -107,6 +140,9 @@ mod tests {
             assert_eq!(region_size(1, n), size, "queue size {n}");
         }
         assert_eq!(region_size(4, 128), 4 * 2112);
+        for (n, size) in [(1, 64), (2, 128), (4, 192), (128, 4160), (256, 8256), (1024, 32832)] {
+            assert_eq!(region_size_of(RingFormat::Packed, 1, n), size, "packed, queue size {n}");
+        }
     }
 
     #[test]

@@ -1,18 +1,24 @@
 //! The inflight region: what lets a successor finish a dead back-end's work.
 //!
 //! Every load and store of the region happens in this folder and nowhere else,
-//! and this folder does not know who is asking. `split` has one function for
-//! each step of the spec's algorithm; `recover` reads a region that somebody
-//! else left behind; `view` is for whoever only looks. DESIGN.md, "Inflight region, store by store", has the
-//! argument why a kill between any two stores is safe, by the same step names.
+//! and this folder does not know who is asking. `split` and `packed` have one
+//! function for each step of the spec's algorithms; `recover` in each reads a
+//! region that somebody else left behind; `region` is either of the two; `view`
+//! is for whoever only looks. DESIGN.md, "Inflight region, store by store", has
+//! the argument why a kill between any two stores is safe, by the same step
+//! names.
 // spec: vhost-user, "Inflight I/O tracking"
 
 mod layout;
+mod packed;
 mod recover;
+mod region;
 mod split;
 mod view;
 
-pub use layout::{RegionShape, region_size};
+pub use layout::{RegionShape, region_size, region_size_of};
+pub use packed::{PackedHeader, PackedPlan, PackedRegion};
 pub use recover::{InflightFault, Plan, Recovery};
+pub use region::Region;
 pub use split::{RegionGone, RingState, SplitRegion};
 pub use view::{Header, RegionView};

@@ -6,12 +6,13 @@ use super::split::{RegionGone, RingState, SplitRegion};
 use super::view::Loads;
 use crate::bugs::{self, Bug};
 use crate::marks::{self, Mark};
+use crate::vring::GuestFault;
 use vm_memory::GuestMemory;
 
 /// What a successor has to do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Recovery {
-    /// Heads to resubmit, in the order they were fetched.
+    /// Slots to resubmit, in the order they were fetched: heads of a split ring.
     pub resubmit: Vec<u16>,
     /// Nobody had used the region before.
     pub fresh: bool,
@@ -155,6 +156,83 @@ pub enum InflightFault {
         /// Value found.
         got: u8,
     },
+    /// A field of a packed vring's part that is an index into something smaller.
+    #[error("inflight region of vring {vring} has {field} {got}, expected less than {size}")]
+    Field {
+        /// Vring index.
+        vring: u16,
+        /// Name of the field, or of the index that it is the wrap counter of.
+        field: &'static str,
+        /// Value found.
+        got: u16,
+        /// Limit.
+        size: u16,
+    },
+    /// The batch of a packed vring would be longer than the ring.
+    #[error(
+        "inflight region of vring {vring} has an open batch of {batch} entries, expected at most {size}"
+    )]
+    Batch {
+        /// Vring index.
+        vring: u16,
+        /// Distance of the two used positions.
+        batch: u32,
+        /// Ring size.
+        size: u16,
+    },
+    /// Free list and chains of a packed vring meet, or meet themselves.
+    #[error("inflight region of vring {vring} links entry {entry} twice")]
+    EntryTwice {
+        /// Vring index.
+        vring: u16,
+        /// Entry.
+        entry: u16,
+    },
+    /// A chain of a packed vring is not what its first entry says.
+    #[error(
+        "inflight region of vring {vring} has a chain at {head} whose {num} entries do not end at {last}"
+    )]
+    Chain {
+        /// Vring index.
+        vring: u16,
+        /// First entry.
+        head: u16,
+        /// Number of entries by the first.
+        num: u16,
+        /// Last entry by the first.
+        last: u16,
+    },
+    /// Entries of a packed vring's part that can never be used again.
+    #[error(
+        "inflight region of vring {vring} has {lost} entries that are neither free nor in flight"
+    )]
+    Lost {
+        /// Vring index.
+        vring: u16,
+        /// How many.
+        lost: u32,
+    },
+    /// Two chains in flight have the same name.
+    #[error("inflight region of vring {vring} has buffer id {id} in flight twice")]
+    IdTwice {
+        /// Vring index.
+        vring: u16,
+        /// Buffer id.
+        id: u16,
+    },
+    /// What is in flight by the region was never made available in the ring.
+    #[error(
+        "inflight region of vring {vring} has chains in flight up to ring entry {at}, which was not made available"
+    )]
+    NotMadeAvailable {
+        /// Vring index.
+        vring: u16,
+        /// Index in the ring.
+        at: u16,
+    },
+    /// The ring that decides about a batch cannot be read.
+    #[error("inflight region needs the ring: {0}")]
+    Ring(#[from] GuestFault),
     /// The memory cannot be read or written.
     #[error("inflight region is not accessible at offset {0:#x}")]
     Gone(u64),
@@ -170,6 +248,22 @@ impl RegionShape {
     /// Check the header of every part, before any ring is known.
     pub fn check_headers<M: GuestMemory>(&self, mem: &M) -> Result<(), InflightFault> {
         (0..self.num_queues).try_for_each(|vring| self.header(mem, vring).map(drop))
+    }
+
+    /// Version of the part of a vring whose ring has this size.
+    pub(super) fn checked_version<L: Loads>(
+        &self,
+        mem: &L,
+        vring: u16,
+        size: u16,
+    ) -> Result<u16, InflightFault> {
+        if vring >= self.num_queues {
+            return Err(InflightFault::NoPart { vring, queues: self.num_queues });
+        }
+        if size > self.queue_size {
+            return Err(InflightFault::RingLarger { vring, size, entries: self.queue_size });
+        }
+        self.header(mem, vring)
     }
 
     /// Version of a part; the number of entries is checked if it has one.
@@ -222,17 +316,7 @@ pub(super) fn plan<L: Loads>(
     vring: u16,
     ring: RingState,
 ) -> Result<Option<Plan>, InflightFault> {
-    if vring >= shape.num_queues {
-        return Err(InflightFault::NoPart { vring, queues: shape.num_queues });
-    }
-    if ring.size > shape.queue_size {
-        return Err(InflightFault::RingLarger {
-            vring,
-            size: ring.size,
-            entries: shape.queue_size,
-        });
-    }
-    match shape.header(mem, vring)? {
+    match shape.checked_version(mem, vring, ring.size)? {
         0 => Ok(None),
         _ => examine(mem, shape, vring, ring).map(Some),
     }

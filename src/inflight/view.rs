@@ -2,8 +2,11 @@
 //! migration stream carries.
 
 use super::layout::{self, RegionShape};
+use super::packed::{self, PackedHeader, PackedPlan};
 use super::recover::{self, InflightFault, Plan};
 use super::split::RingState;
+use crate::vring::RingFormat;
+use crate::vring::packed::Position;
 use core::sync::atomic::Ordering;
 use vm_memory::{AtomicAccess, Bytes, GuestAddress, GuestMemory};
 
@@ -50,8 +53,8 @@ pub struct Header {
     pub used_idx: u16,
 }
 
-/// The bytes of a region of split vrings, for reading only. Fields are in host
-/// byte order, as in the region itself.
+/// The bytes of a region, for reading only. Fields are in host byte order, as in
+/// the region itself.
 #[derive(Clone, Copy, Debug)]
 pub struct RegionView<'a> {
     bytes: &'a [u8],
@@ -59,16 +62,26 @@ pub struct RegionView<'a> {
 }
 
 impl<'a> RegionView<'a> {
-    /// A region for so many vrings of so many entries, each part having the
-    /// same share of the bytes.
+    /// A region for so many split vrings of so many entries, each part having
+    /// the same share of the bytes.
     pub fn new(bytes: &'a [u8], num_queues: u16, queue_size: u16) -> Result<Self, InflightFault> {
+        Self::of(RingFormat::Split, bytes, num_queues, queue_size)
+    }
+
+    /// Like [`new`](Self::new), for vrings of either kind.
+    pub fn of(
+        format: RingFormat,
+        bytes: &'a [u8],
+        num_queues: u16,
+        queue_size: u16,
+    ) -> Result<Self, InflightFault> {
         let description = crate::wire::InflightDescription {
             mmap_size: bytes.len() as u64,
             mmap_offset: 0,
             num_queues,
             queue_size,
         };
-        Ok(Self { bytes, shape: RegionShape::new(&description)? })
+        Ok(Self { bytes, shape: RegionShape::of(format, &description)? })
     }
 
     /// Entries of the first part by its own header, for a region that came
@@ -87,12 +100,17 @@ impl<'a> RegionView<'a> {
         self.shape.base(vring)
     }
 
-    /// The header of a part, unchecked but for the vring having one.
-    pub fn header(&self, vring: u16) -> Result<Header, InflightFault> {
+    fn part(&self, vring: u16) -> Result<u64, InflightFault> {
         if vring >= self.shape.num_queues {
             return Err(InflightFault::NoPart { vring, queues: self.shape.num_queues });
         }
-        let (base, from) = (self.shape.base(vring), Still(self.bytes));
+        Ok(self.shape.base(vring))
+    }
+
+    /// The header of a split vring's part, unchecked but for the vring having
+    /// one.
+    pub fn header(&self, vring: u16) -> Result<Header, InflightFault> {
+        let (base, from) = (self.part(vring)?, Still(self.bytes));
         Ok(Header {
             features: from.load(base + layout::FEATURES)?,
             version: from.load(base + layout::VERSION)?,
@@ -106,5 +124,22 @@ impl<'a> RegionView<'a> {
     /// this region, by the very same code; `None` for a fresh one.
     pub fn plan(&self, vring: u16, ring: RingState) -> Result<Option<Plan>, InflightFault> {
         recover::plan(&Still(self.bytes), &self.shape, vring, ring)
+    }
+
+    /// The header of a packed vring's part, likewise.
+    pub fn packed_header(&self, vring: u16) -> Result<PackedHeader, InflightFault> {
+        packed::header(&Still(self.bytes), self.part(vring)?)
+    }
+
+    /// What [`PackedRegion::attach`](super::PackedRegion::attach) would do with
+    /// this region for a ring of so many entries, by the very same code, if the
+    /// ring says so about a batch that may be open; `None` for a fresh one.
+    pub fn packed_plan(
+        &self,
+        vring: u16,
+        size: u16,
+        published: impl FnOnce(Position) -> bool,
+    ) -> Result<Option<PackedPlan>, InflightFault> {
+        packed::plan(&Still(self.bytes), &self.shape, vring, size, |at| Ok(published(at)))
     }
 }

@@ -39,10 +39,9 @@ impl Chain {
         ring_size: u16,
         head: u16,
     ) -> Result<(), GuestFault> {
-        self.readable.clear();
-        self.writable.clear();
+        self.clear();
         let mut table = Table { addr: table, size: u32::from(ring_size), indirect: false };
-        let (mut index, mut bytes, mut count) = (head, 0u64, 0u32);
+        let (mut index, mut sums) = (head, Sums::of(head));
         loop {
             let desc = table.read(mem, head, index)?;
             if desc.refers_to_indirect_table() {
@@ -62,29 +61,61 @@ impl Chain {
                 index = 0;
                 continue;
             }
-            count += 1;
-            if count > MAX_DESCRIPTORS {
-                return Err(GuestFault::TooLong { head, max: MAX_DESCRIPTORS });
-            }
-            bytes += u64::from(desc.len());
-            if bytes > u64::from(u32::MAX) {
-                return Err(GuestFault::TooManyBytes { head });
-            }
-            let segment = Segment { addr: desc.addr().0, len: desc.len() };
-            if desc.is_write_only() {
-                if segment.len != 0 {
-                    self.writable.push(segment);
-                }
-            } else if !self.writable.is_empty() {
-                return Err(GuestFault::Order { head });
-            } else if segment.len != 0 {
-                self.readable.push(segment);
-            }
+            self.add(&mut sums, desc.addr().0, desc.len(), desc.is_write_only())?;
             if !desc.has_next() {
                 return Ok(());
             }
             index = desc.next();
         }
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.readable.clear();
+        self.writable.clear();
+    }
+
+    /// One more descriptor of a buffer.
+    pub(super) fn add(
+        &mut self,
+        sums: &mut Sums,
+        addr: u64,
+        len: u32,
+        writable: bool,
+    ) -> Result<(), GuestFault> {
+        let head = sums.head;
+        sums.count += 1;
+        if sums.count > MAX_DESCRIPTORS {
+            return Err(GuestFault::TooLong { head, max: MAX_DESCRIPTORS });
+        }
+        sums.bytes += u64::from(len);
+        if sums.bytes > u64::from(u32::MAX) {
+            return Err(GuestFault::TooManyBytes { head });
+        }
+        let segment = Segment { addr, len };
+        if writable {
+            if segment.len != 0 {
+                self.writable.push(segment);
+            }
+        } else if !self.writable.is_empty() {
+            return Err(GuestFault::Order { head });
+        } else if segment.len != 0 {
+            self.readable.push(segment);
+        }
+        Ok(())
+    }
+}
+
+/// What a walk has seen so far.
+pub(super) struct Sums {
+    /// The chain, for faults.
+    pub head: u16,
+    count: u32,
+    bytes: u64,
+}
+
+impl Sums {
+    pub fn of(head: u16) -> Self {
+        Self { head, count: 0, bytes: 0 }
     }
 }
 

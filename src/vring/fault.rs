@@ -32,6 +32,20 @@ pub enum GuestFault {
         /// Descriptor index.
         head: u16,
     },
+    /// A packed ring has chains available in entries that are in flight.
+    #[error("available chain at {at} is longer than the {free} entries that are not in flight")]
+    Overrun {
+        /// Index of its first entry in the ring.
+        at: u16,
+        /// Entries that are not in flight.
+        free: u16,
+    },
+    /// A packed ring has two chains with the same name.
+    #[error("available chain has buffer id {id}, which is in flight already")]
+    IdInFlight {
+        /// Buffer id.
+        id: u16,
+    },
     /// A link leaves the table.
     #[error("chain {head} links descriptor {next}, expected less than {size}")]
     Next {

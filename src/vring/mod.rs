@@ -1,11 +1,16 @@
 //! Rings in guest memory, device side.
 //!
-//! [`SplitRing`] finds available heads and publishes used ones; [`chain`]
-//! walks a descriptor chain. Neither knows what a request is.
+//! A [`Ring`] finds available chains and publishes used ones, and its owner
+//! need not know whether it is a [`SplitRing`] or a [`PackedRing`]; [`chain`]
+//! has the buffers of a chain. Neither knows what a request is.
 
 pub mod chain;
 mod fault;
+pub mod packed;
+mod ring;
 mod split;
 
 pub use fault::GuestFault;
+pub use packed::PackedRing;
+pub use ring::{Ring, RingFormat};
 pub use split::{RingAddresses, SplitRing, Used};

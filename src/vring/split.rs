@@ -16,14 +16,15 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory};
 /// `VIRTQ_AVAIL_F_NO_INTERRUPT`.
 const NO_INTERRUPT: u16 = 1;
 
-/// Guest-physical addresses of the three parts of a split ring.
+/// Guest-physical addresses of the three parts of a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RingAddresses {
-    /// Descriptor table: aligned to 16.
+    /// Descriptor table, or descriptor ring of a packed one: aligned to 16.
     pub desc: u64,
-    /// Available ring: aligned to 2.
+    /// Available ring: aligned to 2. Driver event area of a packed ring:
+    /// aligned to 4.
     pub avail: u64,
-    /// Used ring: aligned to 4.
+    /// Used ring, or device event area of a packed ring: aligned to 4.
     pub used: u64,
 }
 
@@ -33,12 +34,17 @@ impl RingAddresses {
         let n = u64::from(size);
         [16 * n, 6 + 2 * n, 6 + 8 * n]
     }
+
+    /// Bytes of descriptor ring, driver and device event area of a packed ring.
+    pub fn packed_sizes(size: u16) -> [u64; 3] {
+        [16 * u64::from(size), 4, 4]
+    }
 }
 
-/// An element for the used ring.
+/// A chain to be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Used {
-    /// Head of the chain.
+    /// Its name: the head of a split ring's chain, the slot of a packed one's.
     pub head: u16,
     /// Bytes written to its writable part.
     pub len: u32,

@@ -428,7 +428,7 @@ pub fn guest_region() -> MemRegion {
 }
 
 pub fn ring_features() -> RingFeatures {
-    RingFeatures { event_idx: true, indirect: true }
+    RingFeatures { event_idx: true, indirect: true, packed: false }
 }
 
 pub fn ring_layout(vring: u16) -> RingLayout {

@@ -319,7 +319,7 @@ impl Guest {
         let offset = FileOffset::new(file.try_clone().unwrap().into(), 0);
         let range = (GuestAddress(0), GUEST as usize, Some(offset));
         let memory = GuestMemoryMmap::from_ranges_with_files([range]).unwrap();
-        let features = RingFeatures { event_idx: false, indirect: false };
+        let features = RingFeatures::default();
         let layout = RingLayout::contiguous(RING, 0x1000).unwrap();
         let driver = BlkDriver::start(&memory, layout, features).unwrap();
         let event = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();

@@ -123,7 +123,7 @@ impl Client {
                         self.frontend.handle_input(now, Input::Command(Command::PostcopyListen))?;
                         self.carry_out();
                     }
-                    let start = self.start_command(|layout| self.used_base(layout));
+                    let start = self.start_command(|layout| self.lost_base(layout));
                     self.frontend.handle_input(now, Input::Command(start))?;
                 }
                 Next::KickAll => {

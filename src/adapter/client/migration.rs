@@ -169,7 +169,7 @@ impl Client {
 
     /// Like [`stop`](Client::stop), but what is in flight stays in the inflight
     /// region, if that was agreed on.
-    pub fn suspend(&mut self) -> Result<Vec<(u16, u16)>, ClientError> {
+    pub fn suspend(&mut self) -> Result<Vec<(u16, u32)>, ClientError> {
         self.stop_by(Command::Suspend)
     }
 
@@ -225,6 +225,9 @@ impl Client {
         }
         self.accepted = accepted;
         for (queue, driver) in self.queues.iter_mut().zip(drivers) {
+            if let Some(driver) = &driver {
+                queue.layout = *driver.ring().layout();
+            }
             queue.driver = driver;
         }
         Ok(())

@@ -1,9 +1,10 @@
 //! Taking over a ring that another driver has used.
 
-use super::{Chain, RingFeatures, SplitDriver};
+use super::{Chain, SplitDriver};
 use crate::driver::access::{
     Desc, F_INDIRECT, F_NEXT, F_WRITE, load_u16, read_desc, table_writable,
 };
+use crate::driver::chain::RingFeatures;
 use crate::driver::error::{DriverError, DriverMisuse};
 use crate::driver::layout::RingLayout;
 use core::sync::atomic::Ordering;

@@ -4,48 +4,11 @@ mod attach;
 mod notify;
 
 use super::access::{Desc, F_INDIRECT, load_u16, read, store_u16, write_desc, write_table, zero};
+use super::chain::{Buffer, Indirect, RingFeatures, Used, check_buffers};
 use super::error::{DeviceFault, DriverError, DriverMisuse};
 use super::layout::{DESC_SIZE, RingLayout};
 use core::sync::atomic::Ordering;
 use vm_memory::GuestMemory;
-
-/// Ring features the driver may use: those both sides agreed on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RingFeatures {
-    /// VIRTIO_F_EVENT_IDX: kicks and calls are suppressed by index.
-    pub event_idx: bool,
-    /// VIRTIO_F_INDIRECT_DESC: chains may live in tables of their own.
-    pub indirect: bool,
-}
-
-/// One piece of guest memory in a chain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Buffer {
-    /// Guest-physical address of the first byte.
-    pub addr: u64,
-    /// Bytes, not 0.
-    pub len: u32,
-    /// The device writes it; otherwise it reads it.
-    pub writable: bool,
-}
-
-/// Where an indirect table goes, and how much of the chain goes into it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Indirect {
-    /// Guest-physical address of the table; 16 bytes for each buffer in it.
-    pub table: u64,
-    /// Buffers kept as ordinary descriptors before the one that names the table.
-    pub direct: u16,
-}
-
-/// A chain that the device has returned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Used {
-    /// Head of the chain; free for the next one already.
-    pub head: u16,
-    /// Bytes that the device says it wrote.
-    pub len: u32,
-}
 
 /// What the driver knows of the chain that starts at a descriptor.
 #[derive(Clone, Copy, Debug, Default)]
@@ -330,29 +293,4 @@ impl SplitDriver {
         self.free_count += descs;
         self.chains[usize::from(head)] = Chain::default();
     }
-}
-
-/// Legality of a chain's buffers, and the writable bytes in them.
-fn check_buffers(buffers: &[Buffer]) -> Result<u64, DriverMisuse> {
-    let mut writable = 0;
-    let mut in_part = false;
-    if buffers.is_empty() {
-        return Err(DriverMisuse::EmptyBuffer);
-    }
-    for &Buffer { addr, len, writable: w } in buffers {
-        if len == 0 {
-            return Err(DriverMisuse::EmptyBuffer);
-        }
-        if addr.checked_add(u64::from(len) - 1).is_none() {
-            return Err(DriverMisuse::BufferOverflow { addr, len });
-        }
-        if in_part && !w {
-            return Err(DriverMisuse::ReadableAfterWritable);
-        }
-        in_part = w;
-        if w {
-            writable += u64::from(len);
-        }
-    }
-    Ok(writable)
 }

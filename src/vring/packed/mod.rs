@@ -1,0 +1,387 @@
+//! The packed ring.
+//!
+//! One ring of descriptors that driver and device both write. Each knows by the
+//! flags of an entry, and by how often it has been around, whose turn it is.
+// spec: virtio 1.2, "Packed Virtqueues"
+
+mod event;
+mod position;
+mod table;
+
+pub use position::{Position, Positions};
+pub use table::{ChainInfo, ChainTable, Descriptor, Entry};
+
+use super::chain::{Chain, Sums};
+use super::{GuestFault, RingAddresses, Used};
+use crate::dirty::RingLog;
+use crate::marks::{self, Mark};
+use core::sync::atomic::{Ordering, fence};
+use event::Wish;
+use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
+
+const NEXT: u16 = 1;
+const WRITE: u16 = 2;
+const INDIRECT: u16 = 4;
+const AVAIL: u16 = 1 << 7;
+const USED: u16 = 1 << 15;
+
+/// Largest size of a packed ring; it need not be a power of two.
+pub const PACKED_SIZE_MAX: u16 = 32768;
+
+/// The device side of one packed ring, while it runs.
+#[derive(Debug)]
+pub struct PackedRing {
+    at: RingAddresses,
+    size: u16,
+    positions: Positions,
+    table: ChainTable,
+    event_idx: bool,
+    /// Used position at the last decision to call or not.
+    called_at: Position,
+}
+
+impl PackedRing {
+    /// Take up a ring of 1 to 32768 entries.
+    ///
+    /// Unlike a split ring's, its positions are nowhere in guest memory:
+    /// whoever ran it before has to say.
+    pub fn new<M: GuestMemory>(
+        mem: &M,
+        size: u16,
+        at: RingAddresses,
+        event_idx: bool,
+        positions: Positions,
+    ) -> Result<Self, GuestFault> {
+        let gone = GuestFault::Ring { part: "ring" };
+        if size == 0 || size > PACKED_SIZE_MAX || positions.ahead(size).is_none() {
+            return Err(gone);
+        }
+        let sizes = RingAddresses::packed_sizes(size);
+        for (addr, len) in [at.desc, at.avail, at.used].into_iter().zip(sizes) {
+            let there = mem.check_range(GuestAddress(addr), len as usize, Permissions::ReadWrite);
+            if !there || !addr.is_multiple_of(4) {
+                return Err(gone);
+            }
+        }
+        let called_at = positions.used;
+        Ok(Self { at, size, positions, table: ChainTable::new(size), event_idx, called_at })
+    }
+
+    /// Go on where a predecessor was, with what it had in flight. Positions
+    /// have to be those of a ring of this size.
+    pub fn adopt(&mut self, table: ChainTable, positions: Positions) {
+        self.table = table;
+        self.positions = positions;
+        self.called_at = positions.used;
+    }
+
+    /// Entries.
+    pub fn size(&self) -> u16 {
+        self.size
+    }
+
+    /// Where the ring is.
+    pub fn positions(&self) -> Positions {
+        self.positions
+    }
+
+    /// The chains in flight.
+    pub fn table(&self) -> &ChainTable {
+        &self.table
+    }
+
+    /// Descriptors that are available and not fetched, at least if they are no
+    /// more than `most`. Chains may be fewer.
+    pub fn backlog<M: GuestMemory>(&self, mem: &M, most: u16) -> Result<u16, GuestFault> {
+        let mut at = self.positions.avail;
+        for count in 0..most.min(self.size) {
+            if !is_available(self.flags(mem, at)?, at.wrap) {
+                return Ok(count);
+            }
+            at = at.after(1, self.size);
+        }
+        Ok(most.min(self.size))
+    }
+
+    /// F1: the next available chain, `None` if there is none. It is copied, and
+    /// named by the first entry of the copy.
+    pub fn pop<M: GuestMemory>(&mut self, mem: &M) -> Result<Option<u16>, GuestFault> {
+        let mut at = self.positions.avail;
+        // These flags are the first thing that is read, and not read again:
+        // the rest was written before them.
+        let first = self.flags(mem, at)?;
+        if !is_available(first, at.wrap) {
+            return Ok(None);
+        }
+        let (slot, free) = (self.table.free_head(), self.table.free().min(self.room()));
+        let (mut entry, mut num) = (slot, 0);
+        loop {
+            if num == free {
+                return Err(GuestFault::Overrun { at: self.positions.avail.index, free });
+            }
+            let mut desc = self.descriptor(mem, at)?;
+            if num == 0 {
+                desc.flags = first;
+            }
+            let last = entry;
+            entry = self.table.fill(entry, desc);
+            num += 1;
+            at = at.after(1, self.size);
+            if desc.flags & NEXT != 0 {
+                continue;
+            }
+            if !self.table.claim(last, num) {
+                return Err(GuestFault::IdInFlight { id: desc.id });
+            }
+            self.positions.avail = at;
+            return Ok(Some(slot));
+        }
+    }
+
+    /// Entries of the ring that are neither available nor in flight.
+    fn room(&self) -> u16 {
+        self.size - self.positions.ahead(self.size).unwrap_or(self.size)
+    }
+
+    /// Fill `chain` from the copy that [`pop`](Self::pop) made, or that came
+    /// with [`adopt`](Self::adopt). An indirect table is read from guest memory.
+    // spec: virtio 1.2, "Packed Virtqueues", "Indirect Flag: Scatter-Gather Support"
+    pub fn walk<M: GuestMemory>(
+        &self,
+        mem: &M,
+        slot: u16,
+        chain: &mut Chain,
+    ) -> Result<(), GuestFault> {
+        let mut sums = Sums::of(slot);
+        chain.clear();
+        let alone = self.table.chain(slot).num == 1;
+        for (_, desc) in self.table.entries(slot) {
+            if desc.flags & INDIRECT == 0 {
+                chain.add(&mut sums, desc.addr, desc.len, desc.flags & WRITE != 0)?;
+            } else if alone {
+                self.walk_indirect(mem, desc, chain, &mut sums)?;
+            } else {
+                return Err(GuestFault::IndirectNested { head: slot });
+            }
+        }
+        Ok(())
+    }
+
+    /// The table's descriptors come one after the other; nothing links them.
+    fn walk_indirect<M: GuestMemory>(
+        &self,
+        mem: &M,
+        table: &Descriptor,
+        chain: &mut Chain,
+        sums: &mut Sums,
+    ) -> Result<(), GuestFault> {
+        let &Descriptor { addr, len, .. } = table;
+        if len == 0 || !len.is_multiple_of(16) {
+            return Err(GuestFault::IndirectLen { head: sums.head, len });
+        }
+        marks::hit(Mark::ChainIndirect);
+        marks::hit_when(Mark::ChainLongerThanRing, || len / 16 > u32::from(self.size));
+        for index in 0..len / 16 {
+            let at = addr.checked_add(16 * u64::from(index));
+            let unreachable = GuestFault::Descriptor { head: sums.head, addr };
+            let desc = read(mem, at.ok_or(unreachable)?).map_err(|()| unreachable)?;
+            if desc.flags & INDIRECT != 0 {
+                return Err(GuestFault::IndirectNested { head: sums.head });
+            }
+            chain.add(sums, desc.addr, desc.len, desc.flags & WRITE != 0)?;
+        }
+        Ok(())
+    }
+
+    /// C4: publish a batch by one store.
+    ///
+    /// The driver looks at used descriptors in ring order, so it sees none of a
+    /// batch before the first. That one is stored last, in one piece.
+    pub fn publish<M: GuestMemory>(
+        &mut self,
+        mem: &M,
+        batch: &[Used],
+        log: Option<RingLog<'_, M>>,
+    ) -> Result<(), GuestFault> {
+        let Some((first, rest)) = batch.split_first() else { return Ok(()) };
+        let begin = self.positions.used;
+        let mut at = begin.after(self.table.chain(first.head).num, self.size);
+        for used in rest {
+            self.store_used(mem, at, used, Ordering::Relaxed, &log)?;
+            at = at.after(self.table.chain(used.head).num, self.size);
+        }
+        marks::hit_when(Mark::BatchOfMany, || batch.len() > 1);
+        marks::hit_when(Mark::BatchWrapsRing, || at.wrap != begin.wrap && at.index != 0);
+        self.store_used(mem, begin, first, Ordering::Release, &log)?;
+        self.positions.used = at;
+        for used in batch {
+            self.table.release(used.head);
+        }
+        Ok(())
+    }
+
+    fn store_used<M: GuestMemory>(
+        &self,
+        mem: &M,
+        at: Position,
+        used: &Used,
+        order: Ordering,
+        log: &Option<RingLog<'_, M>>,
+    ) -> Result<(), GuestFault> {
+        let id = self.table.chain(used.head).id;
+        // The length counts only with WRITE.
+        let mine = if at.wrap { AVAIL | USED } else { 0 };
+        let flags = mine | if used.len > 0 { WRITE } else { 0 };
+        // struct pvirtq_desc { le64 addr; le32 len; le16 id; le16 flags; }
+        let element = u64::from(used.len) | u64::from(id) << 32 | u64::from(flags) << 48;
+        let addr = self.place(at) + 8;
+        mem.store(element.to_le(), GuestAddress(addr), order).map_err(|_| GONE)?;
+        if let Some(log) = log {
+            log.mark_guest(addr, 8);
+        }
+        Ok(())
+    }
+
+    /// Whether the guest wants to be called for what was published since this
+    /// was last asked.
+    // spec: virtio 1.2, "Packed Virtqueues", "Driver and Device Event Suppression"
+    pub fn needs_call<M: GuestMemory>(&mut self, mem: &M) -> Result<bool, GuestFault> {
+        let (old, new) = (self.called_at, self.positions.used);
+        self.called_at = new;
+        // What was published must be visible before the guest's wish is read,
+        // or both sides may wait for each other.
+        fence(Ordering::SeqCst);
+        let bits: u32 = mem
+            .load(GuestAddress(self.at.avail), Ordering::Relaxed)
+            .map_err(|_| GuestFault::Ring { part: "driver event area" })?;
+        let wish = Wish::from_bits(u32::from_le(bits), self.event_idx);
+        let wanted = wish.wants(old, new, self.size);
+        marks::hit(match (wish, wanted) {
+            (Wish::At(_), true) => Mark::CallByEvent,
+            (Wish::At(_), false) => Mark::NoCallByEvent,
+            (_, true) => Mark::CallByFlag,
+            (_, false) => Mark::NoCallByFlag,
+        });
+        Ok(wanted)
+    }
+
+    /// Ask the guest for a kick when it makes more available. True if there is
+    /// more already, in which case that kick may never come.
+    pub fn enable_kicks<M: GuestMemory>(
+        &mut self,
+        mem: &M,
+        log: Option<RingLog<'_, M>>,
+    ) -> Result<bool, GuestFault> {
+        let next = self.positions.avail;
+        let wish = if self.event_idx { Wish::At(next) } else { Wish::Always };
+        self.store_wish(mem, wish, log)?;
+        // The wish must be visible before the ring is looked at once more.
+        fence(Ordering::SeqCst);
+        Ok(is_available(self.flags(mem, next)?, next.wrap))
+    }
+
+    /// Tell the guest that kicks are not needed for now.
+    pub fn disable_kicks<M: GuestMemory>(
+        &mut self,
+        mem: &M,
+        log: Option<RingLog<'_, M>>,
+    ) -> Result<(), GuestFault> {
+        self.store_wish(mem, Wish::Never, log)
+    }
+
+    fn store_wish<M: GuestMemory>(
+        &self,
+        mem: &M,
+        wish: Wish,
+        log: Option<RingLog<'_, M>>,
+    ) -> Result<(), GuestFault> {
+        let at = GuestAddress(self.at.used);
+        mem.store(wish.bits().to_le(), at, Ordering::Release)
+            .map_err(|_| GuestFault::Ring { part: "device event area" })?;
+        if let Some(log) = log {
+            log.mark(0, 4);
+        }
+        Ok(())
+    }
+
+    /// The whole ring counts as written: whoever ran it before may have died
+    /// between a store and its mark.
+    pub fn log_all<M: GuestMemory>(&self, log: &RingLog<'_, M>) {
+        log.mark_guest(self.at.desc, RingAddresses::packed_sizes(self.size)[0]);
+        log.mark(0, 4);
+    }
+
+    /// True if the entry at a used position is no longer the driver's that was
+    /// fetched from there: it was used, perhaps even made available again.
+    // spec: vhost-user, "Inflight I/O tracking": "When reconnecting", packed
+    pub fn was_published<M: GuestMemory>(&self, mem: &M, at: Position) -> Result<bool, GuestFault> {
+        Ok(!is_available(self.flags(mem, at)?, at.wrap))
+    }
+
+    /// The entries from the used position to the available one are in flight, so
+    /// the driver made them available and does not touch them. Returns those
+    /// that a predecessor marked as used without publishing them; or, as an
+    /// error, the first that cannot be in flight.
+    pub fn unpublished<M: GuestMemory>(
+        &self,
+        mem: &M,
+        positions: Positions,
+    ) -> Result<Result<Vec<Position>, Position>, GuestFault> {
+        let (mut at, mut found) = (positions.used, Vec::new());
+        while at != positions.avail {
+            let flags = self.flags(mem, at)?;
+            if !is_available(flags, at.wrap) {
+                // The driver waits for the first one, so that one would be
+                // published.
+                let used = if at.wrap { AVAIL | USED } else { 0 };
+                if at == positions.used || flags & (AVAIL | USED) != used {
+                    return Ok(Err(at));
+                }
+                found.push(at);
+            }
+            at = at.after(1, self.size);
+        }
+        Ok(Ok(found))
+    }
+
+    /// The entry at a used position was stored by a predecessor that did not
+    /// live to publish it: make it the driver's again.
+    pub fn take_back<M: GuestMemory>(&self, mem: &M, at: Position) -> Result<(), GuestFault> {
+        let flags = self.flags(mem, at)? & !(AVAIL | USED);
+        let flags = flags | if at.wrap { AVAIL } else { USED };
+        let addr = GuestAddress(self.place(at) + 14);
+        mem.store(flags.to_le(), addr, Ordering::Release).map_err(|_| GONE)
+    }
+
+    fn place(&self, at: Position) -> u64 {
+        self.at.desc + 16 * u64::from(at.index)
+    }
+
+    fn flags<M: GuestMemory>(&self, mem: &M, at: Position) -> Result<u16, GuestFault> {
+        let addr = GuestAddress(self.place(at) + 14);
+        mem.load(addr, Ordering::Acquire).map(u16::from_le).map_err(|_| GONE)
+    }
+
+    fn descriptor<M: GuestMemory>(&self, mem: &M, at: Position) -> Result<Descriptor, GuestFault> {
+        read(mem, self.place(at)).map_err(|()| GONE)
+    }
+}
+
+const GONE: GuestFault = GuestFault::Ring { part: "descriptor ring" };
+
+/// The driver has made an entry available that is looked at for the n-th time
+/// around.
+// spec: virtio 1.2, "Packed Virtqueues", "Driver and Device Ring Wrap Counters"
+fn is_available(flags: u16, wrap: bool) -> bool {
+    (flags & AVAIL != 0) == wrap && (flags & USED != 0) != wrap
+}
+
+/// Each descriptor is read exactly once: the guest may change it at any time.
+fn read<M: GuestMemory>(mem: &M, at: u64) -> Result<Descriptor, ()> {
+    let desc: virtio_queue::desc::packed::Descriptor =
+        mem.read_obj(GuestAddress(at)).map_err(drop)?;
+    Ok(Descriptor { addr: desc.addr().0, len: desc.len(), id: desc.id(), flags: desc.flags() })
+}
+
+#[cfg(test)]
+mod tests;
