@@ -17,7 +17,8 @@ const RULE: &[(&str, &[&str])] = &[
     ("wire", &["handle", "bugs", "marks"]),
     ("memory", &["wire", "bugs"]),
     ("dirty", &["bugs", "marks"]),
-    ("vring", &["memory", "dirty", "bugs", "marks"]),
+    ("words", &[]),
+    ("vring", &["memory", "dirty", "words", "bugs", "marks"]),
     ("inflight", &["wire", "vring", "bugs", "marks"]),
     ("blk", &["vring", "memory", "bugs", "marks"]),
     (
@@ -26,7 +27,7 @@ const RULE: &[(&str, &[&str])] = &[
     ),
     ("migration", &["inflight"]),
     ("frontend", &["wire", "time", "handle", "bugs"]),
-    ("driver", &[]),
+    ("driver", &["words"]),
 ];
 
 /// Parts of the standard library that only `src/adapter` may name.

@@ -15,7 +15,8 @@ use super::chain::{Chain, Sums};
 use super::{GuestFault, RingAddresses, Used};
 use crate::dirty::RingLog;
 use crate::marks::{self, Mark};
-use core::sync::atomic::{Ordering, fence};
+use crate::words::Words;
+use core::sync::atomic::Ordering;
 use event::Wish;
 use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
 
@@ -105,7 +106,7 @@ impl PackedRing {
 
     /// F1: the next available chain, `None` if there is none. It is copied, and
     /// named by the first entry of the copy.
-    pub fn pop<M: GuestMemory>(&mut self, mem: &M) -> Result<Option<u16>, GuestFault> {
+    pub fn pop<W: Words + ?Sized>(&mut self, mem: &W) -> Result<Option<u16>, GuestFault> {
         let mut at = self.positions.avail;
         // These flags are the first thing that is read, and not read again:
         // the rest was written before them.
@@ -203,16 +204,31 @@ impl PackedRing {
         batch: &[Used],
         log: Option<RingLog<'_, M>>,
     ) -> Result<(), GuestFault> {
+        self.publish_marked(mem, batch, |addr, len| {
+            if let Some(log) = &log {
+                log.mark_guest(addr, len);
+            }
+        })
+    }
+
+    /// The same; `mark` is told each guest-physical address, and how many bytes
+    /// were stored there.
+    pub fn publish_marked<W: Words + ?Sized>(
+        &mut self,
+        mem: &W,
+        batch: &[Used],
+        mark: impl Fn(u64, u64),
+    ) -> Result<(), GuestFault> {
         let Some((first, rest)) = batch.split_first() else { return Ok(()) };
         let begin = self.positions.used;
         let mut at = begin.after(self.table.chain(first.head).num, self.size);
         for used in rest {
-            self.store_used(mem, at, used, Ordering::Relaxed, &log)?;
+            self.store_used(mem, at, used, Ordering::Relaxed, &mark)?;
             at = at.after(self.table.chain(used.head).num, self.size);
         }
         marks::hit_when(Mark::BatchOfMany, || batch.len() > 1);
         marks::hit_when(Mark::BatchWrapsRing, || at.wrap != begin.wrap && at.index != 0);
-        self.store_used(mem, begin, first, Ordering::Release, &log)?;
+        self.store_used(mem, begin, first, Ordering::Release, &mark)?;
         self.positions.used = at;
         for used in batch {
             self.table.release(used.head);
@@ -220,13 +236,13 @@ impl PackedRing {
         Ok(())
     }
 
-    fn store_used<M: GuestMemory>(
+    fn store_used<W: Words + ?Sized>(
         &self,
-        mem: &M,
+        mem: &W,
         at: Position,
         used: &Used,
         order: Ordering,
-        log: &Option<RingLog<'_, M>>,
+        mark: &impl Fn(u64, u64),
     ) -> Result<(), GuestFault> {
         let id = self.table.chain(used.head).id;
         // The length counts only with WRITE.
@@ -235,26 +251,24 @@ impl PackedRing {
         // struct pvirtq_desc { le64 addr; le32 len; le16 id; le16 flags; }
         let element = u64::from(used.len) | u64::from(id) << 32 | u64::from(flags) << 48;
         let addr = self.place(at) + 8;
-        mem.store(element.to_le(), GuestAddress(addr), order).map_err(|_| GONE)?;
-        if let Some(log) = log {
-            log.mark_guest(addr, 8);
-        }
+        mem.store_u64(addr, element, order).ok_or(GONE)?;
+        mark(addr, 8);
         Ok(())
     }
 
     /// Whether the guest wants to be called for what was published since this
     /// was last asked.
     // spec: virtio 1.2, "Packed Virtqueues", "Driver and Device Event Suppression"
-    pub fn needs_call<M: GuestMemory>(&mut self, mem: &M) -> Result<bool, GuestFault> {
+    pub fn needs_call<W: Words + ?Sized>(&mut self, mem: &W) -> Result<bool, GuestFault> {
         let (old, new) = (self.called_at, self.positions.used);
         self.called_at = new;
         // What was published must be visible before the guest's wish is read,
         // or both sides may wait for each other.
-        fence(Ordering::SeqCst);
-        let bits: u32 = mem
-            .load(GuestAddress(self.at.avail), Ordering::Relaxed)
-            .map_err(|_| GuestFault::Ring { part: "driver event area" })?;
-        let wish = Wish::from_bits(u32::from_le(bits), self.event_idx);
+        mem.fence();
+        let bits = mem
+            .load_u32(self.at.avail, Ordering::Relaxed)
+            .ok_or(GuestFault::Ring { part: "driver event area" })?;
+        let wish = Wish::from_bits(bits, self.event_idx);
         let wanted = wish.wants(old, new, self.size);
         marks::hit(match (wish, wanted) {
             (Wish::At(_), true) => Mark::CallByEvent,
@@ -272,11 +286,18 @@ impl PackedRing {
         mem: &M,
         log: Option<RingLog<'_, M>>,
     ) -> Result<bool, GuestFault> {
+        let more = self.ask_for_kicks(mem)?;
+        log_wish(log);
+        Ok(more)
+    }
+
+    /// The same, without a dirty log.
+    pub fn ask_for_kicks<W: Words + ?Sized>(&self, mem: &W) -> Result<bool, GuestFault> {
         let next = self.positions.avail;
         let wish = if self.event_idx { Wish::At(next) } else { Wish::Always };
-        self.store_wish(mem, wish, log)?;
+        self.store_wish(mem, wish)?;
         // The wish must be visible before the ring is looked at once more.
-        fence(Ordering::SeqCst);
+        mem.fence();
         Ok(is_available(self.flags(mem, next)?, next.wrap))
     }
 
@@ -286,22 +307,19 @@ impl PackedRing {
         mem: &M,
         log: Option<RingLog<'_, M>>,
     ) -> Result<(), GuestFault> {
-        self.store_wish(mem, Wish::Never, log)
+        self.decline_kicks(mem)?;
+        log_wish(log);
+        Ok(())
     }
 
-    fn store_wish<M: GuestMemory>(
-        &self,
-        mem: &M,
-        wish: Wish,
-        log: Option<RingLog<'_, M>>,
-    ) -> Result<(), GuestFault> {
-        let at = GuestAddress(self.at.used);
-        mem.store(wish.bits().to_le(), at, Ordering::Release)
-            .map_err(|_| GuestFault::Ring { part: "device event area" })?;
-        if let Some(log) = log {
-            log.mark(0, 4);
-        }
-        Ok(())
+    /// The same, without a dirty log.
+    pub fn decline_kicks<W: Words + ?Sized>(&self, mem: &W) -> Result<(), GuestFault> {
+        self.store_wish(mem, Wish::Never)
+    }
+
+    fn store_wish<W: Words + ?Sized>(&self, mem: &W, wish: Wish) -> Result<(), GuestFault> {
+        mem.store_u32(self.at.used, wish.bits(), Ordering::Release)
+            .ok_or(GuestFault::Ring { part: "device event area" })
     }
 
     /// The whole ring counts as written: whoever ran it before may have died
@@ -357,12 +375,15 @@ impl PackedRing {
         self.at.desc + 16 * u64::from(at.index)
     }
 
-    fn flags<M: GuestMemory>(&self, mem: &M, at: Position) -> Result<u16, GuestFault> {
-        let addr = GuestAddress(self.place(at) + 14);
-        mem.load(addr, Ordering::Acquire).map(u16::from_le).map_err(|_| GONE)
+    fn flags<W: Words + ?Sized>(&self, mem: &W, at: Position) -> Result<u16, GuestFault> {
+        mem.load_u16(self.place(at) + 14, Ordering::Acquire).ok_or(GONE)
     }
 
-    fn descriptor<M: GuestMemory>(&self, mem: &M, at: Position) -> Result<Descriptor, GuestFault> {
+    fn descriptor<W: Words + ?Sized>(
+        &self,
+        mem: &W,
+        at: Position,
+    ) -> Result<Descriptor, GuestFault> {
         read(mem, self.place(at)).map_err(|()| GONE)
     }
 }
@@ -377,10 +398,23 @@ fn is_available(flags: u16, wrap: bool) -> bool {
 }
 
 /// Each descriptor is read exactly once: the guest may change it at any time.
-fn read<M: GuestMemory>(mem: &M, at: u64) -> Result<Descriptor, ()> {
-    let desc: virtio_queue::desc::packed::Descriptor =
-        mem.read_obj(GuestAddress(at)).map_err(drop)?;
-    Ok(Descriptor { addr: desc.addr().0, len: desc.len(), id: desc.id(), flags: desc.flags() })
+fn read<W: Words + ?Sized>(mem: &W, at: u64) -> Result<Descriptor, ()> {
+    let mut raw = [0; 16];
+    mem.copy_out(at, &mut raw).ok_or(())?;
+    // struct pvirtq_desc { le64 addr; le32 len; le16 id; le16 flags; }
+    let word = u128::from_le_bytes(raw);
+    Ok(Descriptor {
+        addr: word as u64,
+        len: (word >> 64) as u32,
+        id: (word >> 96) as u16,
+        flags: (word >> 112) as u16,
+    })
+}
+
+fn log_wish<M: GuestMemory>(log: Option<RingLog<'_, M>>) {
+    if let Some(log) = log {
+        log.mark(0, 4);
+    }
 }
 
 #[cfg(test)]
