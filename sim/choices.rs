@@ -19,7 +19,11 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 pub use tape::{Choices, Clock, Key, Made, Source};
 
 /// Changing what a seed means bumps this number on purpose.
-pub const SCHEMA: u64 = 2;
+pub const SCHEMA: u64 = 3;
+
+/// Part of the key of every stream. A document that has choices drawn means the
+/// same run for as long as this stays, whatever is drawn into documents.
+const STREAMS: u64 = 2;
 
 /// Who decides. The number is the ChaCha stream, so it never changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -123,7 +127,7 @@ impl Stream {
     pub fn new(number: u64, component: Component) -> Self {
         let mut key = [0u8; 32];
         key[..8].copy_from_slice(&number.to_le_bytes());
-        key[8..16].copy_from_slice(&SCHEMA.to_le_bytes());
+        key[8..16].copy_from_slice(&STREAMS.to_le_bytes());
         let mut rng = ChaCha8Rng::from_seed(key);
         rng.set_stream(component as u64);
         Self { rng: Some(rng), ..Self::calm(component) }

@@ -12,7 +12,7 @@ use crate::oracle::Violation;
 use crate::profile::{Profile, Rates};
 use crate::run::run;
 use crate::scenario::Scenario;
-use crate::topology::{Migration, Policy, Topology};
+use crate::topology::{Migration, Policy, Ring, Topology};
 use crate::world::{CrashPoint, Options, Outcome, StepShape};
 
 /// What was explored.
@@ -70,6 +70,23 @@ pub fn short_run(batch: u64, event_idx: bool) -> Profile {
         ..Topology::plain()
     };
     let rates = Rates { hot_sectors: 4, bad: Ratio::new(1, 6), ..Rates::quiet(4 + 3 * batch) };
+    Profile { topology, rates }
+}
+
+/// The same with packed rings that soon come to their end, of a size that is no
+/// power of two. `indirect`: half of the chains have one descriptor, else each
+/// has several.
+#[must_use]
+pub fn packed(Profile { topology, rates }: Profile, indirect: bool) -> Profile {
+    let ring_size = 5 * topology.depth as u16 + 2;
+    let topology = Topology {
+        ring: Ring::Packed,
+        ring_size,
+        region_size: ring_size,
+        first_index: ring_size - 2,
+        indirect,
+        ..topology
+    };
     Profile { topology, rates }
 }
 

@@ -1,6 +1,6 @@
 //! A back-end killed at any store of a short run is survived.
 
-use midflight_sim::crash::{at_every_pair, at_every_store, short_run};
+use midflight_sim::crash::{at_every_pair, at_every_store, packed, short_run};
 use midflight_sim::memory::Arena;
 use midflight_sim::scenario::Scenario;
 
@@ -25,6 +25,40 @@ fn inflight_kill_at_every_store_of_a_short_run_completes_each_request_once() {
     }
     println!("{points} crash points explored");
     assert!(points > 1_000);
+}
+
+#[test]
+fn inflight_kill_at_every_store_of_a_packed_run_completes_each_request_once() {
+    let mut arena = Arena::new();
+    let mut points = 0;
+    for (batch, event_idx, indirect) in
+        [(1, false, false), (1, true, true), (2, true, false), (3, false, true), (3, true, false)]
+    {
+        let profile = packed(short_run(batch, event_idx), indirect);
+        let report = at_every_store(&mut arena, &Scenario::of_profile(&profile, 1), |_, _| {});
+        for (point, violation) in &report.failures {
+            println!("batch {batch}, event index {event_idx}, {point:?}: {violation}");
+        }
+        assert_eq!(report.failures.len(), 0);
+        assert_eq!(report.batch, batch);
+        assert!(report.recoveries > 0 && report.resubmitted > 0);
+        points += report.points();
+    }
+    println!("{points} crash points explored");
+    assert!(points > 1_000);
+}
+
+#[test]
+fn inflight_kill_of_a_back_end_and_of_its_successor_on_a_packed_ring_completes_each_once() {
+    let mut profile = packed(short_run(1, true), false);
+    profile.rates.requests = 2;
+    let scenario = Scenario::of_profile(&profile, 1);
+    let report = at_every_pair(&mut Arena::new(), &scenario, |_, _| {});
+    for (points, violation) in &report.failures {
+        println!("{points:?}: {violation}");
+    }
+    assert_eq!(report.failures.len(), 0);
+    assert!(report.points() > 2_000, "{}", report.points());
 }
 
 #[test]

@@ -3,28 +3,42 @@
 use super::CrashArgs;
 use super::exit::End;
 use super::progress::{Progress, grouped};
-use midflight_sim::crash::{Report, at_every_pair, at_every_store, short_migration, short_run};
+use midflight_sim::crash::{
+    Report, at_every_pair, at_every_store, packed, short_migration, short_run,
+};
 use midflight_sim::memory::Arena;
 use midflight_sim::profile::Profile;
 use midflight_sim::scenario::Scenario;
-use midflight_sim::topology::Policy;
+use midflight_sim::topology::{Policy, Ring};
 
 /// One row of the table.
 struct Row {
     batch: u64,
     /// What else tells it from the other rows.
-    kind: &'static str,
+    kind: String,
     profile: Profile,
 }
 
-pub fn explore(args: &CrashArgs) -> End {
+/// Rows with packed rings instead: some chains of one descriptor, or none.
+fn packed_rows(rows: Vec<Row>) -> Vec<Row> {
+    let each = |Row { batch, kind, profile }| {
+        [(true, "one and many"), (false, "many")].map(|(indirect, chains)| Row {
+            batch,
+            kind: format!("{kind}, {chains}"),
+            profile: packed(Profile::clone(&profile), indirect),
+        })
+    };
+    rows.into_iter().flat_map(each).collect()
+}
+
+fn rows(args: &CrashArgs) -> Vec<Row> {
     let batches = |all: &[u64]| args.batch.map_or_else(|| all.to_vec(), |b| vec![b]);
-    let rows: Vec<Row> = if args.migrate {
+    if args.migrate {
         let policies = [Policy::Drain, Policy::Suspend];
         let rows = batches(&[1, 2, 3]).into_iter().flat_map(|b| policies.map(|p| (b, p)));
         rows.map(|(batch, policy)| Row {
             batch,
-            kind: policy.name(),
+            kind: policy.name().into(),
             profile: short_migration(batch, policy, 2),
         })
         .collect()
@@ -32,13 +46,21 @@ pub fn explore(args: &CrashArgs) -> End {
         let rows = batches(&[1, 2, 3, 4]).into_iter().flat_map(|b| [(b, false), (b, true)]);
         rows.map(|(batch, event_idx)| Row {
             batch,
-            kind: if event_idx { "event index" } else { "flags" },
+            kind: if event_idx { "event index" } else { "flags" }.into(),
             profile: short_run(batch, event_idx),
         })
         .collect()
+    }
+}
+
+pub fn explore(args: &CrashArgs) -> End {
+    let rows = match args.ring {
+        Ring::Split => rows(args),
+        Ring::Packed => packed_rows(rows(args)),
     };
     println!(
-        "split ring, seed {}{}: {} at every store, inside every long store, between any two wishes",
+        "{} ring, seed {}{}: {} at every store, inside every long store, between any two wishes",
+        args.ring.name(),
         args.seed,
         if args.migrate { ", guest migrates there and back, either back-end" } else { "" },
         if args.pairs { "two crashes, each" } else { "crash" }
@@ -50,7 +72,7 @@ fn table(rows: Vec<Row>, args: &CrashArgs) -> End {
     let mut arena = Arena::new();
     let mut total = Report::default();
     println!(
-        "{:>5}  {:>11}  {:>6}  {:>7}  {:>14}  {:>13}  {:>14}  {:>11}  {:>6}",
+        "{:>5}  {:>25}  {:>6}  {:>7}  {:>14}  {:>13}  {:>14}  {:>11}  {:>6}",
         "batch",
         "kind",
         "stores",
@@ -71,7 +93,7 @@ fn table(rows: Vec<Row>, args: &CrashArgs) -> End {
         };
         progress.clear();
         println!(
-            "{batch:>5}  {kind:>11}  {:>6}  {:>7}  {:>14}  {:>13}  {:>14}  {:>11}  {:>6}",
+            "{batch:>5}  {kind:>25}  {:>6}  {:>7}  {:>14}  {:>13}  {:>14}  {:>11}  {:>6}",
             report.stores,
             report.batch,
             report.between_stores,

@@ -27,7 +27,8 @@ mod trace;
 
 use clap::{Parser, Subcommand};
 use midflight_sim::profile::parse_number;
-use midflight_sim::topology::Policy;
+use midflight_sim::settings::Value;
+use midflight_sim::topology::{Policy, Ring};
 use seeds::Seeds;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -90,7 +91,7 @@ enum Command {
 
 #[derive(clap::Args)]
 struct RunArgs {
-    /// Run this seed, a whole one as in 2:storm:0x1f or a number
+    /// Run this seed, a whole one as in 3:storm:0x1f or a number
     #[arg(long, conflicts_with_all = ["seeds", "resume"])]
     seed: Option<String>,
     #[command(flatten)]
@@ -121,7 +122,7 @@ struct KeepArgs {
 
 #[derive(clap::Args)]
 struct ShowArgs {
-    /// Seed, a whole one as in 2:storm:0x1f or a number
+    /// Seed, a whole one as in 3:storm:0x1f or a number
     seed: String,
     #[command(flatten)]
     story: StoryArgs,
@@ -149,12 +150,20 @@ struct CrashArgs {
     /// Seed of the short run
     #[arg(long, default_value_t = 1, value_parser = parse_number)]
     seed: u64,
+    /// Layout of the rings
+    #[arg(long, default_value = "split", value_parser = ring)]
+    ring: Ring,
     /// The guest migrates, and back-ends of both hosts are killed
     #[arg(long, conflicts_with = "pairs")]
     migrate: bool,
     /// Every combination of two crashes
     #[arg(long)]
     pairs: bool,
+}
+
+fn ring(text: &str) -> Result<Ring, String> {
+    let expected = <Ring as Value>::EXPECTED;
+    Ring::parse(text).ok_or_else(|| format!("expected {expected}, got {text}"))
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]

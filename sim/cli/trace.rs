@@ -16,7 +16,7 @@ pub struct TraceArgs {
     /// Of this scenario document
     #[arg(required_unless_present = "seed", conflicts_with_all = ["seed", "profile", "policy", "given"])]
     file: Option<PathBuf>,
-    /// Of this seed, a whole one as in 2:storm:0x1f or a number
+    /// Of this seed, a whole one as in 3:storm:0x1f or a number
     #[arg(long)]
     seed: Option<String>,
     #[command(flatten)]

@@ -4,8 +4,10 @@
 //! Everything else is: other vrings, the process, memory that was not shared.
 // spec: virtio 1.2, "Split Virtqueues": what a driver must not do.
 
+mod packed;
+
 use crate::memory::Mem;
-use midflight::driver::RingLayout;
+use midflight::driver::{DriverRing, RingLayout};
 use vm_memory::GuestAddress;
 
 /// What the guest does.
@@ -70,8 +72,18 @@ impl Sabotage {
         !matches!(self, Self::Twice | Self::Rewrite)
     }
 
-    /// Do it. `busy`: heads in flight; `index`: the available index so far.
-    pub(super) fn commit(self, mem: &Mem, ring: &RingLayout, busy: &[u16], index: u16) {
+    /// Do it. `busy`: heads or buffer ids in flight.
+    pub(super) fn commit(self, mem: &Mem, ring: &DriverRing, busy: &[u16]) {
+        match ring.as_packed() {
+            None => self.commit_split(mem, ring.layout(), busy, ring.avail_idx()),
+            Some(ring) => {
+                let free = (0..).find(|id| !busy.contains(id)).unwrap_or(0);
+                packed::commit(self, mem, ring.layout(), ring.avail_position(), busy, free);
+            }
+        }
+    }
+
+    fn commit_split(self, mem: &Mem, ring: &RingLayout, busy: &[u16], index: u16) {
         let free = (0..ring.size).find(|head| !busy.contains(head)).unwrap_or(0);
         let desc = |at: u16, addr: u64, flags: u16, next: u16| {
             let base = ring.desc + 16 * u64::from(at);

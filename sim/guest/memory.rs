@@ -5,7 +5,8 @@
 //! the third lies above 4 GiB.
 
 use crate::memory::{Arena, Mem, RegionId};
-use crate::oracle::RingView;
+use crate::oracle::{PackedView, RingView, SplitView};
+use crate::topology::Ring;
 use midflight::driver::RingLayout;
 
 /// A region of guest memory.
@@ -65,15 +66,22 @@ pub fn user(guest: u64) -> u64 {
 }
 
 /// Where the ring of a vring lies: in the low half of memory, then in the high
-/// half, and so on. What the device writes shares no page with what the driver
-/// writes, so that a page which is not logged is missed, and lies across two.
+/// half, and so on. What the device writes of a split ring shares no page with
+/// what the driver writes, so that a page which is not logged is missed, and lies
+/// across two; a packed ring, which both write, lies across two as well.
 ///
 /// # Panics
 /// If the ring is too large for its place.
-pub fn ring(vring: u16, size: u16) -> RingLayout {
+pub fn ring(kind: Ring, vring: u16, size: u16) -> RingLayout {
     let (half, place) = (vring % 2, u64::from(vring / 2));
     let base = if half == 0 { RINGS } else { HIGH_RINGS } + RING_STEP * place;
     assert!(RingLayout::footprint(size) <= PAGE, "a ring of {size} entries has no room");
+    if kind == Ring::Packed {
+        // One descriptor before the border, or half of them, or all behind it.
+        let before = [1, size / 2, 0][usize::from(vring % 3)];
+        let desc = base + 2 * PAGE - RingLayout::desc_bytes(before);
+        return RingLayout { size, desc, avail: base, used: base + PAGE };
+    }
     let desc = base;
     let avail = desc + RingLayout::desc_bytes(size);
     let used = base + 2 * PAGE
@@ -86,14 +94,24 @@ pub fn ring(vring: u16, size: u16) -> RingLayout {
     RingLayout { size, desc, avail, used }
 }
 
-/// The same for the oracle.
-pub fn ring_view(layout: &RingLayout, index: u16) -> RingView {
-    RingView {
-        size: layout.size,
-        avail: layout.avail,
-        used: layout.used,
-        avail_seen: index,
-        used_seen: index,
+/// The same for the oracle, for a ring that has come so far.
+pub fn ring_view(kind: Ring, layout: &RingLayout, first: u16) -> RingView {
+    let RingLayout { size, desc, avail, used } = *layout;
+    match kind {
+        Ring::Split => {
+            RingView::Split(SplitView { size, avail, used, avail_seen: first, used_seen: first })
+        }
+        Ring::Packed => {
+            let seen = PackedView::place(size, first);
+            RingView::Packed(PackedView {
+                size,
+                ring: desc,
+                driver: avail,
+                device: used,
+                avail_seen: seen,
+                used_seen: seen,
+            })
+        }
     }
 }
 
@@ -132,7 +150,7 @@ mod tests {
     #[test]
     fn guest_rings_lie_apart_and_what_the_device_writes_crosses_a_page() {
         for size in [8, 16, 32, 64] {
-            let rings = [0, 1, 2, 3].map(|vring| ring(vring, size));
+            let rings = [0, 1, 2, 3].map(|vring| ring(Ring::Split, vring, size));
             for (i, r) in rings.iter().enumerate() {
                 r.check().unwrap();
                 let end = r.used + RingLayout::used_bytes(size);
@@ -141,6 +159,22 @@ mod tests {
                 assert_eq!(user(r.used) - user(r.desc), r.used - r.desc);
                 assert!(rings[i + 1..].iter().all(|o| o.desc >= end || r.desc > o.desc + 8 * KIB));
             }
+        }
+    }
+
+    #[test]
+    fn guest_packed_rings_lie_apart_and_some_cross_a_page() {
+        for size in [2, 5, 16, 77, 128] {
+            let rings = [0, 1, 2, 3].map(|vring| ring(Ring::Packed, vring, size));
+            let end = |r: &RingLayout| r.desc + RingLayout::desc_bytes(size);
+            for (i, r) in rings.iter().enumerate() {
+                r.check_packed().unwrap();
+                assert!(r.avail / PAGE < r.used / PAGE && r.used + 4 <= r.desc);
+                assert!(rings[i + 1..].iter().all(|o| o.avail >= end(r) || r.avail >= end(o)));
+                assert_eq!(user(r.desc) - user(r.avail), r.desc - r.avail);
+            }
+            let crosses = |r: &&RingLayout| r.desc / PAGE < (end(r) - 1) / PAGE;
+            assert!(rings.iter().filter(crosses).count() >= 2);
         }
     }
 

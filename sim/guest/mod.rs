@@ -9,12 +9,12 @@ use crate::memory::Mem;
 use crate::oracle::{Ask, Expect, Oracle, Violation};
 use crate::pattern;
 use crate::scenario::Request;
-use crate::topology::Topology;
+use crate::topology::{Ring, Topology};
 use crate::trace::{Lane, Trace, Verb, What};
 pub use hostile::Sabotage;
 use midflight::driver::{
-    BlkDriver, BlkOp, BlkRequest, DriverError, Framing, RangeSegment, RequestBuffers, RingFeatures,
-    RingLayout, Span, SplitDriver,
+    BlkDriver, BlkOp, BlkRequest, DriverError, Framing, PackedDriver, PackedPosition, RangeSegment,
+    RequestBuffers, RingFeatures, RingLayout, Span, SplitDriver,
 };
 use std::collections::{BTreeMap, VecDeque};
 use vm_memory::{Bytes, GuestAddress};
@@ -55,6 +55,8 @@ struct Queue {
     free_slots: Vec<u64>,
     /// Slot by request.
     slots: BTreeMap<u64, u64>,
+    /// Used elements it has looked at.
+    reaped: u64,
     /// A call or a wish came while the guest was paused.
     missed: bool,
     /// The guest has broken its rules, like this.
@@ -86,7 +88,7 @@ impl Guest {
     /// A guest whose rings have been used up to the topology's first index.
     pub fn new(
         mem: Mem,
-        stream: Stream,
+        mut stream: Stream,
         topology: &Topology,
         todo: Vec<VecDeque<Todo>>,
     ) -> Result<Self, Violation> {
@@ -94,11 +96,12 @@ impl Guest {
         let mut slots = memory::slots(depth * u64::from(topology.queues), topology.max_sectors);
         let mut queues = Vec::new();
         for (vring, todo) in (0u16..).zip(todo) {
-            let layout = memory::ring(vring, topology.ring_size);
+            let layout = memory::ring(topology.ring, vring, topology.ring_size);
             queues.push(Queue {
-                driver: driver(&mem, layout, topology).map_err(blame)?,
+                driver: driver(&mem, &mut stream, layout, topology).map_err(blame)?,
                 free_slots: slots.split_off(slots.len() - depth as usize),
                 slots: BTreeMap::new(),
+                reaped: 0,
                 todo,
                 missed: false,
                 spoiled: None,
@@ -153,9 +156,9 @@ impl Guest {
         lost.filter_map(|(i, q)| std::mem::take(&mut q.kick_lost).then_some(i)).collect()
     }
 
-    /// Used elements that the guest has not looked at, by vring.
-    pub fn unseen(&self, vring: u16, used_index: u16) -> u16 {
-        used_index.wrapping_sub(self.queues[usize::from(vring)].driver.ring().next_used())
+    /// Used elements that the guest has looked at.
+    pub fn reaped(&self, vring: u16) -> u64 {
+        self.queues[usize::from(vring)].reaped
     }
 
     /// Stop or go on.
@@ -262,8 +265,7 @@ impl Guest {
     ) -> Turn {
         let queue = &mut self.queues[usize::from(vring)];
         let busy: Vec<u16> = queue.driver.pending().map(|(head, _)| head).collect();
-        let ring = queue.driver.ring();
-        how.commit(&self.mem, ring.layout(), &busy, ring.avail_idx());
+        how.commit(&self.mem, queue.driver.ring(), &busy);
         queue.spoiled = Some(how);
         queue.todo.clear();
         oracle.spoiled(vring);
@@ -332,6 +334,7 @@ impl Guest {
                 Violation::new("driver", format!("request {request} is reaped twice"))
             })?;
             queue.free_slots.push(slot);
+            queue.reaped += 1;
             self.completed += 1;
         }
         Ok(())
@@ -445,12 +448,29 @@ impl Guest {
     }
 }
 
-/// A driver over a ring whose indexes are both at the topology's first index,
-/// as an earlier life would have left it.
-fn driver(mem: &Mem, layout: RingLayout, topology: &Topology) -> Result<BlkDriver, DriverError> {
+/// A driver over a ring that has come as far as the topology says, as an earlier
+/// life would have left it.
+fn driver(
+    mem: &Mem,
+    stream: &mut Stream,
+    layout: RingLayout,
+    topology: &Topology,
+) -> Result<BlkDriver, DriverError> {
+    let packed = topology.ring == Ring::Packed;
     let features =
-        RingFeatures { event_idx: topology.event_idx, indirect: topology.indirect, packed: false };
+        RingFeatures { event_idx: topology.event_idx, indirect: topology.indirect, packed };
     let first = topology.first_index;
+    if packed {
+        let (index, wrap) = (first % layout.size, (first / layout.size).is_multiple_of(2));
+        let at = PackedPosition { index, wrap };
+        let mut ring = PackedDriver::start_at(mem, layout, features, at)?;
+        // A driver may call its buffers whatever it likes.
+        if stream.below("ids", 2) == 1 {
+            let ids: Vec<u16> = (0..layout.size).map(|i| 4_000 - 7 * i).collect();
+            ring.use_ids(&ids)?;
+        }
+        return Ok(BlkDriver::over(ring));
+    }
     for index in [layout.avail_idx(), layout.used_idx()] {
         mem.write_obj(first.to_le(), GuestAddress(index)).expect("rings lie in memory");
     }

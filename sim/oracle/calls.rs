@@ -8,24 +8,26 @@
 // spec: virtio 1.2, "Used Buffer Notification Suppression" and "Available
 // Buffer Notification Suppression"
 
-use super::rings::u16_at;
-use super::{RingView, Violation};
+use super::rings::{Told, Trail, Wish};
+use super::{Ledger, RingView, Violation};
 use crate::memory::Mem;
 
 /// A call that is owed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Due {
-    /// The used index before, and the one that made it so.
-    old: u16,
-    index: u16,
+    /// The used place before, and the one that made it so.
+    old: u32,
+    place: u32,
     /// Its step is still under way.
     fresh: bool,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Side {
-    /// Used index stored last.
-    used: u16,
+    /// Up to where the device has said that chains are used.
+    used: u32,
+    /// What it has stored in this step.
+    trail: Trail,
     due: Option<Due>,
     /// The guest has kicked, and the device has not heard of it yet.
     kicked: bool,
@@ -47,19 +49,9 @@ pub struct Rest {
     pub fetched_all: bool,
 }
 
-/// An event index covers the step from `old` to `new`.
-fn crosses(event: u16, old: u16, new: u16) -> bool {
-    // In the words of the document: the index was passed if fewer steps lead
-    // from it to the new value than from the old value to the new one.
-    new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
-}
-
-/// The guest wants to hear of the used index going from `old` to `new`.
-fn wants_call(event_idx: bool, mem: &Mem, ring: &RingView, old: u16, new: u16) -> bool {
-    match event_idx {
-        true => crosses(u16_at(mem, ring.avail + 4 + 2 * u64::from(ring.size)), old, new),
-        false => old != new && u16_at(mem, ring.avail) & 1 == 0,
-    }
+/// The guest wants to hear of the used place going from `old` to `new`.
+fn wants_call(event_idx: bool, mem: &Mem, ring: &RingView, old: u32, new: u32) -> bool {
+    ring.wakes(ring.driver_wish(mem, event_idx), old, new)
 }
 
 fn broken(message: String) -> Violation {
@@ -68,16 +60,20 @@ fn broken(message: String) -> Violation {
 
 impl Calls {
     pub fn new(event_idx: bool, rings: &[RingView]) -> Self {
-        let side = |ring: &RingView| Side { used: ring.used_seen, ..Side::default() };
+        let side = |ring: &RingView| Side { used: ring.used_place(), ..Side::default() };
         Self { event_idx, sides: rings.iter().map(side).collect() }
     }
 
-    /// The device has stored this used index.
-    pub fn published(&mut self, mem: &Mem, vring: u16, ring: &RingView, index: u16) {
-        let side = &mut self.sides[usize::from(vring)];
-        let old = std::mem::replace(&mut side.used, index);
-        if wants_call(self.event_idx, mem, ring, old, index) {
-            side.due = Some(Due { old, index, fresh: true });
+    /// The device has stored something that a driver looks at.
+    pub fn published(&mut self, mem: &Mem, vring: u16, ledger: &Ledger, told: Told) {
+        let (side, ring) = (&mut self.sides[usize::from(vring)], ledger.ring(vring));
+        let (old, steps) = (side.used, |head| ledger.steps(vring, head));
+        side.used = match told {
+            Told::Index(index) => index.into(),
+            told => ring.follow(mem, &mut side.trail, old, told, steps, |_| {}),
+        };
+        if wants_call(self.event_idx, mem, ring, old, side.used) {
+            side.due = Some(Due { old, place: side.used, fresh: true });
         }
     }
 
@@ -95,8 +91,10 @@ impl Calls {
         runs: impl Fn(u16) -> bool,
     ) -> Result<(), Violation> {
         for (vring, side) in (0u16..).zip(&mut self.sides) {
+            side.trail.clear();
             let Some(due) = side.due else { continue };
-            if !wants_call(self.event_idx, mem, rings(vring), due.old, due.index) {
+            let ring = rings(vring);
+            if !wants_call(self.event_idx, mem, ring, due.old, due.place) {
                 side.due = None;
                 continue;
             }
@@ -104,7 +102,7 @@ impl Calls {
                 let who = if due.fresh { "" } else { " by its predecessor" };
                 return Err(broken(format!(
                     "vring {vring}: used index {}, stored{who}, covers what the guest asked to be called for, and no call was sent",
-                    due.index
+                    ring.name(due.place)
                 )));
             }
         }
@@ -113,18 +111,18 @@ impl Calls {
 
     /// The device died in this step; its successor has to pay.
     pub fn died(&mut self) {
-        for due in self.sides.iter_mut().filter_map(|side| side.due.as_mut()) {
-            due.fresh = false;
+        for side in &mut self.sides {
+            side.trail.clear();
+            side.due = side.due.map(|due| Due { fresh: false, ..due });
         }
     }
 
-    /// The guest has moved the available index.
-    pub fn offered(&mut self, mem: &Mem, vring: u16, ring: &RingView, old: u16, new: u16) {
-        let kicked = if self.event_idx {
-            crosses(u16_at(mem, ring.used + 4 + 8 * u64::from(ring.size)), old, new)
-        } else {
-            u16_at(mem, ring.used) & 1 == 0
-        };
+    /// The guest has made available what there is from `old` on.
+    pub fn offered(&mut self, mem: &Mem, vring: u16, ring: &RingView, old: u32) {
+        let wish = ring.device_wish(mem, self.event_idx);
+        // A driver that cannot read a wish had better kick.
+        let kicked = matches!(wish, Wish::Always | Wish::Nonsense(_))
+            || ring.wakes(wish, old, ring.avail_place());
         self.sides[usize::from(vring)].kicked |= kicked;
     }
 
@@ -141,48 +139,31 @@ impl Calls {
         Rest { vring, fetched_all }: Rest,
     ) -> Result<(), Violation> {
         let side = &self.sides[usize::from(vring)];
-        let avail = u16_at(mem, ring.avail + 2);
+        let avail = ring.avail_place();
+        let name = || ring.name(avail);
         if !fetched_all {
             return match side.kicked {
                 true => Ok(()),
                 false => Err(broken(format!(
-                    "vring {vring}: the device sleeps, available index {avail} is not fetched, and it asked not to be kicked for that"
+                    "vring {vring}: the device sleeps, available index {} is not fetched, and it asked not to be kicked for that",
+                    name()
                 ))),
             };
         }
-        let told = if self.event_idx {
-            let event = u16_at(mem, ring.used + 4 + 8 * u64::from(ring.size));
-            (event != avail).then(|| format!("avail_event is {event}"))
-        } else {
-            (u16_at(mem, ring.used) & 1 != 0).then(|| "kicks are switched off".into())
+        let told = match ring.device_wish(mem, self.event_idx) {
+            Wish::Always => None,
+            Wish::At(event) => {
+                (event != avail).then(|| format!("avail_event is {}", ring.name(event)))
+            }
+            Wish::Never => Some("kicks are switched off".into()),
+            Wish::Nonsense(what) => Some(format!("its wish {what:#x} means nothing")),
         };
         match told {
             None => Ok(()),
             Some(told) => Err(broken(format!(
-                "vring {vring}: the device sleeps at available index {avail}, and {told}: the guest will not kick"
+                "vring {vring}: the device sleeps at available index {}, and {told}: the guest will not kick",
+                name()
             ))),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn calls_an_event_index_is_crossed_by_the_store_that_passes_it() {
-        for (event, old, new, want) in [
-            (4, 4, 5, true),
-            (5, 4, 5, false),
-            (4, 4, 4, false),
-            (3, 4, 9, false),
-            (8, 4, 9, true),
-            (9, 4, 9, false),
-            (65535, 65535, 0, true),
-            (0, 65535, 0, false),
-            (1, 65534, 3, true),
-        ] {
-            assert_eq!(crosses(event, old, new), want, "{event} {old} {new}");
         }
     }
 }

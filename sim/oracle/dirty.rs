@@ -64,7 +64,7 @@ impl core::fmt::Display for Place {
 
 fn place(ledger: &Ledger, addr: u64) -> Place {
     for vring in 0..ledger.vrings() {
-        if ledger.ring(vring).used_range().contains(&addr) {
+        if ledger.ring(vring).is_device_part(addr) {
             return Place::Used(vring);
         }
         let written = ledger.outstanding(vring).find(|ask| {
@@ -82,7 +82,7 @@ fn place(ledger: &Ledger, addr: u64) -> Place {
 /// The vring to whose used ring or request in flight an address belongs.
 pub(super) fn vring_of(ledger: &Ledger, addr: u64) -> Option<u16> {
     (0..ledger.vrings()).find(|vring| {
-        ledger.ring(*vring).used_range().contains(&addr)
+        ledger.ring(*vring).is_device_part(addr)
             || ledger.outstanding(*vring).any(|ask| {
                 ask.status == addr
                     || ask.data.iter().any(|(at, len)| (*at..at + u64::from(*len)).contains(&addr))

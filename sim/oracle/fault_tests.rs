@@ -31,7 +31,8 @@ impl Bench {
         let mut arena = Arena::new();
         let id = arena.region(0x1_0000);
         let mem = arena.view(&[(0, id)]);
-        let ring = RingView { size: 16, avail: AVAIL, used: USED, avail_seen: 0, used_seen: 0 };
+        let ring = SplitView { size: 16, avail: AVAIL, used: USED, avail_seen: 0, used_seen: 0 };
+        let ring = RingView::Split(ring);
         let oracle = Oracle::new(Judges::default(), vec![ring], 16, write_through);
         Self { _arena: arena, mem, oracle, image: Image::new(16), used: 0 }
     }

@@ -1,6 +1,7 @@
 //! Each request completes exactly once, with the right status, and the disk is
 //! asked for nothing else.
 
+use super::rings::Desc;
 use super::{RingView, Violation};
 use crate::disk::faults::Try;
 use crate::disk::{Job, SECTOR};
@@ -29,7 +30,7 @@ pub struct Ask {
     pub request: u64,
     /// Vring.
     pub vring: u16,
-    /// Head of its chain.
+    /// Head of its chain, or its buffer id.
     pub head: u16,
     /// What is wanted.
     pub verb: Verb,
@@ -52,6 +53,10 @@ pub struct Ask {
 #[derive(Clone, Debug)]
 struct Entry {
     ask: Ask,
+    /// How far it moves the places of the ring.
+    steps: u16,
+    /// Its descriptors, as they were in a packed ring.
+    descs: Vec<Desc>,
     used_len: Option<u32>,
     /// What the disk has answered to the last try.
     answer: Option<bool>,
@@ -109,7 +114,7 @@ fn broken(message: String) -> Violation {
 impl Ledger {
     pub(super) fn new(rings: Vec<RingView>) -> Self {
         let queue = |ring: RingView| Queue {
-            holds: vec![None; usize::from(ring.size)],
+            holds: vec![None; usize::from(ring.size())],
             ring,
             order: Vec::new(),
             used: 0,
@@ -153,6 +158,16 @@ impl Ledger {
         *self.queues.get(usize::from(vring))?.holds.get(usize::from(head))?
     }
 
+    /// How far the chain that holds a head moves the places of its ring.
+    pub fn steps(&self, vring: u16, head: u16) -> Option<u16> {
+        self.holder(vring, head).map(|request| self.entries[request as usize].steps)
+    }
+
+    /// The descriptors of a request, as they were in a packed ring.
+    pub(super) fn descs(&self, request: u64) -> &[Desc] {
+        &self.entries[request as usize].descs
+    }
+
     /// Requests that were published and are not used, in available order.
     pub fn outstanding(&self, vring: u16) -> impl Iterator<Item = &Ask> + '_ {
         let queue = &self.queues[usize::from(vring)];
@@ -182,6 +197,8 @@ impl Ledger {
         assert_eq!(ask.request, self.entries.len() as u64, "requests are numbered in order");
         self.entries.push(Entry {
             ask,
+            steps: 1,
+            descs: Vec::new(),
             used_len: None,
             answer: None,
             fails: false,
@@ -198,7 +215,8 @@ impl Ledger {
         tick: u64,
     ) -> Result<Option<u64>, Violation> {
         let queue = &mut self.queues[usize::from(vring)];
-        let Some(head) = queue.ring.next_avail(mem) else { return Ok(None) };
+        let Some(offer) = queue.ring.next_avail(mem) else { return Ok(None) };
+        let head = offer.name;
         // The newest request with this head that nobody has published.
         let entry = self
             .entries
@@ -209,8 +227,13 @@ impl Ledger {
                 Violation::new("guest", format!("vring {vring}: head {head} is no request"))
             })?;
         entry.ask.published = Some(tick);
+        (entry.steps, entry.descs) = (offer.steps, offer.descs);
         entry.ask.order = queue.order.len() as u64;
         queue.order.push(entry.ask.request);
+        // A buffer id may be any number.
+        if queue.holds.len() <= usize::from(head) {
+            queue.holds.resize(usize::from(head) + 1, None);
+        }
         queue.holds[usize::from(head)] = Some(entry.ask.request);
         Ok(Some(entry.ask.request))
     }
@@ -218,8 +241,8 @@ impl Ledger {
     /// The next request with a new used element in this vring.
     pub(super) fn scan_used(&mut self, mem: &Mem, vring: u16) -> Result<Option<u64>, Violation> {
         let queue = &mut self.queues[usize::from(vring)];
-        let Some((id, len)) = queue.ring.next_used(mem, vring)? else { return Ok(None) };
-        let index = queue.ring.used_seen.wrapping_sub(1);
+        let Some((id, len)) = queue.ring.peek_used(mem, vring)? else { return Ok(None) };
+        let place = queue.ring.used_place();
         let holder = usize::try_from(id).ok().and_then(|id| queue.holds.get_mut(id));
         let Some(request) = holder.and_then(Option::take) else {
             let last = self.entries.iter().rev().find(|e| {
@@ -227,14 +250,17 @@ impl Ledger {
             });
             return Err(broken(match last {
                 Some(e) => format!(
-                    "request {} completed twice: used entry {index} of vring {vring} names head {id} again",
-                    e.ask.request
+                    "request {} completed twice: used entry {} of vring {vring} names head {id} again",
+                    e.ask.request,
+                    queue.ring.name(place)
                 ),
                 None => format!(
-                    "used entry {index} of vring {vring} names head {id}, which is no request"
+                    "used entry {} of vring {vring} names head {id}, which is no request",
+                    queue.ring.name(place)
                 ),
             }));
         };
+        queue.ring.pass_used(self.entries[request as usize].steps);
         queue.used += 1;
         self.completed += 1;
         self.entries[request as usize].used_len = Some(len);

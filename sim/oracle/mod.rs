@@ -29,9 +29,9 @@ use calls::Calls;
 pub use dirty::Pair;
 pub use ledger::{Ask, Expect, Ledger, SERIAL};
 pub use promise::promise;
-pub use reading::{Asked, Reading};
+pub use reading::{Asked, PackedAsked, PackedReading, Reading};
 pub use region::RegionView;
-pub use rings::RingView;
+pub use rings::{PackedView, RingView, SplitView};
 use sectors::Sectors;
 use std::cell::RefCell;
 pub use stores::GuestStore;
@@ -184,15 +184,15 @@ impl Oracle {
     /// The guest has stored an available index.
     pub fn published(&mut self, mem: &Mem, vring: u16) -> Result<(), Violation> {
         self.tick += 1;
-        if self.judges.cheap {
-            let ring = self.ledger.ring(vring);
-            self.calls.offered(mem, vring, ring, ring.avail_seen, ring.avail_index(mem));
-        }
+        let before = self.ledger.ring(vring).avail_place();
         while let Some(id) = self.ledger.scan_avail(mem, vring, self.tick)? {
             let ask = self.ledger.ask(id);
             if ask.expect == Expect::Ok && self.judges.cheap {
                 self.sectors.submitted(ask, self.tick);
             }
+        }
+        if self.judges.cheap {
+            self.calls.offered(mem, vring, self.ledger.ring(vring), before);
         }
         Ok(())
     }

@@ -108,34 +108,82 @@ pub fn stop_answer(bytes: &[u8]) -> Option<Base> {
     }
 }
 
+/// Bases of a vring that a front-end has set and was told last.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Bases {
+    /// Set by it.
+    pub set: Option<u32>,
+    /// Answered to it.
+    pub told: Option<u32>,
+}
+
+/// Where a vring stands, by its ring and its region, as a base has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// If nothing were in flight.
+    pub used: u32,
+    /// With what is in flight.
+    pub told: u32,
+    /// So many requests.
+    pub inflight: u16,
+    /// The vring is packed.
+    pub packed: bool,
+}
+
+impl Standing {
+    /// A base in words.
+    pub fn say(&self, base: u32) -> String {
+        match self.packed {
+            false => base.to_string(),
+            true => format!(
+                "{} with wrap {}, used {} with wrap {}",
+                base & 0x7fff,
+                base >> 15 & 1,
+                base >> 16 & 0x7fff,
+                base >> 31
+            ),
+        }
+    }
+}
+
 /// Hold an answer against what the vring's ring and region say: the next index
-/// is the used index and all that is in flight.
-pub fn check_answer(base: Base, used: u16, inflight: u16) -> Result<(), Violation> {
-    let expected = u32::from(used.wrapping_add(inflight));
-    if base.index == expected {
+/// is the used index and all that is in flight. Of a packed vring it tells both.
+// spec: vhost-user, "Vring descriptor indices for packed virtqueues"
+pub fn check_answer(base: Base, at: Standing) -> Result<(), Violation> {
+    if base.index == at.told {
         return Ok(());
     }
     Err(Violation::new(
         "base",
         format!(
-            "vring {} is stopped with base {}, expected {expected}: used index {used} and {inflight} in flight",
-            base.vring, base.index
+            "vring {} is stopped with base {}, expected {}: used index {} and {} in flight",
+            base.vring,
+            at.say(base.index),
+            at.say(at.told),
+            at.say(at.used),
+            at.inflight
         ),
     ))
 }
 
 /// Hold what the front-end sets against the same; after a crash it knows the
-/// used index only.
-pub fn check_start(base: Base, used: u16, inflight: u16) -> Result<(), Violation> {
-    let (told, read) = (u32::from(used.wrapping_add(inflight)), u32::from(used));
-    if base.index == told || base.index == read {
+/// used index only, and of a packed vring what it was told last.
+pub fn check_start(base: Base, at: Standing, last: &Bases) -> Result<(), Violation> {
+    // A front-end that was told nothing says how a fresh ring begins.
+    let stale = at.packed
+        && (base.index == 0x8000_8000 || [last.set, last.told].contains(&Some(base.index)));
+    if base.index == at.told || base.index == at.used || stale {
         return Ok(());
     }
     Err(Violation::new(
         "base",
         format!(
-            "vring {} is started at base {}, expected {read}, or {told} with the {inflight} in flight",
-            base.vring, base.index
+            "vring {} is started at base {}, expected {}, or {} with the {} in flight",
+            base.vring,
+            at.say(base.index),
+            at.say(at.used),
+            at.say(at.told),
+            at.inflight
         ),
     ))
 }
@@ -169,9 +217,12 @@ mod tests {
         assert_eq!(stop_answer(&message(24, &[2, 9])), None);
         assert_eq!(stop_answer(&message(11, &[])), None);
         let base = |index| Base { vring: 0, index };
-        assert!(check_answer(base(2), 65535, 3).is_ok());
-        assert!(check_answer(base(65535), 65535, 3).is_err());
-        assert!(check_start(base(65535), 65535, 3).is_ok());
-        assert!(check_start(base(0), 65535, 3).is_err());
+        let at = Standing { used: 65535, told: 2, inflight: 3, packed: false };
+        let last = Bases { set: Some(0), told: None };
+        assert!(check_answer(base(2), at).is_ok());
+        assert!(check_answer(base(65535), at).is_err());
+        assert!(check_start(base(65535), at, &Bases::default()).is_ok());
+        assert!(check_start(base(0), at, &last).is_err());
+        assert!(check_start(base(0), Standing { packed: true, ..at }, &last).is_ok());
     }
 }

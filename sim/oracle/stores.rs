@@ -1,11 +1,12 @@
-//! The back-end stores only where a device may: used rings, the inflight
-//! region, and what it may write of requests that are in flight. Never in a
+//! The back-end stores only where a device may: what rings have for it, the
+//! inflight region, and what it may write of requests that are in flight. Never in a
 //! buffer that it has given back.
 // spec: virtio 1.2, "The Virtqueue Used Ring": the device writes buffers
 // before it returns them.
 
 use super::ledger::joined;
-use super::{Ledger, Violation};
+use super::rings::{Told, Trail};
+use super::{Ledger, RingView, Violation};
 use crate::memory::Mem;
 use crate::trace::Verb;
 use std::cell::{RefCell, RefMut};
@@ -24,8 +25,9 @@ pub struct GuestStore {
 pub(super) struct Step {
     /// Requests given back in this step.
     ended: Vec<u64>,
-    /// By vring, if it was published in this step: next used index to look at.
-    seen: Vec<(u16, u16)>,
+    /// By vring, if it was published in this step: next place to look for used
+    /// ones at, and what was stored before it.
+    seen: Vec<(u16, u32, Trail)>,
 }
 
 /// Judges the stores of one step, in their order.
@@ -33,7 +35,7 @@ pub(super) struct Watch<'a> {
     ledger: &'a Ledger,
     mem: &'a Mem,
     step: RefMut<'a, Step>,
-    /// By vring: what its used ring says means nothing.
+    /// By vring: what its ring says means nothing.
     spoiled: &'a [bool],
 }
 
@@ -51,17 +53,20 @@ impl<'a> Watch<'a> {
         Self { ledger, mem, step, spoiled }
     }
 
-    /// `value`: what was stored, where it is a used index.
+    /// `value`: what was stored.
     pub fn store(&mut self, store: GuestStore, value: &[u8]) -> Result<(), Violation> {
         for vring in 0..self.ledger.vrings() {
             let ring = self.ledger.ring(vring);
-            let used = ring.used..ring.used + 6 + 8 * u64::from(ring.size);
-            if !used.contains(&store.addr) || store.addr + store.len > used.end {
+            let last = store.addr + store.len.max(1) - 1;
+            if !ring.is_device_part(store.addr) || !ring.is_device_part(last) {
                 continue;
             }
-            let means = !self.spoiled[usize::from(vring)];
-            if store.addr == ring.used + 2 && store.len == 2 && means {
-                self.publish(vring, u16::from_le_bytes([value[0], value[1]]));
+            if self.spoiled[usize::from(vring)] {
+                return Ok(());
+            }
+            self.check_descriptor(vring, store)?;
+            if let Some(told) = ring.told(store, value) {
+                self.publish(vring, told);
             }
             return Ok(());
         }
@@ -81,19 +86,35 @@ impl<'a> Watch<'a> {
         }
     }
 
-    fn publish(&mut self, vring: u16, index: u16) {
+    /// In a packed ring a device writes to descriptors it was given only.
+    // spec: virtio 1.2, "Packed Virtqueues"
+    fn check_descriptor(&self, vring: u16, store: GuestStore) -> Result<(), Violation> {
+        let RingView::Packed(view) = self.ledger.ring(vring) else { return Ok(()) };
+        let seen = self.step.seen.iter().find(|(of, ..)| *of == vring);
+        let place = seen.map_or(view.used_seen, |(_, place, _)| *place);
+        match view.may_store(store, place) {
+            true => Ok(()),
+            false => Err(Violation::new(
+                "memory",
+                format!(
+                    "back-end stores {} bytes at {:#x} in the ring of vring {vring}, to a descriptor that the guest has",
+                    store.len, store.addr
+                ),
+            )),
+        }
+    }
+
+    fn publish(&mut self, vring: u16, told: Told) {
         let Step { ended, seen } = &mut *self.step;
-        let at = seen.iter().position(|(of, _)| *of == vring).unwrap_or_else(|| {
-            seen.push((vring, self.ledger.ring(vring).used_seen));
+        let (ledger, ring) = (self.ledger, self.ledger.ring(vring));
+        let at = seen.iter().position(|(of, ..)| *of == vring).unwrap_or_else(|| {
+            seen.push((vring, ring.used_place(), Trail::default()));
             seen.len() - 1
         });
-        let seen = &mut seen[at].1;
-        // More than a ring at once is for the oracle of rings to say.
-        while *seen != index && ended.len() < 1 << 16 {
-            let head = self.ledger.ring(vring).used_head(self.mem, *seen);
-            ended.extend(self.ledger.holder(vring, head));
-            *seen = seen.wrapping_add(1);
-        }
+        let (_, place, trail) = &mut seen[at];
+        let steps = |head| ledger.steps(vring, head);
+        let passed = |head| ended.extend(ledger.holder(vring, head));
+        *place = ring.follow(self.mem, trail, *place, told, steps, passed);
     }
 
     fn request_at(&self, store: GuestStore) -> Option<u64> {

@@ -2,32 +2,30 @@
 //! back-end that rests.
 
 use super::calls::Rest;
-use super::{GuestStore, Oracle, RegionView, Violation, region};
+use super::session::Standing;
+use super::{GuestStore, Oracle, RegionView, RingView, Violation, region};
 use crate::memory::Mem;
 
 impl Oracle {
-    /// One of those stores has happened: if it is that of a used index, a call
-    /// may be owed.
+    /// One of those stores has happened: if it tells a driver of something used, a
+    /// call may be owed.
     pub fn stored(&mut self, mem: &Mem, store: GuestStore, value: &[u8]) {
         if !self.judges.cheap {
             return;
         }
         for vring in 0..self.ledger.vrings() {
-            let ring = self.ledger.ring(vring);
             if self.spoiled[usize::from(vring)] {
                 continue;
             }
-            if store.addr == ring.used + 2
-                && let Some(index) = value.first_chunk()
-            {
-                self.calls.published(mem, vring, ring, u16::from_le_bytes(*index));
+            if let Some(told) = self.ledger.ring(vring).told(store, value) {
+                self.calls.published(mem, vring, &self.ledger, told);
             }
         }
     }
 
-    /// Vrings, one bit each, in whose used ring a store begins.
-    pub fn used_rings_at(&self, store: GuestStore) -> u64 {
-        let hit = |vring: &u16| self.ledger.ring(*vring).used_range().contains(&store.addr);
+    /// Vrings, one bit each, in whose ring a store begins.
+    pub fn rings_at(&self, store: GuestStore) -> u64 {
+        let hit = |vring: &u16| self.ledger.ring(*vring).is_device_part(store.addr);
         (0..self.ledger.vrings()).filter(hit).fold(0, |hits, vring| hits | 1 << vring)
     }
 
@@ -82,18 +80,27 @@ impl Oracle {
         }
     }
 
-    /// Used index of a vring, and what its part of the region has in flight.
+    /// Where a vring stands by its ring and its part of the region.
     pub fn at_stop(
         &self,
         mem: &Mem,
         region: Option<RegionView<'_>>,
         vring: u16,
-    ) -> Result<(u16, u16), Violation> {
-        let used = self.ledger.ring(vring).used_index(mem);
+    ) -> Result<Standing, Violation> {
         let live = match region {
-            Some(region) => region::live(&self.ledger, mem, region, vring, false)?.len(),
-            None => 0,
+            Some(region) => region::live(&self.ledger, mem, region, vring, false)?,
+            None => Default::default(),
         };
-        Ok((used, live as u16))
+        let ring = self.ledger.ring(vring);
+        let used = match ring {
+            RingView::Split(split) => split.used_index(mem).into(),
+            RingView::Packed(packed) => packed.used_seen,
+        };
+        Ok(Standing {
+            used: ring.base(used, used),
+            told: ring.base(ring.after(used, live.steps), used),
+            inflight: live.names.len() as u16,
+            packed: matches!(ring, RingView::Packed(_)),
+        })
     }
 }

@@ -3,7 +3,7 @@
 use super::{Profile, ProfileName, Rates, Workload};
 use crate::choices::{Component, Ratio, Stream};
 use crate::disk::Pace;
-use crate::topology::{Migration, Policy, Topology};
+use crate::topology::{Migration, Policy, Ring, Topology};
 
 const HALF: Ratio = Ratio::new(1, 2);
 
@@ -32,6 +32,7 @@ impl Profile {
             ProfileName::Hostile => hostile(&mut s, &mut profile.rates),
             ProfileName::Control => controls(&mut s, &mut profile.rates),
         }
+        ring(&mut s, &mut profile.topology);
         profile
     }
 }
@@ -45,6 +46,7 @@ fn topology(s: &mut Stream) -> Topology {
         _ => s.range("first_index.wrap", 65_400, 65_535),
     };
     Topology {
+        ring: Ring::Split,
         queues,
         ring_size,
         region_size: ring_size << s.below("region_size", 2),
@@ -67,6 +69,16 @@ fn topology(s: &mut Stream) -> Topology {
         split: *s.pick("split", &[Ratio::NEVER, Ratio::new(1, 3)]),
         races: *s.pick("races", &[Ratio::NEVER, Ratio::new(1, 20), Ratio::new(1, 3)]),
         migration: None,
+    }
+}
+
+/// Packed rings are of any size.
+fn ring(s: &mut Stream, topology: &mut Topology) {
+    topology.ring = *s.pick("ring", &[Ring::Split, Ring::Split, Ring::Packed]);
+    if topology.ring == Ring::Packed {
+        let size = *s.pick("ring.size", &[16, 12, 7, 5, 33, 64]);
+        let more = *s.pick("ring.region", &[0, 0, 1, size]);
+        (topology.ring_size, topology.region_size) = (size, size + more);
     }
 }
 

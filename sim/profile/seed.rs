@@ -58,7 +58,7 @@ impl FromStr for ProfileName {
     }
 }
 
-/// A seed: it reads `2:storm:0x8f3a21c04be7d915`, which is schema, profile and
+/// A seed: it reads `3:storm:0x8f3a21c04be7d915`, which is schema, profile and
 /// number. Under one schema it means the same run for ever.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SeedId {
@@ -119,7 +119,7 @@ mod tests {
         assert_eq!(seed.to_string().parse(), Ok(seed));
         assert_eq!("17".parse(), Ok(SeedId { profile: ProfileName::Mixed, number: 17 }));
         assert_eq!("0x11".parse::<SeedId>().map(|s| s.number), Ok(17));
-        for wrong in ["", "x", "1:storm:0x1", "2:gale:1", "2:storm:", "2:storm:1:1"] {
+        for wrong in ["", "x", "1:storm:0x1", "3:gale:1", "3:storm:", "3:storm:1:1", "2:storm:1"] {
             assert!(wrong.parse::<SeedId>().is_err(), "{wrong}");
         }
     }

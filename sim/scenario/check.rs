@@ -2,6 +2,7 @@
 
 use super::{Action, Control, Scenario, Trouble};
 use crate::guest::memory::{SLOTS, slot_len};
+use crate::topology::Ring;
 
 /// Vrings the guest has room for.
 const MAX_QUEUES: u16 = 4;
@@ -32,7 +33,7 @@ impl Scenario {
         within("batch", t.batch, 1, 1 << 10)?;
         within("max_sectors", t.max_sectors, 1, t.sectors.min(128))?;
         within("gather", t.gather, 0, 1_000_000)?;
-        if !t.ring_size.is_power_of_two() {
+        if t.ring == Ring::Split && !t.ring_size.is_power_of_two() {
             return Err(format!("ring_size: expected a power of two, got {}", t.ring_size));
         }
         let slots = t.depth.min(t.ring_size.into()) * u64::from(t.queues);

@@ -6,7 +6,7 @@ use serde::Serialize;
 /// One message, or a few that belong together, while requests are in flight.
 // spec: vhost-user, "Ring states": what may change on the fly
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(into = "String")]
 pub enum Control {
     /// Another call descriptor; nobody listens to the old one any more.
     Call(u16),
@@ -67,6 +67,13 @@ impl Control {
             ["refused"] => Self::Refused,
             _ => return None,
         })
+    }
+}
+
+/// As a document has it.
+impl From<Control> for String {
+    fn from(control: Control) -> Self {
+        control.to_string()
     }
 }
 

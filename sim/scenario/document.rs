@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! midflight scenario
-//! from 2:storm:0x8f3a21c04be7d915
+//! from 3:storm:0x8f3a21c04be7d915
 //! choices calm
 //!
 //! [topology]

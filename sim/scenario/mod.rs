@@ -109,6 +109,9 @@ impl Story {
     pub fn profile(&self, number: u64) -> Result<Profile, crate::settings::SettingError> {
         let mut profile = Profile::draw(self.profile, number);
         self.given.iter().try_for_each(|(key, value)| profile.change(key, value))?;
+        if !self.given.is_empty() {
+            profile.topology.fit();
+        }
         Ok(profile)
     }
 

@@ -8,6 +8,7 @@
 use super::Shrinker;
 use crate::choices::{Choices, Component, Ratio, Stream};
 use crate::scenario::{Action, KillAt, Migrate, Request, Scenario};
+use crate::topology::Ring;
 
 /// Requests to make do with.
 const FEW: [u64; 5] = [2, 4, 6, 10, 16];
@@ -90,7 +91,11 @@ fn sooner(s: &mut Stream, action: &mut Action) {
 
 /// The last entry of a small ring is reached by few requests.
 fn smaller_ring(s: &mut Stream, candidate: &mut Scenario) {
-    let size = *s.pick("ring", &[u16::MAX, u16::MAX, 8, 4, 2]);
+    let sizes: [u16; 5] = match candidate.topology.ring {
+        Ring::Split => [u16::MAX, u16::MAX, 8, 4, 2],
+        Ring::Packed => [u16::MAX, u16::MAX, 8, 5, 3],
+    };
+    let size = *s.pick("ring", &sizes);
     if size < candidate.topology.ring_size {
         candidate.topology.ring_size = size;
     }

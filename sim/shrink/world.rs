@@ -2,24 +2,26 @@
 
 use super::Shrinker;
 use crate::scenario::{Action, Scenario};
-use crate::topology::{Migration, Topology};
+use crate::topology::{Migration, Ring, Topology};
 
 impl Shrinker<'_> {
     pub(super) fn plainer_world(&mut self) {
         self.one_vring();
         self.one_host();
+        self.split_ring();
         // Setting by setting, as the plainest world has it.
         for (key, value) in Topology::plain().entries() {
             if key != "queues" && key != "migration" && key != "max_sectors" {
                 self.setting(key, &value);
             }
         }
-        for value in [2, 4, 8] {
+        for value in [2, 3, 4, 5, 8] {
             self.setting("ring_size", &value.to_string());
         }
         if self.best.topology.first_index > 0 {
             // An index that has to wrap had better do so at once.
-            for value in [65_535, 65_533, 65_529, 65_521] {
+            let size = self.best.topology.ring_size;
+            for value in [65_535, 65_533, 65_529, 65_521, size - 1, size.saturating_sub(3)] {
                 self.setting("first_index", &u16::to_string(&value));
             }
         }
@@ -67,6 +69,15 @@ impl Shrinker<'_> {
             if self.try_take_redrawn(candidate) {
                 return;
             }
+        }
+    }
+
+    /// A split ring may have none of the sizes that a packed one may have.
+    fn split_ring(&mut self) {
+        if self.best.topology.ring == Ring::Packed {
+            let Topology { ring, ring_size, region_size, .. } = Topology::plain();
+            let topology = Topology { ring, ring_size, region_size, ..self.best.topology.clone() };
+            self.try_take_redrawn(Scenario { topology, ..self.best.clone() });
         }
     }
 

@@ -1,15 +1,19 @@
 //! What holds for a whole run: sizes, features, and how the world behaves.
 
 mod migration;
+mod ring;
 
 use crate::choices::Ratio;
 use crate::disk::Pace;
 use crate::settings::{Value, settings};
 pub use migration::{Migration, Policy};
+pub use ring::Ring;
 
 settings! {
     /// See the module.
     pub struct Topology {
+        /// How vrings are laid out.
+        ring: Ring,
         /// Vrings.
         queues: u16,
         /// Entries of each vring.
@@ -17,8 +21,8 @@ settings! {
         /// Entries the inflight region has for each vring; a driver may have
         /// chosen a smaller ring than the device has.
         region_size: u16,
-        /// Both indexes of every vring at the start: an earlier life that left
-        /// no inflight region, such as a migration without one.
+        /// How far every vring has come at the start, all of it used: an earlier
+        /// life that left no inflight region, such as a migration without one.
         first_index: u16,
         /// `VIRTIO_F_EVENT_IDX`.
         event_idx: bool,
@@ -87,6 +91,7 @@ impl Topology {
     /// The smallest world: one vring, no features, nothing happens by itself.
     pub fn plain() -> Self {
         Self {
+            ring: Ring::Split,
             queues: 1,
             ring_size: 16,
             region_size: 16,
@@ -111,6 +116,15 @@ impl Topology {
         }
     }
 
+    /// Sizes that were drawn for another layout or for another ring become such
+    /// that they fit.
+    pub fn fit(&mut self) {
+        if self.ring == Ring::Split {
+            self.ring_size = self.ring_size.next_power_of_two();
+        }
+        self.region_size = self.region_size.max(self.ring_size);
+    }
+
     /// Change a setting by name, or one of the migration as in
     /// `migration.grace`.
     ///
@@ -129,8 +143,9 @@ impl core::fmt::Display for Topology {
         let switch = |on: bool| if on { "on" } else { "off" };
         writeln!(
             f,
-            "rings      {} of {} entries (inflight region for {}), first index {}, event index {}, indirect {}",
+            "rings      {} {} of {} entries (inflight region for {}), first index {}, event index {}, indirect {}",
             self.queues,
+            self.ring.name(),
             self.ring_size,
             self.region_size,
             self.first_index,

@@ -121,7 +121,10 @@ pub(super) fn sentence(what: What) -> String {
         What::VringRunning { vring, next_avail, used, resubmitted } => format!(
             "vring {vring}: runs from avail {next_avail}, used {used}, {resubmitted} resubmitted"
         ),
-        What::VringStopped { vring, base } => format!("vring {vring}: stopped at {base}"),
+        What::VringStopped { vring, base } => match u16::try_from(base) {
+            Ok(index) => format!("vring {vring}: stopped at {index}"),
+            Err(_) => format!("vring {vring}: stopped at {base:#010x}"),
+        },
         What::Back { event, a, b } => match event {
             BackEvent::VringBroken => format!("vring {a}: is BROKEN by its guest, and left alone"),
             BackEvent::Negotiated => {

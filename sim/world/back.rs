@@ -7,7 +7,7 @@ use super::{Event, Slip, StepShape, World};
 use crate::choices::Ratio;
 use crate::disk::Job;
 use crate::memory::Mem;
-use crate::oracle::session::{self, Session};
+use crate::oracle::session::{self, Session, Standing};
 use crate::oracle::{RegionView, Violation};
 use crate::scenario::Successor;
 use crate::topology::{Migration, Policy};
@@ -236,7 +236,7 @@ impl World<'_> {
 
     /// Used index and requests in flight of a vring of this host, as guest
     /// memory and region have them; `None` if the guest is elsewhere.
-    pub(super) fn at_stop(&self, vring: u16) -> Result<Option<(u16, u16)>, Violation> {
+    pub(super) fn at_stop(&self, vring: u16) -> Result<Option<Standing>, Violation> {
         let oracle = self.oracle.borrow();
         let judged = oracle.judges().region && !oracle.is_spoiled(vring);
         if self.here.id != self.guest_at || !judged {
@@ -246,8 +246,7 @@ impl World<'_> {
         let found = match self.here.check.inflight {
             None => oracle.at_stop(mem, None, vring),
             Some(region) => self.arena.with_image(region, |bytes| {
-                let view = RegionView { bytes, queues: self.topology.queues };
-                oracle.at_stop(mem, Some(view), vring)
+                oracle.at_stop(mem, Some(RegionView::of(bytes, &self.topology)), vring)
             }),
         };
         found.map(Some)
@@ -296,9 +295,10 @@ impl World<'_> {
         let Some(piece) = back.inbox.read(wanted) else { return Ok(()) };
         let handles: Vec<_> = piece.objects.iter().map(|o| back.handles.open(*o)).collect();
         for base in back.session.heard(&piece.bytes) {
-            if let Some((used, inflight)) = self.at_stop(base.vring)? {
-                session::check_start(base, used, inflight)?;
+            if let Some(at) = self.at_stop(base.vring)? {
+                session::check_start(base, at, &self.bases[usize::from(base.vring)])?;
             }
+            self.bases[usize::from(base.vring)].set = Some(base.index);
         }
         self.trace.say(
             Lane::Link,

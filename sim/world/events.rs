@@ -153,11 +153,10 @@ impl World<'_> {
 
     /// Why nothing goes on, as far as the rings tell.
     fn stuck(&self, how: &str) -> Violation {
-        let mem = &self.guest_host().guest_memory.mem;
         let oracle = self.oracle.borrow();
         let ledger = oracle.ledger();
         for vring in 0..self.topology.queues {
-            let unseen = self.guest.borrow().unseen(vring, ledger.ring(vring).used_index(mem));
+            let unseen = ledger.used_count(vring) - self.guest.borrow().reaped(vring);
             if unseen > 0 {
                 return Violation::new(
                     "notification",

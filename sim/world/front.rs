@@ -9,7 +9,7 @@ use super::{Event, UNFIT_LIVES, World};
 use crate::guest::memory::{GuestMemory, REGIONS, user};
 use crate::memory::RegionId;
 use crate::oracle::Violation;
-use crate::topology::{Policy, Topology};
+use crate::topology::{Policy, Ring, Topology};
 use crate::trace::{FrontEvent, Lane, What};
 use midflight::Handle;
 use midflight::frontend::{
@@ -313,15 +313,17 @@ impl World<'_> {
     }
 
     fn start_vrings(&mut self) -> Result<(), Violation> {
-        let first = self.topology.first_index;
         let front = &mut self.here.front;
         let mut vrings = Vec::new();
         for index in 0..self.topology.queues {
             let layout = self.guest.borrow().layout(index);
             let base = if !front.started_before {
-                Base::At(u32::from(first))
+                Base::At(first_base(&self.topology, layout.size))
             } else if front.bases_known {
                 Base::Kept
+            } else if self.topology.ring == Ring::Packed {
+                // The same, which is of no use.
+                Base::Last
             } else {
                 // What QEMU does after its back-end has died.
                 let used = layout.load_used_idx(&self.here.guest_memory.mem);
@@ -533,6 +535,20 @@ fn config(topology: &Topology) -> FrontendConfig {
     }
 }
 
+/// Where a vring begins, with nothing in flight.
+// spec: vhost-user, "Vring descriptor indices for packed virtqueues"
+fn first_base(topology: &Topology, size: u16) -> u32 {
+    let first = u32::from(topology.first_index);
+    let size = u32::from(size);
+    match topology.ring {
+        Ring::Split => first,
+        Ring::Packed => {
+            let wrap = u32::from((first / size).is_multiple_of(2));
+            (first % size | wrap << 15) * 0x1_0001
+        }
+    }
+}
+
 /// What the guest's driver accepts.
 fn accepted_features(topology: &Topology) -> u64 {
     let mut features = virtio::VERSION_1
@@ -545,6 +561,7 @@ fn accepted_features(topology: &Topology) -> u64 {
         (topology.indirect, virtio::INDIRECT_DESC),
         (topology.flush, virtio::BLK_FLUSH),
         (topology.queues > 1, virtio::BLK_MQ),
+        (topology.ring == Ring::Packed, virtio::RING_PACKED),
     ];
     for (on, bit) in wanted {
         if on {

@@ -344,13 +344,16 @@ impl World<'_> {
         // A dead process may have stored an index and not lived to log it; QEMU
         // counts the used rings as written when it lets go of them.
         for vring in 0..self.topology.queues {
-            let used = self.oracle.borrow().ledger().ring(vring).used_range();
-            let region = (0u8..)
-                .zip(REGIONS)
-                .find(|(_, r)| (r.guest..r.guest + r.size).contains(&used.start));
-            let (region, first) = region.map_or((0, 0), |(i, r)| (i, r.guest));
-            let pages = (used.start - first) / PAGE as u64..=(used.end - 1 - first) / PAGE as u64;
-            self.migrating().pages.extend(pages.map(|page| (region, page)));
+            let parts = self.oracle.borrow().ledger().ring(vring).device_parts();
+            for part in parts.into_iter().filter(|part| !part.is_empty()) {
+                let region = (0u8..)
+                    .zip(REGIONS)
+                    .find(|(_, r)| (r.guest..r.guest + r.size).contains(&part.start));
+                let (region, first) = region.map_or((0, 0), |(i, r)| (i, r.guest));
+                let pages =
+                    (part.start - first) / PAGE as u64..=(part.end - 1 - first) / PAGE as u64;
+                self.migrating().pages.extend(pages.map(|page| (region, page)));
+            }
         }
         self.on_stopped()
     }
@@ -369,8 +372,7 @@ impl World<'_> {
     }
 
     fn region_flags(&self) -> u64 {
-        let queues = self.topology.queues;
-        let count = |bytes: &[u8]| RegionView { bytes, queues }.flagged();
+        let count = |bytes: &[u8]| RegionView::of(bytes, &self.topology).flagged();
         self.region().map_or(0, |region| self.arena.with_image(region, count))
     }
 

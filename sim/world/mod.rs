@@ -29,10 +29,11 @@ use crate::guest::Guest;
 use crate::guest::memory::ring_view;
 use crate::hash::Rolling;
 use crate::memory::{Arena, Mem};
+use crate::oracle::session::Bases;
 use crate::oracle::{Judges, Oracle, RegionView, SERIAL, Violation};
 use crate::scenario::{Control, KillAt, MAX_RING, Scenario, Successor, Trouble};
 use crate::scheduler::Scheduler;
-use crate::topology::Topology;
+use crate::topology::{Ring, Topology};
 use crate::trace::{Lane, Trace, What};
 use back::Answer;
 use bytes::Bytes;
@@ -192,6 +193,8 @@ pub struct World<'a> {
     clock: Option<Clock>,
     /// By vring: a back-end has said that the guest broke its rules.
     reported: Vec<bool>,
+    /// By vring: what was said about where it goes on.
+    bases: Vec<Bases>,
     excuses: Vec<String>,
     /// Steps of the back-end so far.
     steps: u64,
@@ -224,10 +227,11 @@ impl<'a> World<'a> {
             num_queues: topology.queues,
             queue_size_max: MAX_RING,
             serial: SERIAL,
+            packed: topology.ring == Ring::Packed,
             ..DeviceConfig::with_capacity(topology.sectors * 512)
         };
         let rings = (0..topology.queues)
-            .map(|v| ring_view(&guest.layout(v), topology.first_index))
+            .map(|v| ring_view(topology.ring, &guest.layout(v), topology.first_index))
             .collect();
         let oracle = Oracle::new(options.judges, rings, topology.sectors, !topology.flush)
             .with_event_idx(topology.event_idx);
@@ -274,6 +278,7 @@ impl<'a> World<'a> {
             slip: options.slip,
             clock,
             reported: vec![false; usize::from(topology.queues)],
+            bases: vec![Bases::default(); usize::from(topology.queues)],
             excuses: Vec::new(),
             steps: 0,
             changed: u64::MAX,
@@ -407,7 +412,7 @@ impl<'a> World<'a> {
             return Ok(());
         };
         self.arena.with_image(region, |bytes| {
-            let view = RegionView { bytes, queues: self.topology.queues };
+            let view = RegionView::of(bytes, &self.topology);
             let runs = |vring| self.here.back.as_ref().is_some_and(|b| b.runs(vring));
             let mem = &self.here.guest_memory.mem;
             self.oracle.borrow_mut().check_region(mem, view, runs, self.changed)?;

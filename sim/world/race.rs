@@ -180,8 +180,9 @@ impl StoreCheck {
                     changed |= 1 << (store.offset / self.part).min(63);
                 } else if self.ids.contains(&store.region) {
                     let at = GuestStore { addr: self.guest_addr(store), len: store.len.into() };
-                    changed |= oracle.used_rings_at(at);
-                    if (from..to).contains(&i) && store.len == 2 {
+                    let hit = oracle.rings_at(at);
+                    changed |= hit;
+                    if hit != 0 && (from..to).contains(&i) {
                         oracle.stored(&self.mem, at, bytes);
                     }
                 }

@@ -8,6 +8,7 @@ use super::{Event, World};
 use crate::disk::Job;
 use crate::memory::{Mem, RegionId};
 use crate::oracle::{RegionView, Violation, session};
+use crate::topology::Ring;
 use crate::trace::{BackEvent, Lane, Verb, Wake, What};
 use midflight::backend::{self, CloseReason, Input, MapFailed, Output};
 use midflight::blk::{DiskOp, DiskRequest, ReqId};
@@ -30,7 +31,7 @@ impl World<'_> {
             back.session.check_fetch(vring, head)?;
             if let Some(region) = self.here.check.inflight {
                 self.arena.with_image(region, |bytes| {
-                    let view = RegionView { bytes, queues: self.topology.queues };
+                    let view = RegionView::of(bytes, &self.topology);
                     self.oracle.borrow().check_known(view, vring, head)
                 })?;
             }
@@ -45,8 +46,11 @@ impl World<'_> {
                 let reset = std::mem::take(&mut back.stopped);
                 self.send_to_front(conn, bytes, objects);
                 if let Some(base) = stopped {
-                    if let Some((used, inflight)) = self.at_stop(base.vring)? {
-                        session::check_answer(base, used, inflight)?;
+                    if let Some(at) = self.at_stop(base.vring)? {
+                        session::check_answer(base, at)?;
+                    }
+                    if let Some(bases) = self.bases.get_mut(usize::from(base.vring)) {
+                        bases.told = Some(base.index);
                     }
                     self.check_drained(base.vring)?;
                     self.at_rest(life, base.vring);
@@ -80,6 +84,10 @@ impl World<'_> {
                 let answer = Answer::MapInflight { object, offset, size };
                 self.schedule(delay, Event::BackAnswer(conn, answer));
             }
+            Output::ChannelSend { .. } | Output::WatchChannel { handle: Some(_) } => {
+                return Err(contract("a channel is used that no front-end gave"));
+            }
+            Output::WatchChannel { handle: None } => {}
             Output::WatchKick { vring, handle } => {
                 let object = handle.map(|h| open(back, h)).transpose()?;
                 back.watch[usize::from(vring)] = object;
@@ -175,9 +183,9 @@ impl World<'_> {
             .core
             .request(id)
             .ok_or_else(|| contract(format!("{id} goes to the disk, but nobody knows it")))?;
-        let oracle = self.oracle.borrow();
-        let holder = oracle.ledger().holder(request.vring, request.head);
-        drop(oracle);
+        let name = self.chain_name(request.vring, request.head);
+        let holder =
+            name.and_then(|name| self.oracle.borrow().ledger().holder(request.vring, name));
         if self.here.id != self.guest_at {
             let message = format!(
                 "request of vring {}, head {} goes to the store for a host that has no guest",
@@ -186,7 +194,7 @@ impl World<'_> {
             return Err(Violation::new("ownership", message));
         }
         let asker = (back.life, back.conn.unwrap_or(0));
-        let job = job(&request, asker, holder.unwrap_or(u64::MAX));
+        let job = job(&request, asker, name.unwrap_or(request.head), holder.unwrap_or(u64::MAX));
         self.stats.disk_requests += 1;
         let Job { vring, head, verb, offset, len, .. } = job;
         let (sector, sectors) = (offset / 512, len / 512);
@@ -199,17 +207,30 @@ impl World<'_> {
         Ok(())
     }
 
+    /// The guest's name for a chain that the core names so: of a packed ring the
+    /// buffer id, which is in the region.
+    fn chain_name(&self, vring: u16, head: u16) -> Option<u16> {
+        if self.topology.ring == Ring::Split {
+            return Some(head);
+        }
+        let region = self.here.check.inflight?;
+        self.arena
+            .with_image(region, |bytes| RegionView::of(bytes, &self.topology).name(vring, head))
+    }
+
     pub(super) fn back_event(&mut self, event: backend::Event) -> Result<(), Violation> {
         use backend::Event as E;
         let now = self.now();
         let Some(back) = &mut self.here.back else { return Ok(()) };
-        back.vows.says(&event, now, back.grace)?;
+        let packed = self.topology.ring == Ring::Packed;
+        back.vows.says(&event, now, back.grace, packed)?;
         let unfit = back.kind.is_unfit();
         let what = match event {
             E::VringRunning { vring, next_avail, used, resubmitted, .. } => {
                 back.runs[usize::from(vring)] = true;
                 self.stats.resubmitted += u64::from(resubmitted);
                 self.stats.recoveries += u64::from(resubmitted > 0);
+                self.check_running(vring, next_avail, used)?;
                 What::VringRunning { vring, next_avail, used, resubmitted }
             }
             E::VringStopped { vring, base } => {
@@ -239,6 +260,9 @@ impl World<'_> {
             E::Suspended { vring, inflight } => {
                 self.stats.suspended += u64::from(inflight);
                 What::Back { event: BackEvent::Suspended, a: vring.into(), b: inflight.into() }
+            }
+            E::CapacityChanged { .. } | E::ChannelLost(_) | E::RequestRefused { .. } => {
+                return Err(contract("something is reported that has not happened"));
             }
             E::LogMapped { size } => What::Back { event: BackEvent::LogMapped, a: size, b: 0 },
             E::VringBroken { vring, .. } if self.oracle.borrow().is_spoiled(vring) => {
@@ -333,7 +357,7 @@ impl World<'_> {
 }
 
 /// The core's request in the words of the simulator.
-fn job(request: &DiskRequest<'_>, (life, conn): (u32, u32), holder: u64) -> Job {
+fn job(request: &DiskRequest<'_>, (life, conn): (u32, u32), head: u16, holder: u64) -> Job {
     let segments: Vec<_> = request.segments.iter().map(|s| (s.addr, s.len)).collect();
     let moved = segments.iter().map(|(_, len)| u64::from(*len)).sum();
     let (verb, offset, len, durable) = match request.op {
@@ -345,6 +369,6 @@ fn job(request: &DiskRequest<'_>, (life, conn): (u32, u32), holder: u64) -> Job 
             (Verb::WriteZeroes, offset, len, durable)
         }
     };
-    let DiskRequest { id, vring, head, .. } = *request;
+    let DiskRequest { id, vring, .. } = *request;
     Job { id, life, conn, request: holder, vring, head, verb, offset, len, durable, segments }
 }

@@ -100,6 +100,17 @@ pub struct ServeArgs {
     /// whose every stop suspends
     #[arg(long, value_name = "NAME", value_parser = dialect)]
     pub skip_drain_dialect: Option<Dialect>,
+    /// Offer VIRTIO_F_IN_ORDER: requests complete in the order they were made,
+    /// whatever order the disk finishes them in. A guest that accepts it, as
+    /// Linux does from 6.18 on, waits for the slowest
+    #[arg(long)]
+    pub in_order: bool,
+    /// Offer VIRTIO_F_RING_RESET: a guest may reset one queue while the others
+    /// go on. Only for a front-end that passes such a reset on; QEMU does not
+    /// for block devices, and the queue's memory would be used after the guest
+    /// has freed it
+    #[arg(long)]
+    pub ring_reset: bool,
     /// Do not offer packed virtqueues
     #[arg(long)]
     pub no_packed: bool,

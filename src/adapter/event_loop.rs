@@ -1,5 +1,7 @@
 //! The loop: one readiness, one input, all outputs, sleep until due.
 
+mod channel;
+
 use super::clock::Clock;
 use super::disk::Disk;
 use super::handles::Handles;
@@ -8,6 +10,7 @@ use super::lock::StoreLock;
 use super::memory::{self, GuestMem, Memory};
 use super::poller::{Poller, Source};
 use super::signals::Signals;
+use super::size::SizeWatch;
 use super::socket::{Received, Socket};
 use super::spin::Spin;
 use super::userfault::Postcopy;
@@ -33,6 +36,8 @@ pub struct EventLoop {
     faults: Postcopy,
     /// Whose the image is.
     store: StoreLock,
+    /// How large it is.
+    size: SizeWatch,
     backend: Backend<GuestMem>,
     clock: Clock,
     poller: Poller,
@@ -42,6 +47,8 @@ pub struct EventLoop {
     /// A client may be waiting.
     may_accept: bool,
     socket: Option<Socket>,
+    /// Where the back-end asks the front-end.
+    channel: Option<Socket>,
     handles: Handles,
     /// What is watched for kicks, by vring.
     kicks: Vec<Option<Handle>>,
@@ -59,6 +66,8 @@ enum Answer {
     InflightMapped(Result<GuestMem, MapFailed>),
     LogMapped(Result<GuestMem, MapFailed>),
     InflightAllocated(Result<Handle, MapFailed>),
+    /// Not to a wish, but to be told after all of them.
+    ChannelClosed(Option<String>),
 }
 
 impl EventLoop {
@@ -67,6 +76,7 @@ impl EventLoop {
         backend: Backend<GuestMem>,
         disk: Disk,
         store: StoreLock,
+        size: SizeWatch,
         signals: Signals,
     ) -> io::Result<Self> {
         let poller = Poller::new()?;
@@ -82,11 +92,13 @@ impl EventLoop {
             listener: None,
             may_accept: false,
             socket: None,
+            channel: None,
             handles: Handles::default(),
             kicks: Vec::new(),
             memory: Memory::default(),
             faults: Postcopy::default(),
             store,
+            size,
             disk,
             completions: Vec::with_capacity(usize::from(CHAINS_PER_CALL)),
             answers: VecDeque::new(),
@@ -119,8 +131,12 @@ impl EventLoop {
                 self.accept(now)?;
             }
             self.receive(now);
+            self.receive_channel(now);
             if self.backend.poll_timeout().is_some_and(|(due, _)| due <= now) {
                 self.tell(now, Input::Timeout);
+            }
+            if self.size.deadline().is_some_and(|due| due <= now) {
+                self.measure(now);
             }
             self.own_store(now);
             self.pump(now)?;
@@ -164,11 +180,12 @@ impl EventLoop {
     fn next_wakeup(&self) -> Option<Instant> {
         let readable = self.socket.as_ref().is_some_and(|s| s.readable);
         let can_accept = self.may_accept && self.is_vacant();
-        if can_accept || readable && self.backend.wanted() > 0 {
+        if can_accept || readable && self.backend.wanted() > 0 || self.channel_is_readable() {
             return Some(Instant::ZERO);
         }
         let timer = self.backend.poll_timeout().map(|(due, _)| due);
-        timer.into_iter().chain(self.disk.deadline()).chain(self.store.deadline()).min()
+        let others = [self.disk.deadline(), self.store.deadline(), self.size.deadline()];
+        timer.into_iter().chain(others.into_iter().flatten()).min()
     }
 
     fn ready(&mut self, now: Instant, source: Source) {
@@ -189,9 +206,14 @@ impl EventLoop {
                     }
                 }
             }
+            Source::Channel => self.channel_ready(now),
             Source::Listener => self.may_accept = true,
             Source::Signal => {
-                if self.signals.take() && !self.stopping {
+                let asked = self.signals.take();
+                if asked.measure {
+                    self.measure(now);
+                }
+                if asked.stop && !self.stopping {
                     self.stopping = true;
                     if self.socket.is_some() {
                         say!("stopping");
@@ -199,6 +221,16 @@ impl EventLoop {
                     }
                 }
             }
+        }
+    }
+
+    /// Look how large the image is, and say so.
+    fn measure(&mut self, now: Instant) {
+        if let Some(bytes) = self.size.look(now) {
+            self.tell(now, Input::Capacity(bytes));
+        }
+        if self.socket.is_none() {
+            self.size.rest();
         }
     }
 
@@ -234,6 +266,7 @@ impl EventLoop {
         self.poller.add(&client, Source::Control)?;
         self.socket = Some(Socket::new(client));
         say_limited!("a front-end has connected");
+        self.measure(now);
         self.tell(now, Input::Connected);
         Ok(())
     }
@@ -347,6 +380,7 @@ impl EventLoop {
                 Answer::InflightMapped(result) => Input::InflightMapped(result),
                 Answer::LogMapped(result) => Input::LogMapped(result),
                 Answer::InflightAllocated(result) => Input::InflightAllocated(result),
+                Answer::ChannelClosed(why) => Input::ChannelClosed(why),
             };
             if let Err(misuse) = self.backend.handle_input(now, input) {
                 self.misused(&misuse);
@@ -386,6 +420,8 @@ impl EventLoop {
                     socket.shut();
                 }
             }
+            Output::ChannelSend { bytes, handles } => self.send_on_channel(bytes, &handles),
+            Output::WatchChannel { handle } => self.watch_channel(handle),
             Output::Map { regions } => {
                 let mapped = self.memory.map(&regions, &self.handles);
                 self.answers.push_back(Answer::Mapped(mapped));
@@ -468,6 +504,8 @@ impl EventLoop {
         if let Some(socket) = self.socket.take() {
             self.poller.remove(&socket);
         }
+        self.watch_channel(None);
+        self.size.rest();
         // What the back-end wanted to know is void without a front-end.
         self.answers.clear();
         // Whoever has the store may have got these requests too, and newer ones.

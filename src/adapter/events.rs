@@ -36,6 +36,13 @@ pub fn say(event: &Event) {
             say_limited!("postcopy: memory comes when it is touched");
         }
         Event::PostcopyEnded => say_limited!("postcopy: all memory is there"),
+        Event::CapacityChanged { from, to } => {
+            say_limited!("the image has {to} bytes, {from} before");
+        }
+        Event::ChannelLost(end) => say_limited!("lost the back-end channel: {end}"),
+        Event::RequestRefused { request, status } => {
+            say_limited!("the front-end refused {request} with status {status}");
+        }
         Event::LogMapped { size } => {
             say_limited!("dirty log of {size} bytes is in place");
         }

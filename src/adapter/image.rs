@@ -50,7 +50,7 @@ pub struct ImageOptions {
     pub logical_block_size: Option<u32>,
 }
 
-/// An open image. Its size is what it was at start-up.
+/// An open image.
 #[derive(Debug)]
 pub struct Image {
     fd: OwnedFd,
@@ -102,12 +102,7 @@ impl Image {
         if kind_of(file.st_mode) != kind {
             return Err(Refusal(format!("{name} changed while it was opened")));
         }
-        let size = match kind {
-            FileType::BlockDevice => {
-                seek(&fd, SeekFrom::End(0)).map_err(|e| cannot("measure", e))?
-            }
-            _ => u64::try_from(file.st_size).unwrap_or(0),
-        };
+        let size = measure(&fd, kind).map_err(|e| cannot("measure", e))?;
         let direct = options.direct.then(|| direct_alignment(&fd, kind));
         let needed = direct.map_or(512, |(_, offset)| offset.max(512));
         let block_size = options.logical_block_size.unwrap_or(needed);
@@ -143,9 +138,14 @@ impl Image {
         self.fd.as_fd()
     }
 
-    /// Bytes.
+    /// Bytes at start-up.
     pub fn size(&self) -> u64 {
         self.size
+    }
+
+    /// Bytes now: the file may have been made larger or smaller by others.
+    pub fn measure(&self) -> Result<u64, Errno> {
+        measure(&self.fd, self.kind)
     }
 
     /// Block size to show to the guest, in bytes.
@@ -251,6 +251,14 @@ impl Image {
 }
 
 /// Alignment of memory and of offsets that O_DIRECT needs.
+fn measure(fd: &OwnedFd, kind: FileType) -> Result<u64, Errno> {
+    match kind {
+        // Nothing here reads or writes at the place that this moves.
+        FileType::BlockDevice => seek(fd, SeekFrom::End(0)),
+        _ => Ok(u64::try_from(fstat(fd)?.st_size).unwrap_or(0)),
+    }
+}
+
 fn direct_alignment(fd: &OwnedFd, kind: FileType) -> (u32, u32) {
     let found = statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN);
     if let Ok(found) = found

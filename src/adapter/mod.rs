@@ -36,6 +36,7 @@ mod poller;
 mod serve;
 pub mod sigbus;
 mod signals;
+mod size;
 mod socket;
 mod spin;
 pub mod userfault;

@@ -18,6 +18,8 @@ pub enum Source {
     Listener,
     /// The control socket can be read, was closed, or can be written.
     Control,
+    /// The same for the back-end's channel.
+    Channel,
     /// A signal came.
     Signal,
     /// The disk has finished something.
@@ -36,6 +38,7 @@ impl Source {
             Self::Control => 1,
             Self::Signal => 2,
             Self::Disk => 3,
+            Self::Channel => 4,
             Self::Kick(vring) => KICK + u64::from(vring),
         })
     }
@@ -46,6 +49,7 @@ impl Source {
             1 => Self::Control,
             2 => Self::Signal,
             3 => Self::Disk,
+            4 => Self::Channel,
             kick => Self::Kick((kick - KICK) as u16),
         }
     }
@@ -69,7 +73,7 @@ impl Poller {
     /// Watch `fd` for edges.
     pub fn add(&self, fd: impl AsFd, source: Source) -> rustix::io::Result<()> {
         let mut flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
-        if source == Source::Control {
+        if matches!(source, Source::Control | Source::Channel) {
             flags |= epoll::EventFlags::OUT | epoll::EventFlags::RDHUP;
         }
         epoll::add(&self.epoll, fd, source.token(), flags)

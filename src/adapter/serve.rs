@@ -9,6 +9,7 @@ use super::listener::{self, Inherited, Listener};
 use super::lock::StoreLock;
 use super::sigbus;
 use super::signals::Signals;
+use super::size::SizeWatch;
 use super::userfault;
 use crate::backend::{Backend, SuspendPolicy};
 use crate::blk::DeviceConfig;
@@ -46,6 +47,8 @@ pub fn serve(args: &ServeArgs) -> Result<ExitCode, Refusal> {
         serial: args.serial.0,
         discard: image.can_discard(),
         write_zeroes: !args.read_only,
+        in_order: args.in_order,
+        ring_reset: args.ring_reset,
         packed: !args.no_packed,
     };
     let backend =
@@ -67,7 +70,8 @@ pub fn serve(args: &ServeArgs) -> Result<ExitCode, Refusal> {
     sigbus::install().map_err(system)?;
     let signals = Signals::install().map_err(system)?;
     let engine = disk.name();
-    let event_loop = EventLoop::new(backend, disk, store, signals).map_err(system)?;
+    let size = SizeWatch::new(Arc::clone(&image));
+    let event_loop = EventLoop::new(backend, disk, store, size, signals).map_err(system)?;
     let ready = |on: String| {
         say!("{on}, serving {} ({} bytes, {engine})", path.display(), image.size());
     };

@@ -1,4 +1,4 @@
-//! The control socket of the client that is served.
+//! A socket of the client that is served: the control socket, or the channel.
 
 use super::error::describe;
 use super::handles::Handles;
@@ -70,7 +70,7 @@ struct Queued {
 }
 
 impl Socket {
-    /// Take over a connected, non-blocking socket.
+    /// Take over a connected socket.
     pub fn new(fd: OwnedFd) -> Self {
         Self {
             fd,
@@ -93,7 +93,10 @@ impl Socket {
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let got = loop {
             let mut iov = [IoSliceMut::new(&mut self.buffer[..wanted])];
-            match recvmsg(&self.fd, &mut iov, &mut control, RecvFlags::CMSG_CLOEXEC) {
+            // Whether a socket blocks belongs to the open file, and so to the
+            // peer as well where it was sent by the peer.
+            let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+            match recvmsg(&self.fd, &mut iov, &mut control, flags) {
                 Ok(got) => break got,
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => {

@@ -49,7 +49,8 @@ impl<M: GuestMemory> Backend<M> {
             return Ok(());
         }
         let run = self.vrings[usize::from(vring)].run.as_mut();
-        let (Some(mem), Some(run)) = (self.memory.as_ref(), run) else { return Ok(()) };
+        let mem = if request.vacates { self.vacated.as_ref() } else { self.memory.as_ref() };
+        let (Some(mem), Some(run)) = (mem, run) else { return Ok(()) };
         run.at_disk -= 1;
         let cancelled = completion.result == Err(DiskError::Cancelled);
         marks::hit_when(Mark::CancelLeaves, || cancelled);
@@ -80,7 +81,7 @@ impl<M: GuestMemory> Backend<M> {
         if let Some(log) = log {
             log_status(log, addr);
         }
-        run.batch.push(Used { head, len });
+        run.finished(Used { head, len });
         Ok(())
     }
 
@@ -106,6 +107,9 @@ impl<M: GuestMemory> Backend<M> {
         let (Some(mem), Some(run)) = (self.memory.as_ref(), v.run.as_mut()) else {
             return Ok(false);
         };
+        if let Some(order) = &mut run.in_order {
+            order.release(&mut run.batch);
+        }
         if run.batch.is_empty() {
             return Ok(false);
         }

@@ -179,6 +179,25 @@ pub enum FrontendFault {
         /// Vring index.
         vring: u16,
     },
+    /// Addresses were agreed on to be guest-physical everywhere.
+    #[error(
+        "{message} has user address {user_addr:#x} for guest address {guest_addr:#x}, \
+         expected them equal with GPA_ADDRESSES"
+    )]
+    UserAddress {
+        /// Name of the message.
+        message: &'static str,
+        /// User address given.
+        user_addr: u64,
+        /// Guest-physical address.
+        guest_addr: u64,
+    },
+    /// Not a device status.
+    #[error("SET_STATUS has {got:#x}, expected at most 0xff")]
+    Status {
+        /// What came.
+        got: u64,
+    },
     /// The file behind a descriptor is not what the message says.
     #[error("{message} cannot be mapped: {why}")]
     Map {
@@ -231,6 +250,9 @@ pub enum ApiMisuse {
         /// Bytes wanted.
         wanted: u64,
     },
+    /// Bytes on a channel that was never given, or is no longer watched.
+    #[error("received bytes on a channel that there is not")]
+    NoChannel,
     /// The device has no such vring.
     #[error("kick of vring {got}, expected less than {count}")]
     Vring {

@@ -180,6 +180,9 @@ impl<'a, M: GuestMemory> Fetcher<'a, M> {
     /// Turn a head that the region knows into a request, or answer it.
     fn start(&mut self, head: u16) -> Result<(), Broken> {
         self.run.taken[usize::from(head)] = true;
+        if let Some(order) = &mut self.run.in_order {
+            order.fetch(head);
+        }
         let mem = self.mem;
         self.run.ring.walk(mem, head, self.chain)?;
         let parsed = blk::parse(mem, self.config, self.durable, head, self.chain)?;
@@ -193,6 +196,9 @@ impl<'a, M: GuestMemory> Fetcher<'a, M> {
                 };
                 let id = self.requests.insert(self.vring, head, op, data, parsed.status_addr);
                 self.run.at_disk += 1;
+                if let Some(order) = self.run.in_order.as_mut().filter(|_| !op.repeatable()) {
+                    order.last_runs_once();
+                }
                 self.out.push_back(Output::Disk(id));
             }
             Action::Answer { status, written } => {
@@ -208,7 +214,7 @@ impl<'a, M: GuestMemory> Fetcher<'a, M> {
                     log_data(log, &self.chain.writable, written);
                     log_status(log, at);
                 }
-                self.run.batch.push(Used { head, len: written + 1 });
+                self.run.finished(Used { head, len: written + 1 });
             }
         }
         Ok(())

@@ -24,6 +24,18 @@ pub enum Input<'a, M> {
         /// Handles the driver has just made; the back-end owns them now.
         handles: Vec<Handle>,
     },
+    /// The same from the back-end's channel, see
+    /// [`Backend::channel_wanted`](super::Backend::channel_wanted). Only legal
+    /// between [`Output::WatchChannel`] with a handle and without.
+    ChannelReceived {
+        /// Any piece of the byte stream.
+        bytes: &'a [u8],
+        /// Handles the driver has just made; the back-end owns them now.
+        handles: Vec<Handle>,
+    },
+    /// The back-end's channel can no longer be used: `None`, the front-end has
+    /// closed it; else what went wrong with it.
+    ChannelClosed(Option<String>),
     /// The connection is gone; nothing more can be sent. Wishes for memory
     /// that were not answered yet are void, here as after [`Output::Close`]:
     /// do not answer them.
@@ -52,6 +64,9 @@ pub enum Input<'a, M> {
     /// The disk has finished these. One call is one batch: requests of the
     /// same vring in it are published by a single store of the used index.
     DiskDone(&'a [Completion]),
+    /// The store has this many bytes now. A driver that cannot be told looks
+    /// from time to time; the same size again is no change.
+    Capacity(u64),
     /// The time of [`Backend::poll_timeout`](super::Backend::poll_timeout) has come.
     Timeout,
     /// The operator wants something.
@@ -92,10 +107,28 @@ pub enum Output {
         /// Descriptors to attach.
         handles: Vec<Handle>,
     },
+    /// The same on the back-end's channel.
+    ChannelSend {
+        /// One whole message.
+        bytes: Bytes,
+        /// Descriptors to attach.
+        handles: Vec<Handle>,
+    },
+    /// This is the back-end's channel from now on, a connected socket: report
+    /// what comes on it as [`Input::ChannelReceived`], also while no message is
+    /// wanted from the main one. `None`: there is no channel any more. What was
+    /// sent on one before is still to be delivered, if that takes no waiting.
+    WatchChannel {
+        /// What to watch.
+        handle: Option<Handle>,
+    },
     /// Make this the guest memory, and answer with [`Input::Mapped`]. A region
     /// whose handle was in the last table is the same region: reuse its
     /// mapping. Until the answer comes the back-end takes no further message
     /// from its buffer.
+    ///
+    /// What was started before goes on with the memory as it was: a region that
+    /// is not in the new table stays mapped until the disk is done with it.
     Map {
         /// The whole new table.
         regions: Vec<MapRegion>,
@@ -330,6 +363,22 @@ pub enum Event {
     PostcopyListening,
     /// Postcopy is over: all pages are there.
     PostcopyEnded,
+    /// The store has another size; requests are held against it from now on.
+    CapacityChanged {
+        /// Bytes before.
+        from: u64,
+        /// Bytes now.
+        to: u64,
+    },
+    /// There is no back-end channel any more; the connection goes on.
+    ChannelLost(super::ChannelEnd),
+    /// The front-end said no to a request of ours.
+    RequestRefused {
+        /// Name of the request.
+        request: &'static str,
+        /// Its answer, not 0.
+        status: u64,
+    },
     /// A dirty log is in place, or was replaced.
     LogMapped {
         /// Bytes; each has the bits of eight pages.

@@ -2,19 +2,26 @@
 //!
 //! ```text
 //! session   what the front-end says      -> settings, answer, pending wishes
+//! channel   what the back-end asks          -> the front-end's answers
 //! setup     memory and inflight region   -> what a vring needs to run
+//! status    the device status
+//! vacate    memory that is taken away while requests use it
 //! start     a vring begins to run        -> recovery, resubmission
 //! fetch     kick to disk request
 //! complete  disk done to used entry
+//! in_order  holds back what finished before its turn
 //! policy    which stop drains, which suspends, and for how long it waits
 //! postcopy  memory whose pages come when they are touched
 //! stop      drain, suspend, reset, disconnect, shut down
 //! ```
 
 mod answer;
+mod capacity;
+mod channel;
 mod complete;
 mod fault;
 mod fetch;
+mod in_order;
 mod io;
 mod late;
 mod policy;
@@ -24,9 +31,12 @@ mod session;
 mod settings;
 mod setup;
 mod start;
+mod status;
 mod stop;
+mod vacate;
 mod vring;
 
+pub use channel::ChannelEnd;
 pub use fault::{ApiMisuse, FrontendFault, GuestFault};
 pub use io::*;
 pub use policy::SuspendPolicy;
@@ -41,6 +51,7 @@ use crate::time::{Duration, Instant};
 use crate::vring::chain::Chain;
 use crate::wire::features::virtio;
 use crate::wire::{Decoder, Dialect, FrontendRequests, PushReason};
+use channel::Channel;
 use late::Late;
 use postcopy::Postcopy;
 use requests::Requests;
@@ -98,9 +109,16 @@ pub struct Backend<M> {
     decoder: Decoder<FrontendRequests, Handle>,
     link: Link,
     session: Session,
+    /// Where the back-end can ask for something.
+    channel: Option<Channel>,
+    /// The front-end may believe in another size of the device.
+    change_due: bool,
     /// The operator wants the end.
     shutdown: bool,
     memory: Option<M>,
+    /// Memory as it was before regions were taken away that requests in flight
+    /// still use; those requests go on with it.
+    vacated: Option<M>,
     table: MemoryTable,
     inflight: Option<InflightMemory<M>>,
     log: Option<DirtyLog<M>>,
@@ -151,8 +169,11 @@ impl<M: GuestMemory> Backend<M> {
             decoder: Decoder::new(suspend.map_or(Dialect::default(), |s| s.dialect)),
             link: Link::Idle,
             session: Session::default(),
+            channel: None,
+            change_due: true,
             shutdown: false,
             memory: None,
+            vacated: None,
             table: MemoryTable::default(),
             inflight: None,
             log: None,
@@ -191,6 +212,10 @@ impl<M: GuestMemory> Backend<M> {
         match input {
             Input::Connected => self.connected()?,
             Input::Received { bytes, handles } => self.received(bytes, handles)?,
+            Input::ChannelReceived { bytes, handles } => self.channel_received(bytes, handles)?,
+            // It may have been given up here meanwhile.
+            Input::ChannelClosed(None) => self.end_channel(ChannelEnd::Closed),
+            Input::ChannelClosed(Some(why)) => self.end_channel(ChannelEnd::Failed(why)),
             Input::PeerClosed => {
                 self.check_connected("peer closed")?;
                 self.disconnect();
@@ -210,6 +235,7 @@ impl<M: GuestMemory> Backend<M> {
                 marks::hit_when(Mark::KickHeldBack, || !self.may_fetch() || !v.fetches());
                 self.fetch(now, vring);
             }
+            Input::Capacity(bytes) => self.set_capacity(bytes),
             Input::DiskDone(done) => self.disk_done(done),
             Input::Timeout => self.timeout(now),
             Input::Command(Command::Shutdown) => {
@@ -218,6 +244,7 @@ impl<M: GuestMemory> Backend<M> {
             }
         }
         self.settle(now);
+        self.tell_change();
         Ok(())
     }
 
@@ -278,6 +305,7 @@ impl<M: GuestMemory> Backend<M> {
         self.link = Link::Connected;
         self.decoder = Decoder::new(self.dialect());
         self.session = Session::default();
+        self.change_due = true;
         Ok(())
     }
 

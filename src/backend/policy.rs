@@ -50,7 +50,7 @@ impl<M: GuestMemory> Backend<M> {
     pub fn offered_protocol_features(&self) -> u64 {
         let suspend = self.suspend.map_or(0, |policy| needed(policy.dialect));
         let postcopy = if self.offers_postcopy { protocol::PAGEFAULT } else { 0 };
-        OFFERED_PROTOCOL_FEATURES | suspend | postcopy
+        OFFERED_PROTOCOL_FEATURES | self.dialect().gpa_addresses() | suspend | postcopy
     }
 
     /// What a plain GET_VRING_BASE means.

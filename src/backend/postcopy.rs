@@ -154,23 +154,18 @@ impl<M: GuestMemory> Backend<M> {
             Err(failed) => (Err(failed), Vec::new()),
         };
         let told = told(&change, &bases);
-        if self.take_memory(change, memory) {
-            match told[..] {
-                // Regions are removed as ever.
-                [] => self.answer_ok(reply),
-                [one] if reply.message() == "ADD_MEM_REG" => {
-                    self.tell_bases(reply, FrontendReplyBody::MemRegion(one));
-                }
-                _ => self.tell_bases(reply, FrontendReplyBody::MemTable(told)),
-            }
+        let body = match told[..] {
+            // Regions are removed as ever.
+            [] => None,
+            [one] if reply.message() == "ADD_MEM_REG" => Some(FrontendReplyBody::MemRegion(one)),
+            _ => Some(FrontendReplyBody::MemTable(told)),
+        };
+        if body.is_some() && memory.is_ok() {
+            self.postcopy = Postcopy::Listening { acknowledged: false };
         }
+        self.take_memory(change, memory, body);
         self.fetch_all(now);
         Ok(())
-    }
-
-    fn tell_bases(&mut self, reply: Reply, body: FrontendReplyBody<Handle>) {
-        self.postcopy = Postcopy::Listening { acknowledged: false };
-        self.answer(reply, body);
     }
 
     /// Never answered: QEMU may set NEED_REPLY on it and reads no answer.

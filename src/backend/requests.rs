@@ -18,6 +18,8 @@ pub(super) struct Request {
     pub written: u32,
     /// Its vring is gone: nothing may be written to guest memory for it.
     orphan: bool,
+    /// It uses memory that is not in the table any more.
+    vacates: bool,
 }
 
 /// Table of requests in flight. Slots and segment lists are reused, so that
@@ -28,6 +30,8 @@ pub(super) struct Requests {
     spare: Vec<Vec<Segment>>,
     /// Epoch for the next request; never reset, so that an id is never reused.
     epoch: u64,
+    /// Requests that use memory which is not in the table any more.
+    vacating: usize,
 }
 
 /// What a finished request leaves to do.
@@ -38,6 +42,8 @@ pub(super) struct Finished {
     pub status_addr: u64,
     pub written: u32,
     pub orphan: bool,
+    /// It was fetched with the memory before the current one.
+    pub vacates: bool,
 }
 
 impl Requests {
@@ -65,8 +71,17 @@ impl Requests {
         };
         let epoch = self.epoch;
         self.epoch += 1;
-        let request =
-            Request { epoch, vring, head, op, segments, status_addr, written, orphan: false };
+        let request = Request {
+            epoch,
+            vring,
+            head,
+            op,
+            segments,
+            status_addr,
+            written,
+            orphan: false,
+            vacates: false,
+        };
         ReqId { slot: self.slots.insert(request) as u32, epoch }
     }
 
@@ -85,8 +100,27 @@ impl Requests {
         let mut r = self.slots.remove(slot);
         r.segments.clear();
         self.spare.push(r.segments);
-        let Request { vring, head, status_addr, written, orphan, .. } = r;
-        Some(Finished { vring, head, status_addr, written, orphan })
+        let Request { vring, head, status_addr, written, orphan, vacates, .. } = r;
+        self.vacating -= usize::from(vacates);
+        Some(Finished { vring, head, status_addr, written, orphan, vacates })
+    }
+
+    /// Mark the requests that use guest memory for which `gone` says true, by
+    /// address and length; how many there are.
+    pub fn vacate(&mut self, gone: impl Fn(u64, u64) -> bool) -> usize {
+        for (_, r) in &mut self.slots {
+            let data = r.segments.iter().any(|s| gone(s.addr, u64::from(s.len)));
+            if !r.vacates && (data || gone(r.status_addr, 1)) {
+                r.vacates = true;
+                self.vacating += 1;
+            }
+        }
+        self.vacating
+    }
+
+    /// Requests that use memory which is not in the table any more.
+    pub fn vacating(&self) -> usize {
+        self.vacating
     }
 
     /// What of a vring may be cancelled, by slot.

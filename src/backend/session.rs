@@ -26,10 +26,12 @@ use vm_memory::GuestMemory;
 pub const OFFERED_PROTOCOL_FEATURES: u64 = protocol::MQ
     | protocol::LOG_SHMFD
     | protocol::REPLY_ACK
+    | protocol::BACKEND_REQ
     | protocol::CONFIG
     | protocol::INFLIGHT_SHMFD
     | protocol::RESET_DEVICE
-    | protocol::CONFIGURE_MEM_SLOTS;
+    | protocol::CONFIGURE_MEM_SLOTS
+    | protocol::STATUS;
 
 /// What was agreed with the front-end that is connected.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,6 +40,8 @@ pub(super) struct Session {
     pub features: u64,
     /// Protocol features in force.
     pub protocol: u64,
+    /// The device status as the front-end has told it.
+    pub status: u8,
 }
 
 impl Session {
@@ -137,7 +141,9 @@ impl<M: GuestMemory> Backend<M> {
             }
             R::GetConfig(asked) => {
                 self.need(protocol::CONFIG, "CONFIG", reply)?;
-                return Ok(Answer(FrontendReplyBody::Config(self.get_config(asked)?)));
+                let config = self.get_config(asked)?;
+                self.config_read(&config);
+                return Ok(Answer(FrontendReplyBody::Config(config)));
             }
             R::SetConfig(config) => {
                 self.need(protocol::CONFIG, "CONFIG", reply)?;
@@ -221,17 +227,26 @@ impl<M: GuestMemory> Backend<M> {
                 self.reset_device(reply);
                 return Ok(Later);
             }
+            R::SetStatus(status) => {
+                self.need(protocol::STATUS, "STATUS", reply)?;
+                self.set_status(status)?;
+            }
+            R::GetStatus => {
+                self.need(protocol::STATUS, "STATUS", reply)?;
+                return Ok(Answer(FrontendReplyBody::U64(self.status())));
+            }
+            R::SetBackendReqFd(handle) => {
+                self.need(protocol::BACKEND_REQ, "BACKEND_REQ", reply)?;
+                self.set_backend_req_fd(handle);
+            }
             R::SendRarp(_)
             | R::NetSetMtu(_)
-            | R::SetBackendReqFd(_)
             | R::IotlbMsg(_)
             | R::SetVringEndian(_)
             | R::CreateCryptoSession(_)
             | R::CloseCryptoSession(_)
             | R::GpuSetSocket(_)
             | R::VringKick(_)
-            | R::SetStatus(_)
-            | R::GetStatus
             | R::GetSharedObject(_)
             | R::SetDeviceStateFd(..)
             | R::CheckDeviceState
@@ -272,17 +287,16 @@ impl<M: GuestMemory> Backend<M> {
         let runs = self.running_vring().is_some();
         marks::hit_when(Mark::LogOnRunning, || runs && log(to) && !log(from));
         marks::hit_when(Mark::LogOffRunning, || runs && !log(to) && log(from));
-        self.agree(to, self.session.protocol);
-        if bugs::on_when(Bug::FeaturesDisableVrings, || self.running_vring().is_some()) {
-            self.vrings.iter_mut().for_each(|v| v.enabled = false);
-        }
         // spec: vhost-user, "Ring states": without bit 30 rings start enabled.
         // With it nothing changes: the message is sent again at run time.
-        if to & virtio::PROTOCOL_FEATURES == 0 {
-            for vring in 0..self.config.num_queues {
-                self.vrings[usize::from(vring)].enabled = true;
-                self.start_vring(now, vring)?;
-            }
+        let legacy = to & virtio::PROTOCOL_FEATURES == 0;
+        self.agree(to, self.session.protocol);
+        if legacy && let Err(fault) = self.enable_all(now) {
+            self.agree(from, self.session.protocol);
+            return Err(fault);
+        }
+        if bugs::on_when(Bug::FeaturesDisableVrings, || self.running_vring().is_some()) {
+            self.vrings.iter_mut().for_each(|v| v.enabled = false);
         }
         Ok(())
     }
@@ -298,7 +312,7 @@ impl<M: GuestMemory> Backend<M> {
 
     /// Front-ends say the same more than once, and in either order.
     fn agree(&mut self, features: u64, protocol: u64) {
-        let agreed = Session { features, protocol };
+        let agreed = Session { features, protocol, ..self.session };
         if agreed != self.session {
             self.session = agreed;
             self.event(Event::Negotiated { features, protocol });

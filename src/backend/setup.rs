@@ -3,6 +3,7 @@
 //! every message behind it waits too.
 
 use super::answer::Reply;
+use super::vacate::Vacating;
 use super::{ApiMisuse, Backend, Event, FrontendFault, MapFailed, MapRegion, Output};
 use crate::Handle;
 use crate::bugs::{self, Bug};
@@ -21,14 +22,14 @@ use vm_memory::GuestMemory;
 pub(super) enum Pending {
     /// None does.
     None,
-    /// Memory is about to go; what is in flight has to finish first.
-    Quiesce(MemoryChange),
     /// The driver maps a new table.
     Map(MemoryChange),
     /// The driver maps a new table whose pages are to come later.
     MapMissing(MemoryChange),
     /// The driver opens a userfaultfd.
     OpenFaults(Reply),
+    /// A region is out of the table; requests that use it have to finish.
+    Vacate(Vacating),
     /// The driver allocates an inflight region.
     AllocInflight(InflightDescription, Reply),
     /// The driver maps an inflight region.
@@ -56,7 +57,7 @@ impl Pending {
 
     /// True if no vring may fetch until this is over.
     pub fn holds_fetching(&self) -> bool {
-        matches!(self, Self::Quiesce(_) | Self::Map(_) | Self::MapMissing(_) | Self::Reset(_))
+        matches!(self, Self::Map(_) | Self::MapMissing(_) | Self::Reset(_))
     }
 
     pub fn take(&mut self) -> Self {
@@ -78,8 +79,6 @@ pub(super) struct Stopping {
 #[derive(Debug)]
 pub(super) struct MemoryChange {
     table: MemoryTable,
-    /// Handles that are no longer needed when it is in force.
-    gone: Vec<Handle>,
     /// Handles that are not needed if it is refused.
     new: Vec<Handle>,
     /// Regions that came with it, as they came.
@@ -116,8 +115,7 @@ impl<M: GuestMemory> Backend<M> {
         let sent = regions.iter().map(|(region, _)| *region).collect();
         let regions = regions.into_iter().map(|(region, handle)| MapRegion { region, handle });
         let table = MemoryTable::from_regions(regions)?;
-        let gone = self.table.regions().iter().map(|r| r.handle).collect();
-        self.change_memory("SET_MEM_TABLE", MemoryChange { table, gone, new, sent, reply })
+        self.change_memory("SET_MEM_TABLE", MemoryChange { table, new, sent, reply })
     }
 
     pub(super) fn add_mem_reg(
@@ -128,8 +126,7 @@ impl<M: GuestMemory> Backend<M> {
     ) -> Result<(), FrontendFault> {
         let mut table = self.table.clone();
         table.add(MapRegion { region, handle })?;
-        let (gone, sent) = (Vec::new(), vec![region]);
-        let change = MemoryChange { table, gone, new: vec![handle], sent, reply };
+        let change = MemoryChange { table, new: vec![handle], sent: vec![region], reply };
         self.change_memory("ADD_MEM_REG", change)
     }
 
@@ -140,21 +137,21 @@ impl<M: GuestMemory> Backend<M> {
         reply: Reply,
     ) -> Result<(), FrontendFault> {
         let mut table = self.table.clone();
-        let removed = table.remove(&region)?;
-        let (gone, sent) = (vec![removed.handle], Vec::new());
-        let change = MemoryChange { table, gone, new: Vec::new(), sent, reply };
+        table.remove(&region)?;
+        let change = MemoryChange { table, new: Vec::new(), sent: Vec::new(), reply };
         self.change_memory("REM_MEM_REG", change)?;
         self.release(extra);
         Ok(())
     }
 
-    /// Rings that run must keep their place; requests in flight must keep
-    /// their buffers.
+    /// Rings that run must keep their place. Requests in flight keep their
+    /// buffers, see [`vacate`](super::vacate); nothing waits for them here.
     fn change_memory(
         &mut self,
         message: &'static str,
         change: MemoryChange,
     ) -> Result<(), FrontendFault> {
+        self.check_user_addresses(message, &change.table)?;
         let format = self.session.ring_format();
         for (vring, v) in (0..).zip(&self.vrings) {
             let place = |table| v.place(vring, format, table);
@@ -162,23 +159,15 @@ impl<M: GuestMemory> Backend<M> {
                 return Err(FrontendFault::MemoryInUse { message, vring });
             }
         }
-        if change.gone.is_empty() || self.requests.is_empty() {
-            self.map(change);
-        } else {
-            self.pending = Pending::Quiesce(change);
-        }
-        Ok(())
-    }
-
-    pub(super) fn map(&mut self, change: MemoryChange) {
         let regions = change.table.regions().to_vec();
         if self.postcopy.listens() {
             self.out.push_back(Output::MapMissing { regions });
             self.pending = Pending::MapMissing(change);
-            return;
+        } else {
+            self.out.push_back(Output::Map { regions });
+            self.pending = Pending::Map(change);
         }
-        self.out.push_back(Output::Map { regions });
-        self.pending = Pending::Map(change);
+        Ok(())
     }
 
     pub(super) fn mapped(
@@ -193,35 +182,30 @@ impl<M: GuestMemory> Backend<M> {
                 return Err(ApiMisuse::NotAskedFor("a memory mapping"));
             }
         };
-        let reply = change.reply;
-        if self.take_memory(change, result) {
-            self.answer_ok(reply);
-        }
+        self.take_memory(change, result, None);
         self.fetch_all(now);
         Ok(())
     }
 
-    /// Put a new table in force, or refuse it; true if it is in force.
+    /// Put a new table in force and answer, in postcopy with what is to be told,
+    /// or refuse it.
     pub(super) fn take_memory(
         &mut self,
         change: MemoryChange,
         result: Result<M, MapFailed>,
-    ) -> bool {
+        told: Option<FrontendReplyBody<Handle>>,
+    ) {
         match result {
             Ok(memory) => {
                 marks::hit_when(Mark::MemoryAdded, || self.memory.is_some());
-                if !bugs::on_when(Bug::StaleMemoryTable, || self.memory.is_some()) {
-                    self.memory = Some(memory);
-                }
-                self.table = change.table;
-                self.release(change.gone);
-                true
+                let stale = bugs::on_when(Bug::StaleMemoryTable, || self.memory.is_some());
+                let before = if stale { None } else { self.memory.replace(memory) };
+                self.vacate(before, change.table, change.reply, told);
             }
             Err(MapFailed(why)) => {
                 self.release(change.new);
                 let message = change.reply.message();
                 self.refuse(change.reply, FrontendFault::Map { message, why });
-                false
             }
         }
     }
@@ -330,6 +314,7 @@ impl<M: GuestMemory> Backend<M> {
         match checked {
             Ok(inflight) => {
                 self.inflight = Some(inflight);
+                self.vrings.iter_mut().for_each(|v| v.told = None);
                 self.answer_ok(reply);
             }
             Err(fault) => self.refuse(reply, fault),

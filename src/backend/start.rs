@@ -1,7 +1,8 @@
 //! A vring begins to run: its place is checked, what a predecessor left is
 //! taken over, and the ring is looked at once without being asked.
 
-use super::vring::Run;
+use super::in_order::InOrder;
+use super::vring::{Run, Vring};
 use super::{Backend, Event, FrontendFault, Output};
 use crate::bugs::{self, Bug};
 use crate::dirty::RingLog;
@@ -11,6 +12,17 @@ use crate::time::Instant;
 use crate::vring::{GuestFault, Ring, RingFormat, SplitRing};
 use crate::wire::features::virtio;
 use vm_memory::GuestMemory;
+
+/// A ring whose place was checked, with what a predecessor left in it.
+struct Taken {
+    ring: Ring,
+    region: Option<Region>,
+    recovery: Recovery,
+    /// What SET_VRING_BASE said.
+    base: u32,
+    /// It fits what ring and region say.
+    plausible: bool,
+}
 
 impl<M: GuestMemory> Backend<M> {
     /// To be called when a vring has become started or enabled. Does nothing
@@ -22,7 +34,8 @@ impl<M: GuestMemory> Backend<M> {
             return Ok(());
         }
         if v.run.is_none() {
-            self.take_up(now, vring)?;
+            let taken = self.take_up(vring)?;
+            self.begin(now, vring, taken);
         }
         // A kick before this moment was not looked at, and a front-end need not
         // kick at all.
@@ -32,7 +45,31 @@ impl<M: GuestMemory> Backend<M> {
         Ok(())
     }
 
-    fn take_up(&mut self, now: Instant, vring: u16) -> Result<(), FrontendFault> {
+    /// A front-end without protocol features has no message to enable vrings;
+    /// they are enabled with its features. All of them start or none does: a
+    /// refusal takes the features back, and no ring may run by features that
+    /// are not in force.
+    // spec: vhost-user, "Ring states"
+    pub(super) fn enable_all(&mut self, now: Instant) -> Result<(), FrontendFault> {
+        let mut ready = Vec::new();
+        for (vring, v) in (0..).zip(&self.vrings) {
+            if v.started && v.run.is_none() {
+                ready.push((vring, self.take_up(vring)?));
+            }
+        }
+        self.vrings.iter_mut().for_each(|v| v.enabled = true);
+        for (vring, taken) in ready {
+            self.begin(now, vring, taken);
+        }
+        for vring in 0..self.config.num_queues {
+            self.fetch(now, vring);
+        }
+        Ok(())
+    }
+
+    /// Everything that can be refused. What is stored into the inflight region
+    /// here is recovery, which may be done any number of times.
+    fn take_up(&self, vring: u16) -> Result<Taken, FrontendFault> {
         if self.postcopy.holds_fetching() {
             return Err(FrontendFault::MemoryNotAcknowledged { vring });
         }
@@ -62,13 +99,14 @@ impl<M: GuestMemory> Backend<M> {
         let (region, recovery) = match &self.inflight {
             Some(i) => {
                 let shape = i.shape.taken_for(format)?;
+                if self.was_reset(v) {
+                    shape.forget(&i.memory, vring)?;
+                }
                 let (region, recovery) = Region::attach(&i.memory, &shape, vring, mem, &mut ring)?;
                 (Some(region), recovery)
             }
             None => (None, Recovery { fresh: true, ..Recovery::default() }),
         };
-        let inflight = recovery.resubmit.len() as u16;
-        let used = ring.used();
         let plausible = match &mut ring {
             Ring::Split(ring) => {
                 place_split(ring, mem, &recovery, base as u16).map_err(|_| unmapped())?
@@ -78,6 +116,23 @@ impl<M: GuestMemory> Backend<M> {
             // requests that are in flight.
             Ring::Packed(ring) => !recovery.fresh || ring.positions().ahead(v.size) == Some(0),
         };
+        Ok(Taken { ring, region, recovery, base, plausible })
+    }
+
+    /// True if the guest has reset this vring alone: it is started again on the
+    /// region it was stopped with, and not where it was stopped. Nothing of what
+    /// was in flight then belongs to the ring that starts now.
+    // spec: virtio 1.2, "Virtqueue Reset"
+    fn was_reset(&self, v: &Vring) -> bool {
+        let agreed = self.session.features & virtio::RING_RESET != 0;
+        agreed && v.told.is_some_and(|told| Some(told) != v.base)
+    }
+
+    fn begin(&mut self, now: Instant, vring: u16, taken: Taken) {
+        let Taken { ring, region, recovery, base, plausible } = taken;
+        let v = &self.vrings[usize::from(vring)];
+        let inflight = recovery.resubmit.len() as u16;
+        let used = ring.used();
         let next = ring.next_avail();
         // What a predecessor stored and did not live to mark. Data and status
         // need no such care: what it had not published is written again.
@@ -91,12 +146,14 @@ impl<M: GuestMemory> Backend<M> {
         }
 
         let (size, slots) = (v.size, usize::from(ring.slots()));
+        let in_order = self.session.features & virtio::IN_ORDER != 0;
         self.vrings[usize::from(vring)].run = Some(Run {
             ring,
             region,
             taken: vec![false; slots],
             at_disk: 0,
             batch: Vec::with_capacity(slots),
+            in_order: in_order.then(|| InOrder::new(slots as u16)),
             stopping: false,
             suspending: false,
             broken: false,
@@ -130,7 +187,6 @@ impl<M: GuestMemory> Backend<M> {
         {
             self.out.push_back(Output::Call { vring, handle });
         }
-        Ok(())
     }
 }
 

@@ -1,6 +1,7 @@
 //! Everything that ends: one vring, all of them, a connection, the program.
 
 use super::answer::Reply;
+use super::in_order::InOrder;
 use super::policy::Stop;
 use super::setup::{Pending, Stopping};
 use super::vring::{Run, Vring};
@@ -49,6 +50,9 @@ impl<M: GuestMemory> Backend<M> {
     /// or the other.
     fn cancel(&mut self, vring: u16) {
         let Some(run) = &mut self.vrings[usize::from(vring)].run else { return };
+        if run.in_order.as_ref().is_some_and(InOrder::has_what_runs_once) {
+            return;
+        }
         marks::hit(Mark::SuspendCancels);
         run.suspending = true;
         if bugs::on(Bug::ReplyBeforeCancelled) {
@@ -76,7 +80,7 @@ impl<M: GuestMemory> Backend<M> {
                 self.reset_vrings();
                 self.answer_ok(reply);
             }
-            Pending::Quiesce(change) if self.requests.is_empty() => self.map(change),
+            Pending::Vacate(vacating) => self.go_on_vacating(vacating),
             other => self.pending = other,
         }
         if self.shutdown && self.link == Link::Connected && self.requests.is_empty() {
@@ -103,6 +107,7 @@ impl<M: GuestMemory> Backend<M> {
         }
         marks::hit_when(Mark::SuspendInGrace, || stopping.cancel_at.is_some());
         let base = self.stop_vring(vring);
+        self.vrings[usize::from(vring)].told = Some(base);
         let base = if bugs::on_when(Bug::BaseZero, || base != 0) { 0 } else { base };
         let state = VringState { index: u32::from(vring), num: base };
         // Whoever hears the answer may start the device elsewhere.
@@ -173,6 +178,7 @@ impl<M: GuestMemory> Backend<M> {
             *v = Vring { call: v.call, err: v.err, ..Vring::new(size) };
         }
         self.session.features = 0;
+        self.session.status = 0;
         self.inflight = None;
         self.writeback = true;
     }
@@ -192,11 +198,11 @@ impl<M: GuestMemory> Backend<M> {
         marks::hit_when(Mark::LeftInFlight, || !self.requests.is_empty());
         marks::hit_when(Mark::LeftWaiting, || !self.pending.is_none());
         self.link = Link::Leaving;
+        self.drop_channel();
         self.requests.orphan_all();
         let waiting = match self.pending.take() {
-            Pending::Quiesce(change) | Pending::Map(change) | Pending::MapMissing(change) => {
-                change.into_new()
-            }
+            Pending::Map(change) | Pending::MapMissing(change) => change.into_new(),
+            Pending::Vacate(vacating) => vacating.into_gone(),
             Pending::MapInflight(_, handle, _) | Pending::MapLog(_, handle, _) => vec![handle],
             _ => Vec::new(),
         };
@@ -215,6 +221,7 @@ impl<M: GuestMemory> Backend<M> {
         self.inflight = None;
         self.log = None;
         self.close_faults(false);
+        self.vacated = None;
         self.cancel_at = None;
         self.writeback = true;
     }

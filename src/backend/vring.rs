@@ -10,6 +10,7 @@
 // spec: vhost-user, "Ring states"
 
 use super::FrontendFault;
+use super::in_order::InOrder;
 use crate::Handle;
 use crate::bugs::{self, Bug};
 use crate::inflight::Region;
@@ -26,6 +27,9 @@ pub(super) struct Vring {
     /// Where to start from, in the form of SET_VRING_BASE; `None`: nobody has
     /// said, so at the beginning.
     pub base: Option<u32>,
+    /// The answer to the last GET_VRING_BASE, as long as the inflight region is
+    /// still the one of then.
+    pub told: Option<u32>,
     pub started: bool,
     pub enabled: bool,
     pub kick: Option<Handle>,
@@ -48,6 +52,8 @@ pub(super) struct Run {
     pub at_disk: u16,
     /// Completed and not published: the batch in the making.
     pub batch: Vec<Used>,
+    /// What is fetched and not published, if that has to be in order.
+    pub in_order: Option<InOrder>,
     /// GET_VRING_BASE came: fetch no more.
     pub stopping: bool,
     /// The rest of what is in flight was cancelled, or will be: what comes back
@@ -62,6 +68,14 @@ pub(super) struct Run {
 }
 
 impl Run {
+    /// A request has its status: it joins the batch, or waits for its turn.
+    pub fn finished(&mut self, used: Used) {
+        match &mut self.in_order {
+            Some(order) => order.finish(used),
+            None => self.batch.push(used),
+        }
+    }
+
     /// Heads fetched and not published: what the region has in flight.
     pub fn in_flight(&self) -> u16 {
         self.taken_slots().count() as u16
@@ -79,6 +93,7 @@ impl Vring {
             size,
             addr: None,
             base: None,
+            told: None,
             started: false,
             enabled: false,
             kick: None,

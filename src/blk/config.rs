@@ -2,7 +2,9 @@
 // spec: virtio 1.2, "Block Device", struct virtio_blk_config
 
 use virtio_bindings::virtio_blk as v;
-use virtio_bindings::virtio_config::{VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1};
+use virtio_bindings::virtio_config::{
+    VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1,
+};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 /// Unit of `capacity` and of every sector number, in bytes.
@@ -46,6 +48,12 @@ pub struct DeviceConfig {
     pub discard: bool,
     /// The disk can write zeroes.
     pub write_zeroes: bool,
+    /// Requests are used in the order they became available. Off unless asked
+    /// for: a guest that accepts it waits for the slowest.
+    pub in_order: bool,
+    /// A guest may reset one queue while the others go on. Off unless asked
+    /// for: the front-end has to pass such a reset on.
+    pub ring_reset: bool,
     /// Packed vrings are offered.
     pub packed: bool,
 }
@@ -85,6 +93,8 @@ impl DeviceConfig {
             serial: [0; 20],
             discard: true,
             write_zeroes: true,
+            in_order: false,
+            ring_reset: false,
             packed: false,
         }
     }
@@ -126,6 +136,12 @@ impl DeviceConfig {
         }
         if self.read_only {
             bits.push(v::VIRTIO_BLK_F_RO);
+        }
+        if self.in_order {
+            bits.push(VIRTIO_F_IN_ORDER);
+        }
+        if self.ring_reset {
+            bits.push(VIRTIO_F_RING_RESET);
         }
         if self.can_discard() {
             bits.push(v::VIRTIO_BLK_F_DISCARD);

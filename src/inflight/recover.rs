@@ -250,6 +250,15 @@ impl RegionShape {
         (0..self.num_queues).try_for_each(|vring| self.header(mem, vring).map(drop))
     }
 
+    /// Make a part one that nobody has used: what is in flight by it is dropped.
+    pub fn forget<M: GuestMemory>(&self, mem: &M, vring: u16) -> Result<(), InflightFault> {
+        if vring >= self.num_queues {
+            return Err(InflightFault::NoPart { vring, queues: self.num_queues });
+        }
+        let region = SplitRegion::new(self.base(vring), 0, 0);
+        Ok(region.store(mem, layout::VERSION, 0u16)?)
+    }
+
     /// Version of the part of a vring whose ring has this size.
     pub(super) fn checked_version<L: Loads>(
         &self,

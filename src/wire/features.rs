@@ -114,6 +114,8 @@ pub mod virtio {
         RING_PACKED = VIRTIO_F_RING_PACKED;
         /// Buffers are used in the order they became available.
         IN_ORDER = VIRTIO_F_IN_ORDER;
+        /// One queue can be reset while the others go on.
+        RING_RESET = VIRTIO_F_RING_RESET;
     }
 
     /// The names of these bits, for people.

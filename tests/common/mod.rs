@@ -14,8 +14,9 @@ use midflight::driver::{
 use midflight::time::Instant;
 use midflight::wire::features::{protocol, virtio};
 use midflight::wire::{
-    Decoder, Dialect, Envelope, FrontendReplies, FrontendReply, FrontendReplyBody, FrontendRequest,
-    InflightDescription, MemRegion, VringAddr, VringFile, VringState, WireError, encode_request,
+    BackendReply, BackendRequest, BackendRequests, Decoder, Dialect, Envelope, FrontendReplies,
+    FrontendReply, FrontendReplyBody, FrontendRequest, InflightDescription, MemRegion, VringAddr,
+    VringFile, VringState, WireError, encode_backend_reply, encode_request,
 };
 use std::collections::BTreeSet;
 use vm_memory::bitmap::NewBitmap;
@@ -68,6 +69,8 @@ pub struct Rig<M = Memory> {
     /// Handed to the back-end and not released.
     pub live: BTreeSet<Handle>,
     next_handle: u32,
+    /// What the next mapping of guest memory is, if not `guest`.
+    pub map_next: Option<M>,
     /// Refuse the next mapping, saying why.
     pub refuse_map: Option<String>,
     decoder: Decoder<FrontendReplies, Handle>,
@@ -83,6 +86,11 @@ pub struct Rig<M = Memory> {
     pub errs: Vec<u16>,
     /// For each end of postcopy, whether all pages were there.
     pub faults_closed: Vec<bool>,
+    /// The back-end's channel.
+    pub channel: Option<Handle>,
+    asked_bytes: Decoder<BackendRequests, Handle>,
+    /// What the back-end has said on it.
+    pub asked: Vec<Envelope<BackendRequest<Handle>>>,
     pub events: Vec<Event>,
     pub closed: Option<CloseReason>,
 }
@@ -122,6 +130,7 @@ impl<M: TestMemory> Rig<M> {
             now: Instant::ZERO,
             live: BTreeSet::new(),
             next_handle: 0,
+            map_next: None,
             refuse_map: None,
             decoder: Decoder::new(dialect),
             replies: Vec::new(),
@@ -132,6 +141,9 @@ impl<M: TestMemory> Rig<M> {
             calls: Vec::new(),
             errs: Vec::new(),
             faults_closed: Vec::new(),
+            channel: None,
+            asked_bytes: Decoder::new(Dialect::default()),
+            asked: Vec::new(),
             events: Vec::new(),
             closed: None,
         };
@@ -185,7 +197,7 @@ impl<M: TestMemory> Rig<M> {
                 Output::Map { .. } => {
                     let result = match self.refuse_map.take() {
                         Some(why) => Err(MapFailed(why)),
-                        None => Ok(self.guest.clone()),
+                        None => Ok(self.map_next.take().unwrap_or_else(|| self.guest.clone())),
                     };
                     self.backend.handle_input(self.now, Input::Mapped(result)).unwrap();
                 }
@@ -224,6 +236,18 @@ impl<M: TestMemory> Rig<M> {
                 Output::Unmap => {}
                 Output::WatchKick { handle, .. } => {
                     assert!(handle.is_none_or(|h| self.live.contains(&h)));
+                }
+                Output::WatchChannel { handle } => {
+                    assert!(handle.is_none_or(|h| self.live.contains(&h)));
+                    self.channel = handle;
+                }
+                Output::ChannelSend { bytes, handles } => {
+                    assert!(self.channel.is_some(), "sent on a channel that there is not");
+                    assert!(handles.is_empty(), "no request of a block device carries handles");
+                    self.asked_bytes.push(&bytes, handles).unwrap();
+                    while let Some(next) = self.asked_bytes.next() {
+                        self.asked.push(next.unwrap());
+                    }
                 }
                 Output::Call { vring, handle } => {
                     assert!(self.live.contains(&handle), "called a dead handle");
@@ -272,6 +296,20 @@ impl<M: TestMemory> Rig<M> {
         self.replies.get(before).map(|r| r.body.clone())
     }
 
+    /// Give the back-end a channel.
+    pub fn open_channel(&mut self) {
+        let handle = self.handle();
+        self.ok(FrontendRequest::SetBackendReqFd(handle));
+        assert_eq!(self.channel, Some(handle));
+    }
+
+    /// Answer what the back-end has asked.
+    pub fn answer(&mut self, request: &BackendRequest<Handle>, status: u64) {
+        let reply = BackendReply { code: request.code(), status, handle: None };
+        let (bytes, handles) = encode_backend_reply(&reply);
+        self.input(Input::ChannelReceived { bytes: &bytes, handles });
+    }
+
     /// Send and expect a positive acknowledgement.
     pub fn ok(&mut self, message: FrontendRequest<Handle>) {
         let name = message.name();
@@ -304,7 +342,8 @@ impl<M: TestMemory> Rig<M> {
             Some(FrontendReplyBody::U64(offered)) => offered,
             other => panic!("{other:?}"),
         };
-        let bits = self.backend.offered_protocol_features();
+        // Regions and rings have user addresses in most tests.
+        let bits = self.backend.offered_protocol_features() & !self.dialect.gpa_addresses();
         assert!(bits & protocol::REPLY_ACK != 0);
         self.send(FrontendRequest::SetProtocolFeatures(bits), false);
         self.send(FrontendRequest::SetOwner, false);

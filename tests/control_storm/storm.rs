@@ -31,7 +31,6 @@ struct Work {
     /// `None`: a read.
     generation: Option<u64>,
     slot: u64,
-    vring: u16,
 }
 
 pub struct Storm {
@@ -136,7 +135,7 @@ impl Storm {
             let Some(slot) = self.free.pop() else { break };
             let generation = (self.below(3) > 0).then(|| self.blocks[block as usize].next());
             let vring = self.below(u64::from(QUEUES)) as u16;
-            let work = Work { block, generation, slot, vring };
+            let work = Work { block, generation, slot };
             let sector = block * (BLOCK as u64 / 512);
             let op = match generation {
                 Some(_) => BlkOp::Out { sector },

@@ -298,7 +298,8 @@ impl Client {
 
 /// Guest memory: bytes at guest-physical address 0.
 pub const GUEST: u64 = 4 << 20;
-const USER_BASE: u64 = 0x7f00_0000_0000;
+/// Where the front-end says it has guest memory.
+pub const USER_BASE: u64 = 0x7f00_0000_0000;
 const RING: u16 = 64;
 
 /// A guest with one vring, whose memory is a file to share.
@@ -309,6 +310,9 @@ pub struct Guest {
     pub kick: OwnedFd,
     pub call: OwnedFd,
     pub inflight: Option<(InflightDescription, OwnedFd)>,
+    /// Where a region of guest memory ends and the next one begins, with both
+    /// ends. All of them are parts of one file.
+    pub borders: Vec<u64>,
     next: u64,
 }
 
@@ -316,6 +320,11 @@ impl Guest {
     pub fn new() -> Self {
         let file = memfd_create("guest", MemfdFlags::CLOEXEC).unwrap();
         ftruncate(&file, GUEST).unwrap();
+        Self::over(file)
+    }
+
+    /// A guest whose memory is this file.
+    pub fn over(file: OwnedFd) -> Self {
         let offset = FileOffset::new(file.try_clone().unwrap().into(), 0);
         let range = (GuestAddress(0), GUEST as usize, Some(offset));
         let memory = GuestMemoryMmap::from_ranges_with_files([range]).unwrap();
@@ -323,7 +332,16 @@ impl Guest {
         let layout = RingLayout::contiguous(RING, 0x1000).unwrap();
         let driver = BlkDriver::start(&memory, layout, features).unwrap();
         let event = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
-        Self { file, memory, driver, kick: event(), call: event(), inflight: None, next: 0 }
+        Self {
+            file,
+            memory,
+            driver,
+            kick: event(),
+            call: event(),
+            inflight: None,
+            borders: vec![0, GUEST],
+            next: 0,
+        }
     }
 
     /// Connect everything: memory, inflight region, vring 0 from `base`.
@@ -344,9 +362,13 @@ impl Guest {
                 other => panic!("{other:?}"),
             }
         }
-        let region = MemRegion { guest_addr: 0, size: GUEST, user_addr: USER_BASE, mmap_offset: 0 };
-        let memory = client.attach(&self.file);
-        client.ok(FrontendRequest::AddMemReg(region, memory));
+        for piece in self.borders.windows(2) {
+            let (at, size) = (piece[0], piece[1] - piece[0]);
+            let region =
+                MemRegion { guest_addr: at, size, user_addr: USER_BASE + at, mmap_offset: at };
+            let memory = client.attach(&self.file);
+            client.ok(FrontendRequest::AddMemReg(region, memory));
+        }
         self.resume(client, base);
     }
 

@@ -58,6 +58,7 @@ impl Setup {
             kernel: tree.join("boot/vmlinux"),
             initramfs: archive,
             accelerator: Accelerator::Tcg,
+            reconnect: "reconnect-ms=100",
         };
         if kvm_works(&boot, &scratch) {
             boot.accelerator = Accelerator::Kvm;
@@ -96,8 +97,34 @@ fn kvm_works(boot: &Boot, scratch: &Path) -> bool {
         return false;
     }
     let boot = Boot { accelerator: Accelerator::Kvm, ..boot.clone() };
-    let hardware = Hardware { cpus: 1, memory_mib: 256, disk: None };
+    let hardware = Hardware { cpus: 1, memory_mib: 256, memory_slots: 0, disk: None };
     Vm::boot(&boot, scratch, "kvm", &hardware, Duration::from_secs(8)).is_ok()
+}
+
+/// A QEMU of years ago, in a tree of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Older {
+    pub version: &'static str,
+    reconnect: &'static str,
+}
+
+impl Older {
+    /// The one that looks for a lost back-end once a second, at most.
+    pub const V7_2: Self = Self { version: "7.2", reconnect: "reconnect=1" };
+    pub const V10_0: Self = Self { version: "10.0", reconnect: "reconnect-ms=100" };
+
+    fn tools(self) -> PathBuf {
+        cache().join(format!("older-{}", self.version)).join("bin")
+    }
+
+    /// What the program itself says it is; nothing if it is not there.
+    pub fn found(self) -> Option<String> {
+        let output =
+            Command::new(self.tools().join("qemu-system-x86_64")).arg("--version").output().ok()?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let version = text.split("version ").nth(1)?.split_whitespace().next()?;
+        version.starts_with(&format!("{}.", self.version)).then(|| version.to_string())
+    }
 }
 
 /// A kind of machine: scenarios that ask for equal ones share it.
@@ -111,6 +138,12 @@ pub struct Spec {
     /// Largest size of a ring; the guest takes it.
     pub queue_size: u32,
     pub inflight_migration: bool,
+    /// Places for memory that is plugged in later.
+    pub memory_slots: u32,
+    /// Further properties of the device, each after a comma.
+    pub device: &'static str,
+    /// An older QEMU than that of all the rest.
+    pub older: Option<Older>,
 }
 
 impl Default for Spec {
@@ -122,6 +155,9 @@ impl Default for Spec {
             memory_mib: 256,
             queue_size: 128,
             inflight_migration: false,
+            memory_slots: 0,
+            device: "",
+            older: None,
         }
     }
 }
@@ -151,8 +187,14 @@ impl Spec {
             queues: self.disk.queues,
             queue_size: self.queue_size,
             inflight_migration: self.inflight_migration,
+            more: self.device,
         };
-        Hardware { cpus: self.cpus, memory_mib: self.memory_mib, disk: Some(disk) }
+        Hardware {
+            cpus: self.cpus,
+            memory_mib: self.memory_mib,
+            memory_slots: self.memory_slots,
+            disk: Some(disk),
+        }
     }
 }
 
@@ -281,22 +323,28 @@ impl Bench {
 
     fn boot_rig(&mut self, spec: &Spec, daemon: Daemon) -> Result<&mut Rig, String> {
         let hardware = spec.hardware(&daemon.socket);
-        let vm = match self.boot(&hardware) {
+        let vm = match self.boot(&hardware, spec.older) {
             Ok(vm) => vm,
             // Emulated processors sometimes die at boot, whatever the disk.
             Err(what) => {
                 println!("     boot failed once ({what}), trying again");
                 self.boot_retries += 1;
-                self.boot(&hardware)?
+                self.boot(&hardware, spec.older)?
             }
         };
         Ok(self.rig.insert(Rig { spec: spec.clone(), vm, daemon, provoked: false }))
     }
 
-    fn boot(&mut self, hardware: &Hardware) -> Result<Vm, String> {
+    fn boot(&mut self, hardware: &Hardware, older: Option<Older>) -> Result<Vm, String> {
         self.boots += 1;
         let name = self.machine_name();
-        Vm::boot(&self.setup.boot, &self.setup.scratch, &name, hardware, BOOT_LIMIT)
+        let boot = match older {
+            None => self.setup.boot.clone(),
+            Some(older) => {
+                Boot { tools: older.tools(), reconnect: older.reconnect, ..self.setup.boot.clone() }
+            }
+        };
+        Vm::boot(&boot, &self.setup.scratch, &name, hardware, BOOT_LIMIT)
     }
 
     /// Names the files of a machine, and has them shown if something fails.
@@ -371,6 +419,11 @@ impl Bench {
             .skip(self.logs.len().saturating_sub(MOST))
             .map(|(title, path)| process::tail(title, path, 25))
             .collect()
+    }
+
+    /// Ends the present machine the regular way: nobody else can use it.
+    pub fn renew(&mut self) -> Result<(), String> {
+        self.rig.take().map_or(Ok(()), Rig::close)
     }
 
     /// Throws the present machine away.

@@ -24,6 +24,8 @@ pub struct DiskOptions {
     pub throttle_us: u32,
     pub direct: bool,
     pub logical_block: Option<u32>,
+    /// Further options of the daemon.
+    pub more: &'static [&'static str],
 }
 
 impl Default for DiskOptions {
@@ -35,6 +37,7 @@ impl Default for DiskOptions {
             throttle_us: 0,
             direct: false,
             logical_block: None,
+            more: &[],
         }
     }
 }
@@ -113,6 +116,7 @@ impl Daemon {
         if let Some(size) = options.logical_block {
             command.arg("--logical-block-size").arg(size.to_string());
         }
+        command.args(options.more);
         if options.throttle_us != 0 {
             command.arg("--throttle-latency-us").arg(options.throttle_us.to_string());
         }
@@ -151,6 +155,13 @@ impl Daemon {
         command
     }
 
+    /// Mappings of memory that a front-end shared, by its process.
+    pub fn mappings(&self) -> usize {
+        let Some(process) = &self.process else { return 0 };
+        let maps = std::fs::read_to_string(format!("/proc/{}/maps", process.id()));
+        maps.unwrap_or_default().lines().filter(|line| line.contains("/memfd:")).count()
+    }
+
     pub fn options(&self) -> &DiskOptions {
         &self.options
     }
@@ -176,6 +187,11 @@ impl Daemon {
     /// `kill -9`, and wait until it is gone.
     pub fn kill(&mut self) -> Result<(), String> {
         self.process.take().ok_or("no back-end to kill")?.kill()
+    }
+
+    /// SIGHUP: the image may have another size.
+    pub fn hang_up(&mut self) -> Result<(), String> {
+        self.process.as_mut().ok_or("no back-end to signal")?.signal(libc::SIGHUP)
     }
 
     /// SIGTERM; it has to end by itself, and well.

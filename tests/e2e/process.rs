@@ -47,6 +47,10 @@ impl Process {
         self.status
     }
 
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn signal(&mut self, signal: i32) -> Result<(), String> {
         if let Some(status) = self.ended() {
             return Err(format!("process has already ended: {status}"));

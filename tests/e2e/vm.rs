@@ -18,6 +18,8 @@ pub struct Boot {
     pub kernel: PathBuf,
     pub initramfs: PathBuf,
     pub accelerator: Accelerator,
+    /// How a lost back-end is looked for, as this QEMU calls it.
+    pub reconnect: &'static str,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -34,6 +36,8 @@ pub struct Disk {
     pub queue_size: u32,
     /// Whether requests in flight may move with the machine.
     pub inflight_migration: bool,
+    /// Further properties of the device.
+    pub more: &'static str,
 }
 
 /// What the machine consists of.
@@ -41,6 +45,8 @@ pub struct Disk {
 pub struct Hardware {
     pub cpus: u32,
     pub memory_mib: u32,
+    /// Places for memory that is plugged in later.
+    pub memory_slots: u32,
     pub disk: Option<Disk>,
 }
 
@@ -100,7 +106,11 @@ impl Vm {
         // The back-end maps the memory, so it has to be shared.
         let mib = hardware.memory_mib;
         command.arg("-object").arg(format!("memory-backend-memfd,id=memory,size={mib}M,share=on"));
-        command.args(["-machine", "q35,memory-backend=memory"]).arg("-m").arg(format!("{mib}M"));
+        command.args(["-machine", "q35,memory-backend=memory"]).arg("-m");
+        command.arg(match hardware.memory_slots {
+            0 => format!("{mib}M"),
+            slots => format!("{mib}M,slots={slots},maxmem={}M", mib + 1024),
+        });
         command.args(["-smp", &hardware.cpus.to_string()]);
         command.arg("-kernel").arg(&boot.kernel).arg("-initrd").arg(&boot.initramfs);
         command.args(["-append", "console=ttyS0 quiet panic=-1"]);
@@ -117,9 +127,11 @@ impl Vm {
             command.args(["-incoming", "defer"]);
         }
         if let Some(disk) = &hardware.disk {
-            command
-                .arg("-chardev")
-                .arg(format!("socket,id=socket0,path={},reconnect-ms=100", disk.socket.display()));
+            command.arg("-chardev").arg(format!(
+                "socket,id=socket0,path={},{}",
+                disk.socket.display(),
+                boot.reconnect
+            ));
             let mut device = format!(
                 "vhost-user-blk-pci,id=disk0,bus=port0,chardev=socket0,num-queues={},queue-size={}",
                 disk.queues, disk.queue_size
@@ -127,6 +139,7 @@ impl Vm {
             if disk.inflight_migration {
                 device += ",inflight-migration=on";
             }
+            device += disk.more;
             command.arg("-device").arg(device);
         }
         let mut process = Process::start(command, &file("qemu.log"))?;

@@ -4,6 +4,7 @@
 use super::Row;
 use midflight_sim::disk::faults::Family;
 use midflight_sim::guest::Sabotage;
+use midflight_sim::scenario::Control;
 use midflight_sim::trace::{
     FrontEvent,
     Lane::{Back, Disk, Front, Guest, Host, Link},
@@ -164,4 +165,5 @@ pub const ROWS: &[Row] = &[
     (8_650, 930, 0, 1, Disk, What::Injected { family: Family::MisdirectedWrite, about: 17 }),
     (8_700, 931, 0, 1, Host, What::PowerLost { sectors: 3 }),
     (8_710, 932, 0, 1, Guest, What::Sabotaged { vring: 1, how: Sabotage::Loop }),
+    (8_720, 933, 0, 1, Front, What::Changed { control: Control::Disable { vring: 1, us: 20 } }),
 ];

@@ -35,6 +35,9 @@ pub struct Plan {
     pub flushes: u64,
     /// Buffers of finished reads each thread keeps to look at them again.
     pub keep: u64,
+    /// The disk may go away: the first error ends the job, so that no block has
+    /// more than one write whose end is not known.
+    pub frail: bool,
 }
 
 impl Plan {
@@ -380,6 +383,13 @@ impl Worker {
         block::mix(self.random) % bound
     }
 
+    fn error(&self, what: &str) {
+        if self.plan.frail {
+            self.shared.stop.store(true, Relaxed);
+        }
+        self.shared.error(what);
+    }
+
     fn stopped(&self) -> bool {
         self.shared.stop.load(Relaxed)
     }
@@ -437,7 +447,7 @@ impl Worker {
         }
         self.shared.writes.fetch_add(1, Relaxed);
         if let Err(error) = result {
-            self.shared.error(&format!("write at {position}: {error}"));
+            self.error(&format!("write at {position}: {error}"));
         }
     }
 
@@ -463,7 +473,7 @@ impl Worker {
         let result = self.shared.timed(self.me, || file.read_exact_at(bytes, position));
         self.shared.reads.fetch_add(1, Relaxed);
         if let Err(error) = result {
-            self.shared.error(&format!("read at {position}: {error}"));
+            self.error(&format!("read at {position}: {error}"));
             return;
         }
         let first = self.first + at;
@@ -506,7 +516,7 @@ impl Worker {
         let result = self.shared.timed(self.me, || file.sync_data());
         self.shared.flushes.fetch_add(1, Relaxed);
         if let Err(error) = result {
-            self.shared.error(&format!("flush: {error}"));
+            self.error(&format!("flush: {error}"));
         }
     }
 }

@@ -12,6 +12,7 @@ mod block;
 mod disk;
 mod io;
 mod job;
+mod memory;
 mod system;
 
 use std::collections::BTreeMap;
@@ -56,6 +57,7 @@ impl Arguments {
             writes: self.number("writes")?,
             flushes: self.number("flushes")?,
             keep: self.number("keep")?,
+            frail: self.0.contains_key("frail"),
         };
         if plan.block == 0 || !plan.block.is_multiple_of(block::SECTOR as u64) || plan.depth == 0 {
             return Err("the block must be whole sectors and the depth not 0".to_string());
@@ -85,6 +87,8 @@ fn obey(line: &str, current: &mut Option<Job>) -> Result<String, String> {
         "disks" => disk::list().map(|names| format!("disks={names}")),
         "info" => disk::info(arguments.text("disk")?),
         "complaints" => system::kernel_complaints(),
+        "memory" => memory::state(),
+        "online" => memory::online(),
         "reboot" => Err(system::reboot()),
         "device" => disk::virtio_name(arguments.text("disk")?).map(|name| format!("device={name}")),
         "unbind" => disk::bind(arguments.text("device")?, false).map(|()| String::new()),

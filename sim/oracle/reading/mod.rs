@@ -2,7 +2,10 @@
 //! what contradicts it: also for bytes that nobody wrote in good faith.
 // spec: vhost-user, "Inflight I/O tracking", queue_region_split
 
+mod packed;
+
 use super::region::Part;
+pub use packed::{PackedAsked, PackedReading};
 
 /// A region, a vring, and what is known of its ring.
 #[derive(Clone, Debug)]

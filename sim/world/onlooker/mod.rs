@@ -6,8 +6,11 @@
 //! each spoiled one has to be refused, or to mean what its bytes say.
 // spec: vhost-user, "Inflight I/O tracking", queue_region_split
 
+mod packed;
+
 use super::World;
-use crate::oracle::{Asked, Reading, RegionView, Violation};
+use crate::memory::Mem;
+use crate::oracle::{Asked, PackedReading, PackedView, Reading, RegionView, RingView, Violation};
 use midflight::inflight::{self, InflightFault, RingState};
 
 /// Ways to spoil a region; see [`Case::spoil`].
@@ -29,10 +32,21 @@ impl World<'_> {
         let oracle = self.oracle.borrow();
         let mem = &self.here.guest_memory.mem;
         // Of a region that nobody has used there is nothing to tell.
-        let entries = RegionView { bytes, queues }.entries();
+        let entries = RegionView::of(bytes, &self.topology).entries();
         let Some(entries) = entries.filter(|_| oracle.judges().region) else { return Ok(()) };
         for vring in (0..queues).filter(|vring| !runs(*vring)) {
-            let ring = oracle.ledger().ring(vring);
+            let ring = match oracle.ledger().ring(vring) {
+                RingView::Split(ring) => ring,
+                RingView::Packed(ring) => {
+                    let region = packed_reading(bytes, [queues, entries, vring], ring, mem);
+                    let mut case = packed::Case { region, how: "nothing" };
+                    case.headers()?;
+                    case.plan()?;
+                    case.spoil(self.steps % packed::WAYS);
+                    case.plan()?;
+                    continue;
+                }
+            };
             let region = Reading {
                 bytes: bytes.to_vec(),
                 queues,
@@ -49,6 +63,23 @@ impl World<'_> {
             case.plan()?;
         }
         Ok(())
+    }
+}
+
+fn packed_reading(
+    bytes: &[u8],
+    [queues, entries, vring]: [u16; 3],
+    ring: &PackedView,
+    mem: &Mem,
+) -> PackedReading {
+    let places = 0..2 * u32::from(ring.size);
+    PackedReading {
+        bytes: bytes.to_vec(),
+        queues,
+        entries,
+        vring,
+        size: ring.size,
+        was_used: places.map(|place| ring.was_used(mem, place)).collect(),
     }
 }
 
