@@ -5,12 +5,16 @@
 #[path = "../tests/common/mod.rs"]
 mod common;
 
-use common::{FEATURES, RING, Rig, ring_features, ring_layout, submit};
+use common::{
+    FEATURES, PACKED_START, RING, Rig, packed_addr, packed_layout, ring_features, ring_layout,
+    submit,
+};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use midflight::Handle;
 use midflight::backend::{Input, Output};
 use midflight::blk::{Completion, DeviceConfig};
-use midflight::driver::{BlkDriver, BlkOp, Framing};
+use midflight::driver::{BlkDriver, BlkOp, Framing, RingFeatures};
+use midflight::wire::features::virtio;
 use midflight::wire::{
     Decoder, Dialect, Envelope, FrontendRequest, FrontendRequests, VringState, encode_request,
 };
@@ -19,8 +23,21 @@ use std::hint::black_box;
 /// Requests of one round.
 const ROUND: u64 = 16;
 
-fn rig(inflight: bool) -> (Rig, BlkDriver) {
-    let config = DeviceConfig::with_capacity(1 << 20);
+fn rig(inflight: bool, packed: bool) -> (Rig, BlkDriver) {
+    let config = DeviceConfig { packed, ..DeviceConfig::with_capacity(1 << 20) };
+    if packed {
+        let mut rig = Rig::new(config);
+        if inflight {
+            let driver = rig.run_packed(RING);
+            return (rig, driver);
+        }
+        rig.negotiate(FEATURES | virtio::RING_PACKED);
+        rig.add_memory();
+        let features = RingFeatures { packed: true, ..ring_features() };
+        let driver = BlkDriver::start(&rig.guest, packed_layout(RING), features).unwrap();
+        rig.start_vring_at(RING, PACKED_START, packed_addr(RING));
+        return (rig, driver);
+    }
     if inflight {
         return Rig::running(config);
     }
@@ -60,12 +77,19 @@ fn complete(rig: &mut Rig, done: &mut Vec<Completion>) {
 }
 
 /// Time only one part of a round; the rest happens between measurements.
-fn rounds(c: &mut Criterion, name: &str, inflight: bool, fetch: bool, finish: bool) {
+fn rounds(
+    c: &mut Criterion,
+    name: &str,
+    (inflight, packed): (bool, bool),
+    fetch: bool,
+    finish: bool,
+) {
     let mut group = c.benchmark_group(name);
     group.throughput(Throughput::Elements(ROUND));
-    let (mut rig, mut driver) = rig(inflight);
+    let (mut rig, mut driver) = rig(inflight, packed);
     let mut done = Vec::with_capacity(usize::from(RING));
     let label = if inflight { "inflight on" } else { "inflight off" };
+    let label = if packed { format!("{label}, packed") } else { label.to_string() };
     group.bench_function(label, |b| {
         b.iter_custom(|iterations| {
             let mut spent = std::time::Duration::ZERO;
@@ -112,10 +136,10 @@ fn decode(c: &mut Criterion) {
 
 fn core(c: &mut Criterion) {
     decode(c);
-    for inflight in [false, true] {
-        rounds(c, "chain to disk request", inflight, true, false);
-        rounds(c, "completion to used entry", inflight, false, true);
-        rounds(c, "kick to used entry", inflight, true, true);
+    for kind in [(false, false), (true, false), (false, true), (true, true)] {
+        rounds(c, "chain to disk request", kind, true, false);
+        rounds(c, "completion to used entry", kind, false, true);
+        rounds(c, "kick to used entry", kind, true, true);
     }
 }
 

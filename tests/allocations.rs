@@ -85,6 +85,16 @@ fn allocations_there_are_none_from_kick_to_completion() {
 }
 
 #[test]
+fn allocations_there_are_none_with_packed_rings_either() {
+    for size in [64, 100] {
+        let disk = DeviceConfig::with_capacity(1 << 20);
+        let mut rig = Rig::new(DeviceConfig { packed: true, ..disk });
+        let driver = rig.run_packed(size);
+        serve((rig, driver));
+    }
+}
+
+#[test]
 fn allocations_there_are_none_while_pages_are_logged_either() {
     let (mut rig, driver) = Rig::running(DeviceConfig::with_capacity(1 << 20));
     let log = LogDescription { size: 4096, offset: 0 };

@@ -25,7 +25,7 @@ const RULE: &[(&str, &[&str])] = &[
         "backend",
         &["wire", "memory", "vring", "inflight", "blk", "time", "handle", "bugs", "marks", "dirty"],
     ),
-    ("migration", &["inflight"]),
+    ("migration", &["inflight", "vring"]),
     ("frontend", &["wire", "time", "handle", "bugs"]),
     ("driver", &["words"]),
 ];

@@ -4,14 +4,14 @@
 mod common;
 
 use common::{
-    FEATURES, GUEST_BYTES, RING, Rig, USER_BASE, guest_region, ring_layout, slot_base, submit,
-    vring_addr,
+    FEATURES, GUEST_BYTES, PACKED_START, RING, Rig, USER_BASE, guest_region, ring_layout,
+    slot_base, submit, vring_addr,
 };
 use midflight::Handle;
 use midflight::backend::Input;
 use midflight::blk::DeviceConfig;
 use midflight::driver::{BlkOp, Framing};
-use midflight::wire::features::protocol;
+use midflight::wire::features::{protocol, virtio};
 use midflight::wire::{
     ConfigPayload, Dialect, Envelope, FrontendRequest as R, InflightDescription, MAX_BUFFERED,
     MemRegion, VringAddr, VringFile, VringState, encode_request,
@@ -24,7 +24,7 @@ use vm_memory::{Bytes, GuestAddress};
 const MAX_WISHES: usize = 2048;
 
 fn disk() -> DeviceConfig {
-    DeviceConfig { num_queues: 2, ..DeviceConfig::with_capacity(1 << 20) }
+    DeviceConfig { num_queues: 2, packed: true, ..DeviceConfig::with_capacity(1 << 20) }
 }
 
 /// A message as the front-end would send it, most often a sensible one.
@@ -45,6 +45,10 @@ fn message() -> impl Strategy<Value = R<Handle>> {
     ];
     let addr = prop_oneof![
         6 => (0u16..2).prop_map(vring_addr),
+        // The ring where a split one has it, the event areas in the page behind.
+        3 => (0u16..2).prop_map(|vring| VringAddr {
+            avail: USER_BASE + 0x2000, used: USER_BASE + 0x2008, ..vring_addr(vring)
+        }),
         1 => (any::<u64>(), any::<u64>(), any::<u64>()).prop_map(|(a, b, c)| VringAddr {
             index: 0, flags: 0,
             desc: USER_BASE + a % GUEST_BYTES, used: USER_BASE + b % GUEST_BYTES, avail: c, log: 0,
@@ -65,6 +69,7 @@ fn message() -> impl Strategy<Value = R<Handle>> {
     });
     prop_oneof![
         2 => Just(R::SetFeatures(FEATURES)),
+        2 => Just(R::SetFeatures(FEATURES | virtio::RING_PACKED)),
         1 => any::<u64>().prop_map(R::SetFeatures),
         2 => Just(R::SetProtocolFeatures(
             midflight::backend::OFFERED_PROTOCOL_FEATURES | protocol::PAGEFAULT
@@ -76,6 +81,9 @@ fn message() -> impl Strategy<Value = R<Handle>> {
         3 => state.clone().prop_map(|s| R::SetVringNum(VringState { num: u32::from(RING), ..s })),
         1 => state.clone().prop_map(R::SetVringNum),
         1 => state.clone().prop_map(R::SetVringBase),
+        1 => (index, any::<u32>()).prop_map(|(index, bits)| R::SetVringBase(VringState {
+            index, num: PACKED_START ^ (bits & 0x801f_801f),
+        })),
         2 => state.clone().prop_map(R::GetVringBase),
         4 => state.prop_map(|s| R::SetVringEnable(VringState { num: s.num & 1, ..s })),
         4 => addr.prop_map(R::SetVringAddr),
@@ -184,8 +192,13 @@ proptest! {
     fn hostile_rings_are_answered_or_silenced_and_stop_always_answers(
         pokes in proptest::collection::vec((0u64..0x1000, any::<u64>(), any::<bool>()), 1..40),
         requests in 0u64..8,
+        size in prop_oneof![Just(None), (24u16..100).prop_map(Some)],
     ) {
-        let (mut rig, mut driver) = Rig::running(disk());
+        let mut rig = Rig::new(disk());
+        let mut driver = match size {
+            Some(size) => rig.run_packed(size),
+            None => rig.run(),
+        };
         for slot in 0..requests {
             submit(&rig, &mut driver, slot, BlkOp::Out { sector: slot }, 512, &Framing::CLASSIC);
         }

@@ -3,10 +3,13 @@
 
 mod common;
 
-use common::{FEATURES, RING, Rig, ring_features, ring_layout, submit, vring_addr};
+use common::{
+    FEATURES, PACKED_START, RING, Rig, packed_addr, packed_layout, ring_features, ring_layout,
+    submit, vring_addr,
+};
 use midflight::backend::{Input, SuspendPolicy, TimerKind};
 use midflight::blk::{Completion, DeviceConfig, DiskError, ReqId};
-use midflight::driver::{BlkDriver, BlkOp, BlkStatus, Framing};
+use midflight::driver::{BlkDriver, BlkOp, BlkStatus, Framing, RingFeatures};
 use midflight::time::Duration;
 use midflight::wire::features::virtio;
 use midflight::wire::{
@@ -19,6 +22,7 @@ const GRACE: Duration = Duration::from_millis(5);
 fn config() -> DeviceConfig {
     DeviceConfig {
         num_queues: 2,
+        packed: true,
         in_order: true,
         ring_reset: true,
         ..DeviceConfig::with_capacity(1 << 20)
@@ -32,7 +36,11 @@ fn running(features: u64, suspend: bool) -> (Rig, BlkDriver) {
     rig.negotiate(FEATURES | features);
     rig.get_inflight(2, RING);
     rig.add_memory();
-    let driver = BlkDriver::start(&rig.guest, ring_layout(0), ring_features()).unwrap();
+    let mut driver = BlkDriver::start(&rig.guest, ring_layout(0), ring_features()).unwrap();
+    if features & virtio::IN_ORDER != 0 {
+        // The driver breaks its ring if anything comes out of order.
+        driver.ring_mut().expect_in_order().unwrap();
+    }
     rig.set_inflight();
     rig.start_vring(0, 0);
     (rig, driver)
@@ -107,6 +115,30 @@ fn in_order_holds_back_what_finishes_before_its_turn() {
             assert_eq!(in_flight(&rig), count as usize - due, "held back is in flight");
         }
         assert_eq!(seen, (first..first + count).collect::<Vec<_>>(), "round {round}");
+    }
+}
+
+#[test]
+fn in_order_does_not_ask_what_kind_of_ring_it_is() {
+    const SIZE: u16 = 23;
+    let mut rig = Rig::new(config());
+    rig.negotiate(FEATURES | virtio::IN_ORDER | virtio::RING_PACKED);
+    rig.get_inflight(2, SIZE);
+    rig.add_memory();
+    let features = RingFeatures { packed: true, ..ring_features() };
+    let mut driver = BlkDriver::start(&rig.guest, packed_layout(SIZE), features).unwrap();
+    rig.set_inflight();
+    rig.start_vring_at(SIZE, PACKED_START, packed_addr(SIZE));
+    for round in 0..40 {
+        let count = 1 + round % 7;
+        write(&mut rig, &mut driver, 0..count);
+        let mut seen = Vec::new();
+        for (finished, id) in rig.at_disk.clone().into_iter().enumerate().rev() {
+            assert!(seen.is_empty(), "{finished} are not finished");
+            done(&mut rig, &[id]);
+            seen = reaped(&rig, &mut driver);
+        }
+        assert_eq!(seen, (0..count).collect::<Vec<_>>(), "round {round}");
     }
 }
 

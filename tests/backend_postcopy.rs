@@ -86,7 +86,7 @@ fn postcopy_memory_is_touched_only_after_it_was_acknowledged() {
     add(&mut rig, guest_region());
     BlkDriver::start(&rig.guest, ring_layout(0), ring_features()).unwrap();
     rig.set_inflight();
-    rig.set_up_vring(0, 0);
+    rig.set_up_vring_at(RING, 0, vring_addr(0));
     assert_eq!(
         rig.refused(enable()),
         "vring 0 starts before the memory sent in postcopy was acknowledged"

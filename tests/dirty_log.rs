@@ -3,7 +3,10 @@
 
 mod common;
 
-use common::{FEATURES, GUEST_BYTES, RING, Rig, ring_features, ring_layout, slot_base, vring_addr};
+use common::{
+    FEATURES, GUEST_BYTES, RING, Rig, packed_addr, packed_layout, ring_features, ring_layout,
+    slot_base, vring_addr,
+};
 use midflight::Handle;
 use midflight::backend::{CloseReason, Event, Input, SuspendPolicy};
 use midflight::blk::{Completion, DeviceConfig, DiskError, DiskOp};
@@ -389,4 +392,59 @@ fn dirty_mistakes_leave_pages_out_or_log_them_late() {
         }
         assert_eq!(pages(&log), expected, "{bug:?}");
     }
+}
+
+#[test]
+fn dirty_packed_ring_is_logged_by_its_own_address_and_event_area_by_the_log_address() {
+    const SIZE: u16 = 600;
+    NEXT.set(0);
+    let mut rig: SeenRig = Rig::with(DeviceConfig { packed: true, ..config() }, None);
+    let mut driver = rig.run_packed(SIZE);
+    assert_eq!(set_log(&mut rig, LOG_SIZE), Some(Body::U64(0)));
+    rig.ok(R::SetFeatures(FEATURES | virtio::RING_PACKED | virtio::LOG_ALL));
+    let layout = packed_layout(SIZE);
+    // As QEMU says it: where the device event area is. Here it is another page,
+    // to see that it is believed.
+    const SAID: u64 = 0x3f_0000;
+    rig.ok(R::SetVringAddr(VringAddr { flags: 1, log: SAID, ..packed_addr(SIZE) }));
+    let log = rig.log.clone().unwrap();
+    // Both pages of the ring, one after the other.
+    for slot in 0..200 {
+        clear(&log);
+        let three = put(&rig, &mut driver, slot % 4, BlkOp::In { sector: 0 }, 1024);
+        put(&rig, &mut driver, slot % 4, BlkOp::In { sector: 0 }, 1024);
+        rig.kick(0);
+        let first = (layout.desc + 16 * (6 * slot % u64::from(SIZE))) / PAGE;
+        let second = (layout.desc + 16 * ((6 * slot + 3) % u64::from(SIZE))) / PAGE;
+        let done: Vec<_> = rig.at_disk.drain(..).collect::<Vec<_>>();
+        let done: Vec<_> = done.into_iter().map(|id| rig.execute(id)).collect();
+        stores();
+        rig.input(Input::DiskDone(&done));
+        let all = stores();
+        let expected: BTreeSet<u64> =
+            three.into_iter().chain([first, second, SAID / PAGE]).collect();
+        assert_eq!(pages(&log), expected, "slot {slot}");
+        // Both used descriptors are stores of the ring; the first one is the
+        // last of them, and after it comes nothing but its own mark.
+        let ring = layout.desc..layout.desc + 16 * u64::from(SIZE);
+        let used: Vec<_> =
+            (0..).zip(&all).filter(|(_, s)| s.0 == GUEST && ring.contains(&s.1)).collect();
+        assert_eq!(used.len(), 2, "{all:x?}");
+        assert_eq!(used[1].1.1, ring.start + 16 * (6 * slot % u64::from(SIZE)) + 8);
+        let published: usize = used[1].0;
+        assert!(all[published + 1..].iter().any(|s| (s.0, s.1) == (2, first / 8)));
+        for (i, store) in all.iter().enumerate().filter(|(_, s)| s.0 == GUEST) {
+            let byte = store.1 / PAGE / 8;
+            assert!(all[i + 1..].iter().any(|s| (s.0, s.1) == (2, byte)), "{store:x?}");
+        }
+        while driver.reap(&rig.guest).unwrap().is_some() {}
+    }
+    // A ring that starts with logging on is logged whole.
+    clear(&log);
+    let base = rig.get_base32(0).unwrap();
+    rig.set_inflight();
+    rig.start_vring_at(SIZE, base, VringAddr { flags: 1, log: SAID, ..packed_addr(SIZE) });
+    let end = layout.desc + 16 * u64::from(SIZE) - 1;
+    let expected = (layout.desc / PAGE..=end / PAGE).chain([SAID / PAGE]).collect();
+    assert_eq!(pages(&log), expected);
 }

@@ -391,3 +391,55 @@ fn driver_attaches_to_chains_that_another_driver_left() {
     assert_eq!(new.reap(&mem).unwrap().unwrap().len, 70);
     assert_eq!((new.outstanding(), new.free_descriptors()), (0, 8));
 }
+
+#[test]
+fn driver_in_order_takes_a_batch_with_one_used_element() {
+    let mem = memory();
+    let layout = RingLayout::contiguous(8, 0x1000).unwrap();
+    let mut driver = SplitDriver::start(&mem, layout, RingFeatures::default()).unwrap();
+    driver.expect_in_order().unwrap();
+    let mut used = 0u16;
+    for round in 0..20 {
+        let mut add = |len| driver.add_chain(&mem, &[writable(len)], None).unwrap();
+        let heads = [add(10), add(20), add(30), add(40)];
+        driver.publish(&mem).unwrap();
+        // One element for three chains: all but the last count as written whole.
+        publish_used(&mem, &layout, used, u32::from(heads[2]), 7);
+        mem.write_obj(used.wrapping_add(3), GuestAddress(layout.used_idx())).unwrap();
+        let mut reap = || driver.reap(&mem).unwrap().map(|used| (used.head, used.len));
+        for (head, len) in [(heads[0], 10), (heads[1], 20), (heads[2], 7)] {
+            assert_eq!(reap(), Some((head, len)), "round {round}");
+        }
+        assert_eq!(reap(), None);
+        used = used.wrapping_add(3);
+        publish_used(&mem, &layout, used, u32::from(heads[3]), 40);
+        used = used.wrapping_add(1);
+        assert_eq!(reap(), Some((heads[3], 40)));
+        assert_eq!(driver.outstanding(), 0);
+    }
+}
+
+#[test]
+fn driver_in_order_reports_a_chain_that_comes_before_its_turn() {
+    let mem = memory();
+    let layout = RingLayout::contiguous(8, 0x1000).unwrap();
+    let mut driver = SplitDriver::start(&mem, layout, RingFeatures::default()).unwrap();
+    driver.expect_in_order().unwrap();
+    let first = driver.add_chain(&mem, &[writable(10)], None).unwrap();
+    assert!(driver.expect_in_order().is_err(), "too late to begin with it");
+    let second = driver.add_chain(&mem, &[writable(10)], None).unwrap();
+    driver.publish(&mem).unwrap();
+    publish_used(&mem, &layout, 0, u32::from(second), 10);
+    let fault = driver.reap(&mem).unwrap_err().to_string();
+    assert_eq!(
+        fault,
+        format!("device misbehaved: used entry 0: id {second} before its turn, expected {first}")
+    );
+    // The reset keeps what was agreed on.
+    driver.reset(&mem).unwrap();
+    let a = driver.add_chain(&mem, &[writable(10)], None).unwrap();
+    let b = driver.add_chain(&mem, &[writable(10)], None).unwrap();
+    driver.publish(&mem).unwrap();
+    publish_used(&mem, &layout, 0, u32::from(b), 10);
+    assert!(driver.reap(&mem).is_err(), "{a} comes first");
+}

@@ -6,7 +6,7 @@
 mod frontend_rig;
 
 use frontend_rig::book::{Book, in_flight, settle};
-use frontend_rig::{Daemon, Dir, config};
+use frontend_rig::{Daemon, Dir, config, packed};
 use midflight::adapter::client::{Client, ClientConfig, PageSource};
 use midflight::frontend::Phase;
 use midflight::wire::Dialect;
@@ -17,7 +17,11 @@ use vm_memory::{Bytes, GuestAddress};
 const MEMORY: u64 = 4 << 20;
 
 fn client(dir: &Dir, socket: &str) -> Client {
-    let mut config = ClientConfig { socket: dir.socket_of(socket), ..config(dir) };
+    client_of(config(dir), dir, socket)
+}
+
+fn client_of(config: ClientConfig, dir: &Dir, socket: &str) -> Client {
+    let mut config = ClientConfig { socket: dir.socket_of(socket), ..config };
     config.frontend.protocol_features |=
         protocol::LOG_SHMFD | protocol::PAGEFAULT | Dialect::QEMU_11_1.get_vring_base_inflight();
     config.memory_size = MEMORY;
@@ -40,7 +44,11 @@ fn pages_of(source: &Client, latency: Duration) -> PageSource {
 
 /// A guest with requests in flight, suspended.
 fn suspended(dir: &Dir, book: &mut Book) -> Client {
-    let mut source = client(dir, "a");
+    suspended_of(config(dir), dir, book)
+}
+
+fn suspended_of(config: ClientConfig, dir: &Dir, book: &mut Book) -> Client {
+    let mut source = client_of(config, dir, "a");
     source.start().unwrap();
     book.fill(&mut source);
     book.submit_both(&mut source, 5000);
@@ -51,17 +59,18 @@ fn suspended(dir: &Dir, book: &mut Book) -> Client {
 
 #[test]
 fn postcopy_guest_starts_without_memory_and_completes_what_was_in_flight() {
-    for engine in ["io-uring", "threads"] {
-        let dir = Dir::new(&format!("postcopy-{engine}"));
+    for (engine, is_packed) in [("io-uring", false), ("threads", false), ("io-uring", true)] {
+        let dir = Dir::new(&format!("postcopy-{engine}-{is_packed}"));
+        let config = || if is_packed { packed(config(&dir)) } else { config(&dir) };
         let _a = daemon(&dir, "a", &[]);
         let _b = daemon(&dir, "b", &["--io-engine", engine]);
         let mut book = Book::default();
-        let mut source = suspended(&dir, &mut book);
+        let mut source = suspended_of(config(), &dir, &mut book);
         let handover = source.hand_over().unwrap();
         let inflight = in_flight(&handover);
         assert!(inflight >= 4, "{inflight} in flight");
 
-        let mut target = client(&dir, "b");
+        let mut target = client_of(config(), &dir, "b");
         target.take_over(handover).unwrap();
         target.postcopy(pages_of(&source, Duration::from_millis(1))).unwrap();
         source.disconnect().unwrap();
@@ -75,7 +84,9 @@ fn postcopy_guest_starts_without_memory_and_completes_what_was_in_flight() {
         book.submit_both(&mut target, 6000);
         book.finish(&mut target);
         let counts = target.postcopy_end().unwrap();
-        println!("{engine}: {inflight} in flight, started in {started:?}, {counts:?}");
+        println!(
+            "{engine}, packed: {is_packed}: {inflight} in flight, started in {started:?}, {counts:?}"
+        );
         // And as ever afterwards.
         book.submit_both(&mut target, 7000);
         book.finish(&mut target);

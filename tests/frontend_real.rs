@@ -8,21 +8,22 @@
 
 mod frontend_rig;
 
-use frontend_rig::{DISK, Daemon, Dir, QUEUES, config, pattern};
-use midflight::adapter::client::Client;
+use frontend_rig::{DISK, Daemon, Dir, QUEUES, config, packed, pattern};
+use midflight::adapter::client::{Client, ClientConfig};
 use midflight::driver::{
     BlkOp, BlkRequest, BlkStatus, Framing, RangeSegment, RequestBuffers, Span,
 };
 use midflight::frontend::{Event, Failure};
 use midflight::time::Duration;
+use midflight::wire::features::virtio;
 use std::collections::BTreeSet;
 use std::fs;
 use vm_memory::{Bytes, GuestAddress};
 
 /// Write, read back, flush, discard and zero, over every vring and in every
 /// framing; stop and go on; then look at the file behind it all.
-fn scenario(dir: &Dir, mixed: bool) {
-    let mut guest = Client::connect(config(dir)).unwrap();
+fn scenario(dir: &Dir, config: ClientConfig, mixed: bool) {
+    let mut guest = Client::connect(config).unwrap();
     let capacity = guest.read_config(0, 8).unwrap();
     assert_eq!(capacity, (DISK / 512).to_le_bytes());
     guest.start().unwrap();
@@ -52,7 +53,7 @@ fn scenario(dir: &Dir, mixed: bool) {
     for (vring, base) in bases {
         // Everything was completed, so the back-end stopped where the driver is.
         let (driver, _) = guest.driver(vring).unwrap();
-        assert_eq!(u32::from(driver.ring().avail_idx()), base, "vring {vring}");
+        assert_eq!(driver.ring().base(), base, "vring {vring}");
     }
     guest.start().unwrap();
     let after = many_at_once(&mut guest, 1, 4);
@@ -171,7 +172,7 @@ fn frontend_real_guest_reads_and_writes_through_qemu_storage_daemon() {
     let dir = Dir::new("qsd");
     if let Some(_daemon) = Daemon::qemu(&dir) {
         // QEMU's library knows an indirect table only at the head of a chain.
-        scenario(&dir, false);
+        scenario(&dir, config(&dir), false);
     }
 }
 
@@ -179,15 +180,48 @@ fn frontend_real_guest_reads_and_writes_through_qemu_storage_daemon() {
 fn frontend_real_guest_reads_and_writes_through_midflight() {
     let dir = Dir::new("own");
     let _daemon = Daemon::midflight(&dir, &["--num-queues", "2"]);
-    scenario(&dir, true);
+    scenario(&dir, config(&dir), true);
+}
+
+#[test]
+fn frontend_real_packed_guest_reads_and_writes_through_midflight() {
+    let dir = Dir::new("own-packed");
+    let _daemon = Daemon::midflight(&dir, &["--num-queues", "2"]);
+    scenario(&dir, packed(config(&dir)), true);
+}
+
+#[test]
+fn frontend_real_packed_is_refused_by_a_daemon_that_was_told_so() {
+    let dir = Dir::new("no-packed");
+    let _daemon = Daemon::midflight(&dir, &["--num-queues", "2", "--no-packed"]);
+    // The rings of this guest are split again, which 100 entries cannot be.
+    let mut guest = Client::connect(packed(config(&dir))).unwrap();
+    assert_eq!(guest.features() & virtio::RING_PACKED, 0);
+    let error = guest.start().unwrap_err();
+    assert!(error.to_string().contains("power of two"), "{error}");
+    drop(guest);
+    let power = ClientConfig { ring_size: 64, ..packed(config(&dir)) };
+    let mut guest = Client::connect(power).unwrap();
+    guest.start().unwrap();
+    guest.flush(0).unwrap();
 }
 
 #[test]
 fn frontend_real_guest_outlives_daemons_that_are_killed() {
     let dir = Dir::new("kill");
+    outlive_kills(&dir, config(&dir));
+}
+
+#[test]
+fn frontend_real_packed_guest_outlives_daemons_that_are_killed() {
+    let dir = Dir::new("kill-packed");
+    outlive_kills(&dir, packed(config(&dir)));
+}
+
+fn outlive_kills(dir: &Dir, config: ClientConfig) {
     let slow = ["--throttle-latency-us", "30000"];
-    let mut daemon = Daemon::midflight(&dir, &slow);
-    let mut guest = Client::connect(config(&dir)).unwrap();
+    let mut daemon = Daemon::midflight(dir, &slow);
+    let mut guest = Client::connect(config).unwrap();
     guest.start().unwrap();
     let (mut completed, mut kills) = (0, 0);
     for first in (1000..1064).step_by(32) {
@@ -201,7 +235,7 @@ fn frontend_real_guest_outlives_daemons_that_are_killed() {
             completed += 1;
             if left.len() == 20 {
                 drop(daemon);
-                daemon = Daemon::midflight(&dir, &slow);
+                daemon = Daemon::midflight(dir, &slow);
                 kills += 1;
             }
         }
@@ -229,9 +263,19 @@ fn frontend_real_guest_outlives_daemons_that_are_killed() {
 #[test]
 fn frontend_real_stop_drains_and_another_daemon_goes_on() {
     let dir = Dir::new("stop");
+    stop_and_go_on(&dir, config(&dir));
+}
+
+#[test]
+fn frontend_real_packed_stop_drains_and_another_daemon_goes_on() {
+    let dir = Dir::new("stop-packed");
+    stop_and_go_on(&dir, packed(config(&dir)));
+}
+
+fn stop_and_go_on(dir: &Dir, config: ClientConfig) {
     let slow = ["--throttle-latency-us", "20000"];
-    let daemon = Daemon::midflight(&dir, &slow);
-    let mut guest = Client::connect(config(&dir)).unwrap();
+    let daemon = Daemon::midflight(dir, &slow);
+    let mut guest = Client::connect(config).unwrap();
     guest.start().unwrap();
     submit_blocks(&mut guest, 1, 1000, 20);
     guest.kick(1).unwrap();
@@ -247,7 +291,16 @@ fn frontend_real_stop_drains_and_another_daemon_goes_on() {
         assert!(left.remove(&done.token));
         drained += 1;
     }
-    assert_eq!(bases[1], (1, drained), "what was fetched is completed, nothing else is");
+    let (driver, _) = guest.driver(1).unwrap();
+    let stopped = match driver.ring().as_packed() {
+        None => drained,
+        Some(ring) => {
+            // Both positions are where the driver has come to with reaping.
+            let at = u32::from(ring.used_position().word());
+            at << 16 | at
+        }
+    };
+    assert_eq!(bases[1], (1, stopped), "what was fetched is completed, nothing else is");
     assert!(drained == 20 || drained == 40);
     // A guest that is stopped between publishing and kicking.
     submit_blocks(&mut guest, 1, 1040, 24);
@@ -255,7 +308,7 @@ fn frontend_real_stop_drains_and_another_daemon_goes_on() {
     driver.publish(memory).unwrap();
 
     drop(daemon);
-    let _daemon = Daemon::midflight(&dir, &[]);
+    let _daemon = Daemon::midflight(dir, &[]);
     let again = |e: &Event| matches!(e, Event::Ready { reconnected: true, .. });
     let mut seen = false;
     while !seen {

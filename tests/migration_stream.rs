@@ -5,13 +5,19 @@ mod capture;
 
 use midflight::inflight::InflightFault;
 use midflight::migration::{
-    BlkDevice, Contradiction, InflightSubsection, Page, SectionKind, Stream, StreamFault, Takeover,
-    What, blk_devices,
+    BlkDevice, Contradiction, InflightSubsection, Live, Page, SectionKind, Stream, StreamFault,
+    Takeover, What, blk_devices, packed_takeover,
 };
+use midflight::vring::packed::Positions;
 use proptest::prelude::*;
 
-const CAPTURES: [&str; 4] =
-    ["linux-in-flight.stream", "two-disks.stream", "never-started.stream", "no-region.stream"];
+const CAPTURES: [&str; 5] = [
+    "linux-in-flight.stream",
+    "two-disks.stream",
+    "never-started.stream",
+    "no-region.stream",
+    "packed-in-flight.stream",
+];
 
 /// Judge every ring of every disk, as far as the stream tells.
 fn judge(bytes: &[u8]) -> Result<Vec<Result<Takeover, InflightFault>>, StreamFault> {
@@ -24,6 +30,7 @@ fn judge(bytes: &[u8]) -> Result<Vec<Result<Takeover, InflightFault>>, StreamFau
         for vring in 0..device.queues().unwrap_or(0) {
             let (used, avail) = device.ring(&ram, vring);
             all.extend(device.takeover(vring, used.unwrap_or(0), avail));
+            all.extend(device.packed_takeover(vring));
         }
     }
     Ok(all)
@@ -63,6 +70,46 @@ fn migration_capture_of_a_busy_guest_says_what_was_in_flight() {
         assert_eq!((takeover.fresh, &takeover.closes[..]), (false, &[][..]));
         assert_eq!(takeover.contradictions, []);
     }
+}
+
+#[test]
+fn migration_capture_of_packed_rings_has_positions_with_wraps_and_its_region() {
+    let bytes = capture::load("packed-in-flight.stream");
+    let stream = Stream::parse(&bytes).unwrap();
+    let [device] = &blk_devices(&stream).unwrap()[..] else { panic!() };
+    let state = device.state.as_ref().unwrap();
+    assert!(state.packed());
+    let [queue] = state.queues[..] else { panic!("{state:?}") };
+    assert_eq!((queue.size, queue.last_avail_idx), (128, 66));
+    assert_eq!(queue.packed.map(|at| at.base()), Some(0x8031_8042));
+    let takeover = device.packed_takeover(0).expect("a packed ring").unwrap();
+    assert_eq!(takeover.resubmit.len(), 17);
+    assert_eq!(
+        takeover.resubmit[..2],
+        [Live { counter: 542, head: 23 }, Live { counter: 547, head: 25 }]
+    );
+    assert!(takeover.resubmit.is_sorted());
+    assert_eq!((takeover.next_avail, takeover.next_used), (0x8042, Some(0x8031)));
+    assert_eq!((takeover.fresh, &takeover.contradictions[..]), (false, &[][..]));
+    // The split ring's judgement is not asked for.
+    assert_eq!(device.takeover(0, 49, None), None);
+    assert_eq!(device.contradiction(), None);
+    // A base that is somewhere else is believed less than the region.
+    let view = device.region().unwrap().unwrap();
+    let base = Positions::from_base(0x8030_8041);
+    let found = packed_takeover(Some(&view), 0, base, 128).unwrap();
+    let said: Vec<String> = found.contradictions.iter().map(|c| c.to_string()).collect();
+    assert_eq!(said, ["base is 0x80308041, expected 0x80318042 (both positions by the region)"]);
+    assert_eq!(found.next_avail, 0x8042);
+    // And without a region requests are lost.
+    let found = packed_takeover(None, 0, queue.packed.unwrap(), 128).unwrap();
+    let said: Vec<String> = found.contradictions.iter().map(|c| c.to_string()).collect();
+    assert_eq!(
+        said,
+        [
+            "base is 0x80318042, but nothing tells which chains of 17 entries are in flight: they are lost"
+        ]
+    );
 }
 
 #[test]
@@ -120,7 +167,7 @@ fn migration_captures_have_the_subsection_that_is_encoded() {
             compared += 1;
         }
     }
-    assert_eq!(compared, 4);
+    assert_eq!(compared, 5);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The inflight subsection: the bytes of QEMU 11.1, and every way to spoil them.
 
 use midflight::inflight::{RegionView, RingState};
-use midflight::migration::{InflightImage, InflightSubsection, Live, REGION_MAX, What};
+use midflight::migration::{InflightImage, InflightSubsection, Live, PartHeader, REGION_MAX, What};
 use proptest::prelude::*;
 
 /// One queue of size 3, used index 7, heads 2 and 1 in flight with counters 8
@@ -37,7 +37,7 @@ fn migration_subsection_decodes_to_the_requests_in_flight() {
     let image = InflightImage::try_from(view).unwrap();
     assert_eq!(image.queue_size, 3);
     let [part] = &image.parts[..] else { panic!("{image:?}") };
-    let header = part.header;
+    let PartHeader::Split(header) = part.header else { panic!("{part:?}") };
     assert_eq!((header.features, header.version, header.desc_num), (0, 1, 3));
     assert_eq!((header.last_batch_head, header.used_idx), (0, 7));
     let order = [Live { counter: 8, head: 2 }, Live { counter: 9, head: 1 }];

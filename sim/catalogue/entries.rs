@@ -12,8 +12,27 @@ const MIXED: Runs = (ProfileName::Mixed, &[]);
 const MIGRATES: Runs = (ProfileName::Migration, &[]);
 const SUSPENDS: Runs = (ProfileName::Migration, &[("migration.policy", "suspend")]);
 /// Every head of the ring is in use.
-const SMALL_RINGS: Runs =
-    (ProfileName::Mixed, &[("ring_size", "8"), ("depth", "8"), ("indirect", "on")]);
+const SMALL_RINGS: Runs = (
+    ProfileName::Mixed,
+    &[("ring", "split"), ("ring_size", "8"), ("depth", "8"), ("indirect", "on")],
+);
+const PACKED: Runs = (ProfileName::Mixed, &[("ring", "packed")]);
+const PACKED_MIGRATES: Runs = (ProfileName::Migration, &[("ring", "packed")]);
+/// Both sides ask by descriptor to be woken.
+const PACKED_EVENTS: Runs = (ProfileName::Mixed, &[("ring", "packed"), ("event_idx", "on")]);
+/// Back-ends die inside their steps, time and again, on small rings.
+const PACKED_DIES: Runs = (
+    ProfileName::Mixed,
+    &[
+        ("ring", "packed"),
+        ("ring_size", "12"),
+        ("gather", "50"),
+        ("kills", "12"),
+        ("kill_stores", "40"),
+        ("kill_idle", "never"),
+        ("gentle", "never"),
+    ],
+);
 /// A front-end that changes what it can, and nothing else goes wrong.
 const CONTROL: Runs = (
     ProfileName::Control,
@@ -106,6 +125,64 @@ pub static ENTRIES: &[Entry] = &[
         Bug::RecoveryMissesLastEntry,
         SMALL_RINGS,
         &["rings", "ledger", "memory", "region", "onlooker"],
+    ),
+    // Packed rings.
+    core(
+        Bug::PackedFirstNotLast,
+        PACKED,
+        &["region", "rings", "ledger", "contract", "session", "base"],
+    ),
+    core(Bug::PackedIdOfFirst, PACKED, &["ledger"]),
+    core(
+        Bug::PackedUsedByOne,
+        PACKED,
+        &["region", "ledger", "memory", "rings", "base", "notification"],
+    ),
+    core(
+        Bug::PackedUsedWrapKept,
+        PACKED,
+        &["region", "rings", "ledger", "memory", "notification", "liveness", "base"],
+    ),
+    core(
+        Bug::PackedUsedBitIgnored,
+        PACKED,
+        &["rings", "ledger", "region", "memory", "session", "contract"],
+    ),
+    core(Bug::PackedNothingWritten, PACKED, &["rings"]),
+    core(Bug::PackedEventWrapIgnored, PACKED_EVENTS, &["notification", "liveness"]),
+    core(Bug::PackedKickWrapMissing, PACKED_EVENTS, &["notification", "liveness"]),
+    core(Bug::PackedRingLoggedAsEvent, PACKED_MIGRATES, &["dirty"]),
+    core(Bug::PackedBaseUsedMissing, PACKED, &["base"]),
+    core(Bug::PackedBaseWrapMissing, PACKED, &["base"]),
+    core(Bug::PackedBaseHalved, PACKED, &["base"]),
+    core(Bug::PackedCopyAfterHead, PACKED, &["region"]),
+    core(Bug::PackedFirstCopied, PACKED, &["region", "ledger"]),
+    core(Bug::PackedLinkByOne, PACKED, &["region"]),
+    core(Bug::PackedFreeListCut, PACKED, &["region", "notification", "ledger", "liveness"]),
+    core(Bug::PackedOldFreeHeadKept, PACKED, &["region"]),
+    core(Bug::PackedBatchLeftOpen, PACKED, &["region"]),
+    core(Bug::PackedWrapBeforeIndex, PACKED_DIES, &["onlooker", "region", "contract", "session"]),
+    core(Bug::PackedFlagKept, PACKED, &["region", "onlooker", "vows", "base"]),
+    core(
+        Bug::PackedNoRollBack,
+        PACKED_DIES,
+        &["region", "onlooker", "liveness", "notification", "contract", "session", "ledger"],
+    ),
+    core(
+        Bug::PackedNoCommit,
+        PACKED_DIES,
+        &["region", "onlooker", "ledger", "contract", "session"],
+    ),
+    core(
+        Bug::PackedCommitByEntry,
+        PACKED_DIES,
+        &["region", "onlooker", "ledger", "contract", "session", "liveness"],
+    ),
+    core(Bug::PackedMarksLeft, PACKED_DIES, &["ledger", "region"]),
+    core(
+        Bug::PackedResubmitsFromRing,
+        PACKED_DIES,
+        &["ledger", "memory", "rings", "order", "region", "contract"],
     ),
     // Drain and suspend.
     core(Bug::ReplyBeforeDrained, MIXED, &["late-write", "quiet", "ownership", "dirty", "vows"]),

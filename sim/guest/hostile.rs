@@ -78,9 +78,16 @@ impl Sabotage {
             None => self.commit_split(mem, ring.layout(), busy, ring.avail_idx()),
             Some(ring) => {
                 let free = (0..).find(|id| !busy.contains(id)).unwrap_or(0);
-                packed::commit(self, mem, ring.layout(), ring.avail_position(), busy, free);
+                let room = ring.free_descriptors();
+                packed::commit(self, mem, ring.layout(), ring.avail_position(), busy, free, room);
             }
         }
+    }
+
+    /// Whether the ring has room for what it takes. Where a packed ring has none,
+    /// there is nothing to write to that a device would look at.
+    pub(super) fn fits(self, ring: &DriverRing) -> bool {
+        ring.as_packed().is_none_or(|ring| ring.free_descriptors() >= 2)
     }
 
     fn commit_split(self, mem: &Mem, ring: &RingLayout, busy: &[u16], index: u16) {

@@ -210,7 +210,10 @@ impl Guest {
             return Ok(Turn { again_after: Some(rest), ..Turn::default() });
         }
         let extra = self.take_odd_kicks(vring);
-        if let Some(Todo::Sabotage(how)) = self.queues[usize::from(vring)].todo.front().copied() {
+        let queue = &self.queues[usize::from(vring)];
+        if let Some(Todo::Sabotage(how)) = queue.todo.front().copied()
+            && how.fits(queue.driver.ring())
+        {
             return Ok(self.sabotage_now(vring, how, oracle, trace));
         }
         let room = self.room(vring);

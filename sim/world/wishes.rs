@@ -88,6 +88,9 @@ impl World<'_> {
                 return Err(contract("a channel is used that no front-end gave"));
             }
             Output::WatchChannel { handle: None } => {}
+            Output::SaveState { .. } | Output::LoadState { .. } => {
+                return Err(contract("a device state is transferred that nobody wants"));
+            }
             Output::WatchKick { vring, handle } => {
                 let object = handle.map(|h| open(back, h)).transpose()?;
                 back.watch[usize::from(vring)] = object;
@@ -230,7 +233,6 @@ impl World<'_> {
                 back.runs[usize::from(vring)] = true;
                 self.stats.resubmitted += u64::from(resubmitted);
                 self.stats.recoveries += u64::from(resubmitted > 0);
-                self.check_running(vring, next_avail, used)?;
                 What::VringRunning { vring, next_avail, used, resubmitted }
             }
             E::VringStopped { vring, base } => {
@@ -261,7 +263,12 @@ impl World<'_> {
                 self.stats.suspended += u64::from(inflight);
                 What::Back { event: BackEvent::Suspended, a: vring.into(), b: inflight.into() }
             }
-            E::CapacityChanged { .. } | E::ChannelLost(_) | E::RequestRefused { .. } => {
+            E::CapacityChanged { .. }
+            | E::ChannelLost(_)
+            | E::RequestRefused { .. }
+            | E::StateSaved
+            | E::StateLoaded { .. }
+            | E::StateFailed(_) => {
                 return Err(contract("something is reported that has not happened"));
             }
             E::LogMapped { size } => What::Back { event: BackEvent::LogMapped, a: size, b: 0 },

@@ -52,6 +52,9 @@ pub struct InspectArgs {
     /// says]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=32768))]
     pub queue_size: Option<u16>,
+    /// A dumped region is that of packed virtqueues
+    #[arg(long)]
+    pub packed: bool,
 }
 
 /// Options of `midflight serve`.

@@ -11,6 +11,7 @@ mod link;
 mod migration;
 mod postcopy;
 mod requests;
+mod state;
 
 use super::clock::Clock;
 use super::handles::Handles;
@@ -226,7 +227,11 @@ impl Client {
         for (index, queue) in (0u16..).zip(&mut self.queues) {
             if queue.driver.is_none() {
                 queue.layout = ring_layout(index, self.config.ring_size, features.packed)?;
-                queue.driver = Some(BlkDriver::start(&self.memory, queue.layout, features)?);
+                let mut driver = BlkDriver::start(&self.memory, queue.layout, features)?;
+                if accepted & virtio::IN_ORDER != 0 {
+                    driver.ring_mut().expect_in_order()?;
+                }
+                queue.driver = Some(driver);
             }
         }
         self.wanted = true;

@@ -1,6 +1,7 @@
 //! The loop: one readiness, one input, all outputs, sleep until due.
 
 mod channel;
+mod state;
 
 use super::clock::Clock;
 use super::disk::Disk;
@@ -21,7 +22,9 @@ use crate::backend::{
 };
 use crate::blk::Completion;
 use crate::time::Instant;
+use bytes::Bytes;
 use rustix::io::Errno;
+use state::StateTransfer;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -49,6 +52,8 @@ pub struct EventLoop {
     socket: Option<Socket>,
     /// Where the back-end asks the front-end.
     channel: Option<Socket>,
+    /// The device's state on its way.
+    state: Option<StateTransfer>,
     handles: Handles,
     /// What is watched for kicks, by vring.
     kicks: Vec<Option<Handle>>,
@@ -66,6 +71,8 @@ enum Answer {
     InflightMapped(Result<GuestMem, MapFailed>),
     LogMapped(Result<GuestMem, MapFailed>),
     InflightAllocated(Result<Handle, MapFailed>),
+    StateSaved(Result<(), MapFailed>),
+    StateLoaded(Result<Bytes, MapFailed>),
     /// Not to a wish, but to be told after all of them.
     ChannelClosed(Option<String>),
 }
@@ -93,6 +100,7 @@ impl EventLoop {
             may_accept: false,
             socket: None,
             channel: None,
+            state: None,
             handles: Handles::default(),
             kicks: Vec::new(),
             memory: Memory::default(),
@@ -134,6 +142,9 @@ impl EventLoop {
             self.receive_channel(now);
             if self.backend.poll_timeout().is_some_and(|(due, _)| due <= now) {
                 self.tell(now, Input::Timeout);
+            }
+            if self.state.as_ref().is_some_and(|state| state.deadline <= now) {
+                self.state_overdue(now);
             }
             if self.size.deadline().is_some_and(|due| due <= now) {
                 self.measure(now);
@@ -184,7 +195,8 @@ impl EventLoop {
             return Some(Instant::ZERO);
         }
         let timer = self.backend.poll_timeout().map(|(due, _)| due);
-        let others = [self.disk.deadline(), self.store.deadline(), self.size.deadline()];
+        let state = self.state.as_ref().map(|state| state.deadline);
+        let others = [self.disk.deadline(), self.store.deadline(), self.size.deadline(), state];
         timer.into_iter().chain(others.into_iter().flatten()).min()
     }
 
@@ -207,6 +219,7 @@ impl EventLoop {
                 }
             }
             Source::Channel => self.channel_ready(now),
+            Source::State => self.state_ready(now),
             Source::Listener => self.may_accept = true,
             Source::Signal => {
                 let asked = self.signals.take();
@@ -380,6 +393,8 @@ impl EventLoop {
                 Answer::InflightMapped(result) => Input::InflightMapped(result),
                 Answer::LogMapped(result) => Input::LogMapped(result),
                 Answer::InflightAllocated(result) => Input::InflightAllocated(result),
+                Answer::StateSaved(result) => Input::StateSaved(result),
+                Answer::StateLoaded(result) => Input::StateLoaded(result),
                 Answer::ChannelClosed(why) => Input::ChannelClosed(why),
             };
             if let Err(misuse) = self.backend.handle_input(now, input) {
@@ -453,7 +468,12 @@ impl EventLoop {
                 self.answers.push_back(Answer::LogMapped(mapped));
             }
             Output::WatchKick { vring, handle } => self.watch(vring, handle),
-            Output::Release(handle) => self.handles.release(handle),
+            Output::SaveState { handle, bytes } => self.save_state(now, handle, bytes),
+            Output::LoadState { handle, most } => self.load_state(now, handle, most),
+            Output::Release(handle) => {
+                self.forget_state(handle);
+                self.handles.release(handle);
+            }
             Output::Close(reason) => {
                 say!("closing the connection: {reason}");
                 self.drop_socket();
@@ -505,6 +525,7 @@ impl EventLoop {
             self.poller.remove(&socket);
         }
         self.watch_channel(None);
+        self.drop_state();
         self.size.rest();
         // What the back-end wanted to know is void without a front-end.
         self.answers.clear();

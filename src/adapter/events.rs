@@ -43,6 +43,12 @@ pub fn say(event: &Event) {
         Event::RequestRefused { request, status } => {
             say_limited!("the front-end refused {request} with status {status}");
         }
+        Event::StateSaved => say_limited!("the device's state was handed over"),
+        Event::StateLoaded { writeback } => {
+            let cache = if *writeback { "write back" } else { "write through" };
+            say_limited!("took over the device's state: {cache}");
+        }
+        Event::StateFailed(why) => say_limited!("the device's state is lost: {why}"),
         Event::LogMapped { size } => {
             say_limited!("dirty log of {size} bytes is in place");
         }

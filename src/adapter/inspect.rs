@@ -14,6 +14,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use crate::migration::Stream;
+use crate::vring::RingFormat;
 
 /// Look at a file and print what is in it. A file that cannot be understood is
 /// an error, with the offset; so is one with a disk that no back-end would
@@ -37,11 +38,13 @@ pub fn inspect(args: &InspectArgs) -> Result<ExitCode, Refusal> {
 
 fn report<'a>(bytes: &'a [u8], args: &InspectArgs) -> Result<Report<'a>, String> {
     if Stream::begins(bytes) {
-        if args.queues.is_some() || args.queue_size.is_some() {
-            return Err("--queues and --queue-size are for a region, this is a stream".into());
+        if args.queues.is_some() || args.queue_size.is_some() || args.packed {
+            let own = "--queues, --queue-size and --packed are for a region, this is a stream";
+            return Err(own.into());
         }
         of_stream(bytes).map_err(|e| e.to_string())
     } else {
-        of_region(bytes, args.queues, args.queue_size)
+        let format = if args.packed { RingFormat::Packed } else { RingFormat::Split };
+        of_region(bytes, format, args.queues, args.queue_size)
     }
 }

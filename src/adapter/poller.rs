@@ -20,6 +20,8 @@ pub enum Source {
     Control,
     /// The same for the back-end's channel.
     Channel,
+    /// The device's state can be read or written.
+    State,
     /// A signal came.
     Signal,
     /// The disk has finished something.
@@ -39,6 +41,7 @@ impl Source {
             Self::Signal => 2,
             Self::Disk => 3,
             Self::Channel => 4,
+            Self::State => 5,
             Self::Kick(vring) => KICK + u64::from(vring),
         })
     }
@@ -50,6 +53,7 @@ impl Source {
             2 => Self::Signal,
             3 => Self::Disk,
             4 => Self::Channel,
+            5 => Self::State,
             kick => Self::Kick((kick - KICK) as u16),
         }
     }
@@ -73,7 +77,7 @@ impl Poller {
     /// Watch `fd` for edges.
     pub fn add(&self, fd: impl AsFd, source: Source) -> rustix::io::Result<()> {
         let mut flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
-        if matches!(source, Source::Control | Source::Channel) {
+        if matches!(source, Source::Control | Source::Channel | Source::State) {
             flags |= epoll::EventFlags::OUT | epoll::EventFlags::RDHUP;
         }
         epoll::add(&self.epoll, fd, source.token(), flags)

@@ -32,6 +32,8 @@ enum Consequence {
     NegativeAck,
     /// GET_CONFIG has a form for failure.
     EmptyConfig,
+    /// SET_DEVICE_STATE_FD has an error in its answer.
+    StateError,
     /// The front-end could not be told, so it must not go on.
     Close,
 }
@@ -65,6 +67,10 @@ impl<M: GuestMemory> Backend<M> {
                 let config = ConfigPayload { offset: 0, flags: 0, data };
                 self.answer(reply, FrontendReplyBody::Config(config));
             }
+            Consequence::StateError => {
+                self.event(Event::Refused(fault));
+                self.answer(reply, FrontendReplyBody::DeviceState(1, None));
+            }
             Consequence::Close => self.close(fault),
         }
     }
@@ -73,6 +79,7 @@ impl<M: GuestMemory> Backend<M> {
         let acks = self.session.protocol & protocol::REPLY_ACK != 0;
         match reply.message {
             "GET_CONFIG" => Consequence::EmptyConfig,
+            "SET_DEVICE_STATE_FD" => Consequence::StateError,
             _ if reply.own => Consequence::Close,
             _ if reply.need_reply && acks => Consequence::NegativeAck,
             _ => Consequence::Close,

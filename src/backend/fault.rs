@@ -192,6 +192,12 @@ pub enum FrontendFault {
         /// Guest-physical address.
         guest_addr: u64,
     },
+    /// Something that has to wait for the device's state.
+    #[error("{message} while the device's state is being transferred")]
+    Transferring {
+        /// Name of the message.
+        message: &'static str,
+    },
     /// Not a device status.
     #[error("SET_STATUS has {got:#x}, expected at most 0xff")]
     Status {

@@ -56,6 +56,10 @@ pub enum Input<'a, M> {
     /// Answer to [`Output::MapLog`]: memory whose address 0 is the first byte of
     /// the dirty log.
     LogMapped(Result<M, MapFailed>),
+    /// Answer to [`Output::SaveState`].
+    StateSaved(Result<(), MapFailed>),
+    /// Answer to [`Output::LoadState`]: all that came before the end.
+    StateLoaded(Result<Bytes, MapFailed>),
     /// The front-end kicked a vring.
     Kick {
         /// Vring index.
@@ -178,6 +182,23 @@ pub enum Output {
         offset: u64,
         /// Bytes. The file must hold them all.
         size: u64,
+    },
+    /// Write all of this to a pipe or socket, without waiting for its reader to
+    /// do anything else; answer with [`Input::StateSaved`], in bounded time also
+    /// if nobody reads. If the handle is released before, no answer is expected.
+    SaveState {
+        /// Where to; released, and by that closed, by the back-end later.
+        handle: Handle,
+        /// What.
+        bytes: Bytes,
+    },
+    /// Read a pipe or socket to its end, likewise; answer with
+    /// [`Input::StateLoaded`].
+    LoadState {
+        /// Where from; released by the back-end later.
+        handle: Handle,
+        /// Bytes; more than these are a failure.
+        most: u64,
     },
     /// Report every event on `handle` as [`Input::Kick`] from now on; replaces
     /// what was watched for this vring. `None`: stop watching. An event that
@@ -379,6 +400,15 @@ pub enum Event {
         /// Its answer, not 0.
         status: u64,
     },
+    /// The device's state was given to another back-end.
+    StateSaved,
+    /// The state of another back-end is in force.
+    StateLoaded {
+        /// The guest's choice of the cache mode: write back.
+        writeback: bool,
+    },
+    /// The device's state did not arrive, or is not one.
+    StateFailed(String),
     /// A dirty log is in place, or was replaced.
     LogMapped {
         /// Bytes; each has the bits of eight pages.

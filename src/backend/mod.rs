@@ -5,6 +5,7 @@
 //! channel   what the back-end asks          -> the front-end's answers
 //! setup     memory and inflight region   -> what a vring needs to run
 //! status    the device status
+//! transfer  the device's state, to another back-end or from one
 //! vacate    memory that is taken away while requests use it
 //! start     a vring begins to run        -> recovery, resubmission
 //! fetch     kick to disk request
@@ -33,6 +34,7 @@ mod setup;
 mod start;
 mod status;
 mod stop;
+mod transfer;
 mod vacate;
 mod vring;
 
@@ -58,6 +60,7 @@ use requests::Requests;
 use session::Session;
 use setup::{InflightMemory, Pending};
 use std::collections::VecDeque;
+use transfer::Transfer;
 use vm_memory::GuestMemory;
 use vring::Vring;
 
@@ -132,6 +135,7 @@ pub struct Backend<M> {
     store: bool,
     /// The guest's choice in the configuration space.
     writeback: bool,
+    transfer: Transfer,
     /// Buffers of the chain being looked at.
     chain: Chain,
     out: VecDeque<Output>,
@@ -183,6 +187,7 @@ impl<M: GuestMemory> Backend<M> {
             cancel_at: None,
             store: false,
             writeback: true,
+            transfer: Transfer::None,
             chain: Chain::default(),
             out: VecDeque::new(),
             late: Late::default(),
@@ -224,6 +229,8 @@ impl<M: GuestMemory> Backend<M> {
             Input::MappedMissing(result) => self.mapped_missing(now, result)?,
             Input::FaultsOpened(result) => self.faults_opened(result)?,
             Input::InflightAllocated(result) => self.inflight_allocated(result)?,
+            Input::StateSaved(result) => self.state_saved(result)?,
+            Input::StateLoaded(result) => self.state_loaded(result)?,
             Input::InflightMapped(result) => self.inflight_mapped(result)?,
             Input::LogMapped(result) => self.log_mapped(result)?,
             Input::Kick { vring } => {

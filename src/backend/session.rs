@@ -31,7 +31,8 @@ pub const OFFERED_PROTOCOL_FEATURES: u64 = protocol::MQ
     | protocol::INFLIGHT_SHMFD
     | protocol::RESET_DEVICE
     | protocol::CONFIGURE_MEM_SLOTS
-    | protocol::STATUS;
+    | protocol::STATUS
+    | protocol::DEVICE_STATE;
 
 /// What was agreed with the front-end that is connected.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -231,6 +232,15 @@ impl<M: GuestMemory> Backend<M> {
                 self.need(protocol::STATUS, "STATUS", reply)?;
                 self.set_status(status)?;
             }
+            R::SetDeviceStateFd(state, handle) => {
+                self.need(protocol::DEVICE_STATE, "DEVICE_STATE", reply)?;
+                return Ok(Answer(self.set_device_state_fd(state, handle, reply)?));
+            }
+            R::CheckDeviceState => {
+                self.need(protocol::DEVICE_STATE, "DEVICE_STATE", reply)?;
+                self.check_device_state(reply);
+                return Ok(Later);
+            }
             R::GetStatus => {
                 self.need(protocol::STATUS, "STATUS", reply)?;
                 return Ok(Answer(FrontendReplyBody::U64(self.status())));
@@ -248,8 +258,6 @@ impl<M: GuestMemory> Backend<M> {
             | R::GpuSetSocket(_)
             | R::VringKick(_)
             | R::GetSharedObject(_)
-            | R::SetDeviceStateFd(..)
-            | R::CheckDeviceState
             | R::GetShmemConfig => {
                 return Err(FrontendFault::NotOffered { message: reply.message });
             }

@@ -38,6 +38,8 @@ pub(super) enum Pending {
     MapLog(u64, Handle, Reply),
     /// GET_VRING_BASE: the disk works for the vring.
     Stop(Stopping),
+    /// CHECK_DEVICE_STATE: the state is on its way.
+    CheckState(Reply),
     /// RESET_DEVICE: requests in flight.
     Reset(Reply),
 }

@@ -1,12 +1,13 @@
 //! A vring begins to run: its place is checked, what a predecessor left is
 //! taken over, and the ring is looked at once without being asked.
 
+use super::fetch::Broken;
 use super::in_order::InOrder;
 use super::vring::{Run, Vring};
 use super::{Backend, Event, FrontendFault, Output};
 use crate::bugs::{self, Bug};
 use crate::dirty::RingLog;
-use crate::inflight::{Recovery, Region};
+use crate::inflight::{InflightFault, Recovery, Region};
 use crate::marks::{self, Mark};
 use crate::time::Instant;
 use crate::vring::{GuestFault, Ring, RingFormat, SplitRing};
@@ -22,6 +23,8 @@ struct Taken {
     base: u32,
     /// It fits what ring and region say.
     plausible: bool,
+    /// The guest has made the ring such that it cannot run.
+    broken: Option<GuestFault>,
 }
 
 impl<M: GuestMemory> Backend<M> {
@@ -73,6 +76,9 @@ impl<M: GuestMemory> Backend<M> {
         if self.postcopy.holds_fetching() {
             return Err(FrontendFault::MemoryNotAcknowledged { vring });
         }
+        if self.is_transferring() {
+            return Err(FrontendFault::Transferring { message: "a start" });
+        }
         let v = &self.vrings[usize::from(vring)];
         let format = self.session.ring_format();
         let at = v.place(vring, format, &self.table)?;
@@ -96,14 +102,23 @@ impl<M: GuestMemory> Backend<M> {
         let mut ring =
             Ring::new(mem, format, v.size, at, event_idx, base).map_err(|_| unmapped())?;
 
+        let mut broken = None;
         let (region, recovery) = match &self.inflight {
             Some(i) => {
                 let shape = i.shape.taken_for(format)?;
                 if self.was_reset(v) {
                     shape.forget(&i.memory, vring)?;
                 }
-                let (region, recovery) = Region::attach(&i.memory, &shape, vring, mem, &mut ring)?;
-                (Some(region), recovery)
+                match Region::attach(&i.memory, &shape, vring, mem, &mut ring) {
+                    Ok((region, recovery)) => (Some(region), recovery),
+                    // Any guest can do that to its ring, so it costs the guest
+                    // this vring and nobody anything else.
+                    Err(InflightFault::NotMadeAvailable { at, .. }) => {
+                        broken = Some(GuestFault::TakenBack { at });
+                        (None, Recovery { fresh: true, ..Recovery::default() })
+                    }
+                    Err(fault) => return Err(fault.into()),
+                }
             }
             None => (None, Recovery { fresh: true, ..Recovery::default() }),
         };
@@ -114,9 +129,11 @@ impl<M: GuestMemory> Backend<M> {
             // After a crash the base is what was said last, however long ago
             // that was. Where nobody has tracked anything it must not count
             // requests that are in flight.
-            Ring::Packed(ring) => !recovery.fresh || ring.positions().ahead(v.size) == Some(0),
+            Ring::Packed(ring) => {
+                !recovery.fresh || broken.is_some() || ring.positions().ahead(v.size) == Some(0)
+            }
         };
-        Ok(Taken { ring, region, recovery, base, plausible })
+        Ok(Taken { ring, region, recovery, base, plausible, broken })
     }
 
     /// True if the guest has reset this vring alone: it is started again on the
@@ -129,7 +146,7 @@ impl<M: GuestMemory> Backend<M> {
     }
 
     fn begin(&mut self, now: Instant, vring: u16, taken: Taken) {
-        let Taken { ring, region, recovery, base, plausible } = taken;
+        let Taken { ring, region, recovery, base, plausible, broken } = taken;
         let v = &self.vrings[usize::from(vring)];
         let inflight = recovery.resubmit.len() as u16;
         let used = ring.used();
@@ -170,6 +187,9 @@ impl<M: GuestMemory> Backend<M> {
             used,
             resubmitted: inflight,
         });
+        if let Some(fault) = broken {
+            self.broken(vring, Broken::Guest(fault));
+        }
         // A stop is over when a vring starts; the next one has its own grace.
         self.cancel_at = None;
         if !self.store {

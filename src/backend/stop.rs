@@ -177,6 +177,7 @@ impl<M: GuestMemory> Backend<M> {
             let v = &mut self.vrings[usize::from(vring)];
             *v = Vring { call: v.call, err: v.err, ..Vring::new(size) };
         }
+        self.end_transfer();
         self.session.features = 0;
         self.session.status = 0;
         self.inflight = None;
@@ -222,6 +223,7 @@ impl<M: GuestMemory> Backend<M> {
         self.log = None;
         self.close_faults(false);
         self.vacated = None;
+        self.end_transfer();
         self.cancel_at = None;
         self.writeback = true;
     }

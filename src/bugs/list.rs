@@ -135,6 +135,58 @@ bugs! {
         /// Recovery does not look at the last entry.
         RecoveryMissesLastEntry: "vhost-user, Inflight I/O tracking", "";
     }
+    Packed {
+        /// The first used descriptor of a batch is stored before the others.
+        PackedFirstNotLast: "virtio, Packed Virtqueues", "";
+        /// A used descriptor has the id of the chain's first descriptor and not of its last.
+        PackedIdOfFirst: "virtio, Packed Virtqueues, Element ID", "";
+        /// The used position goes on by one and not by the length of the chain.
+        PackedUsedByOne: "virtio, Packed Virtqueues", "";
+        /// The used wrap counter does not flip at the end of the ring.
+        PackedUsedWrapKept: "virtio, Driver and Device Ring Wrap Counters", "";
+        /// A descriptor is taken for available by its available bit alone.
+        PackedUsedBitIgnored: "virtio, Driver and Device Ring Wrap Counters", "";
+        /// A used descriptor does not say that its length counts.
+        PackedNothingWritten: "virtio, Packed Virtqueues, Write Flag", "";
+        /// The wrap counter of a descriptor event is not looked at.
+        PackedEventWrapIgnored: "virtio, Event Suppression Structure Format", "";
+        /// Kicks are asked for at a position without its wrap counter.
+        PackedKickWrapMissing: "virtio, Event Suppression Structure Format", "";
+        /// Used descriptors are logged by the address of the event area.
+        PackedRingLoggedAsEvent: "vhost-user, VHOST_USER_SET_VRING_ADDR", "what QEMU says is the event area, so the ring needs its own";
+        /// GET_VRING_BASE answers the available half alone.
+        PackedBaseUsedMissing: "vhost-user, Vring descriptor indices", "DPDK vhost_user.c, by reading";
+        /// GET_VRING_BASE answers the available position without its wrap counter.
+        PackedBaseWrapMissing: "vhost-user, Vring descriptor indices", "";
+        /// A front-end says the available half of a base alone.
+        PackedBaseHalved: "vhost-user, VHOST_USER_SET_VRING_BASE", "";
+        /// A chain is marked in flight before its descriptors are copied.
+        PackedCopyAfterHead: "vhost-user, Inflight I/O tracking", "";
+        /// Of a chain only the first descriptor is copied.
+        PackedFirstCopied: "vhost-user, Inflight I/O tracking", "";
+        /// The region's used position goes on by one and not by the length of the chain.
+        PackedLinkByOne: "vhost-user, Inflight I/O tracking", "";
+        /// The last entry of a chain is not linked to what was free before.
+        PackedFreeListCut: "vhost-user, Inflight I/O tracking", "";
+        /// The old head of the free list is not moved when a batch is closed.
+        PackedOldFreeHeadKept: "vhost-user, Inflight I/O tracking", "";
+        /// A batch is not closed, and the next chain is fetched into it.
+        PackedBatchLeftOpen: "vhost-user, Inflight I/O tracking", "";
+        /// The old wrap counter is stored before the old index, not with it.
+        PackedWrapBeforeIndex: "vhost-user, Inflight I/O tracking", "";
+        /// An entry stays in flight though its chain was used.
+        PackedFlagKept: "vhost-user, Inflight I/O tracking", "";
+        /// A batch that was begun counts, whether it was published or not.
+        PackedNoRollBack: "vhost-user, Inflight I/O tracking", "";
+        /// A batch that was not closed is rolled back, whether it was published or not.
+        PackedNoCommit: "vhost-user, Inflight I/O tracking", "";
+        /// Whether a batch was published is judged by the entry at the used index.
+        PackedCommitByEntry: "vhost-user, Inflight I/O tracking", "DPDK vhost_user.c, by reading";
+        /// Used descriptors of a batch that was rolled back stay in the ring.
+        PackedMarksLeft: "vhost-user, Inflight I/O tracking", "";
+        /// Chains are resubmitted as they are in the ring, not as they were copied.
+        PackedResubmitsFromRing: "vhost-user, Inflight I/O tracking", "";
+    }
     Stop {
         /// GET_VRING_BASE is answered while the disk works for the vring.
         ReplyBeforeDrained: "vhost-user, VHOST_USER_GET_VRING_BASE", "spdk/spdk#3553";

@@ -17,6 +17,8 @@ pub enum Family {
     Rings,
     /// The inflight region, store by store, and its recovery.
     Inflight,
+    /// Packed rings and their inflight region.
+    Packed,
     /// Drain and suspend.
     Stop,
     /// The dirty log.
@@ -31,10 +33,11 @@ pub enum Family {
 
 impl Family {
     /// Every family, in the order of tables.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Wire,
         Self::Rings,
         Self::Inflight,
+        Self::Packed,
         Self::Stop,
         Self::Logging,
         Self::Block,
@@ -48,6 +51,7 @@ impl Family {
             Self::Wire => "wire",
             Self::Rings => "rings",
             Self::Inflight => "inflight",
+            Self::Packed => "packed rings",
             Self::Stop => "drain and suspend",
             Self::Logging => "logging",
             Self::Block => "block",

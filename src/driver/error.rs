@@ -41,6 +41,17 @@ pub enum DeviceFault {
         /// What it names.
         id: u32,
     },
+    /// The used element names a chain that has others before it, more than were
+    /// used, though buffers are to be used in order.
+    #[error("used entry {index}: id {id} before its turn, expected {expected}")]
+    OutOfOrder {
+        /// Free running index of the used element.
+        index: u16,
+        /// What it names.
+        id: u32,
+        /// Head whose turn it is.
+        expected: u16,
+    },
     /// More used elements than chains the device holds.
     #[error("used index {used} is ahead: {reaped} reaped, {outstanding} outstanding")]
     UsedAhead {
@@ -88,6 +99,12 @@ pub enum DriverMisuse {
     /// The ring's place or size is illegal.
     #[error(transparent)]
     Layout(#[from] LayoutError),
+    /// The order of chains that the device holds already is not known.
+    #[error("expected no chain at the device, {outstanding} are outstanding")]
+    OrderUnknown {
+        /// Chains that the device holds.
+        outstanding: u16,
+    },
     /// A chain has at least one buffer, and no buffer is empty.
     #[error("a chain needs at least one buffer and no empty ones")]
     EmptyBuffer,

@@ -38,6 +38,16 @@ macro_rules! either {
 }
 
 impl DriverRing {
+    /// IN_ORDER was agreed on. A split ring then holds the device to it, and
+    /// understands batches with one used element; legal while the device holds no
+    /// chain. A packed ring takes buffers back in any order as before.
+    pub fn expect_in_order(&mut self) -> Result<(), DriverError> {
+        match self {
+            Self::Split(ring) => Ok(ring.expect_in_order()?),
+            Self::Packed(_) => Ok(()),
+        }
+    }
+
     /// Zero the ring in memory and start it from its beginning. Calls are enabled.
     pub fn start<M: GuestMemory + ?Sized>(
         mem: &M,
@@ -121,6 +131,19 @@ impl DriverRing {
         match self {
             Self::Split(ring) => ring.next_used(),
             Self::Packed(ring) => ring.reaped_chains(),
+        }
+    }
+
+    /// Where a device stands that has completed all it was told of, in the
+    /// format of a vring's base: the available index, or the available position
+    /// and, in the upper half, the one up to which was reaped.
+    pub fn base(&self) -> u32 {
+        match self {
+            Self::Split(ring) => ring.avail_idx().into(),
+            Self::Packed(ring) => {
+                let (avail, used) = (ring.avail_position(), ring.used_position());
+                u32::from(avail.word()) | u32::from(used.word()) << 16
+            }
         }
     }
 

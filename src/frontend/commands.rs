@@ -7,12 +7,19 @@ use super::error::{ApiMisuse, Failure};
 use super::io::{Command, Event, Output};
 use super::logging::{check_log, used_guest_addr};
 use super::phase::{Phase, Trigger};
-use super::steps::{self, ConfigFor, Milestone, Step};
+use super::steps::{self, ConfigFor, Milestone, Purpose, Step};
 use crate::Handle;
 use crate::bugs::{self, Bug};
 use crate::time::Instant;
 use crate::wire::features::{protocol, virtio};
-use crate::wire::{ConfigPayload, Envelope, MemRegion, encode_request};
+use crate::wire::{
+    ConfigPayload, Envelope, FrontendRequest, MemRegion, TransferState, encode_request,
+};
+
+/// Directions of SET_DEVICE_STATE_FD, from where the back-end sits.
+// spec: vhost-user, "Migrating back-end state"
+const SAVE: u32 = 0;
+const LOAD: u32 = 1;
 
 /// Feature bits that are not the guest's.
 const OURS: u64 = virtio::PROTOCOL_FEATURES | virtio::LOG_ALL;
@@ -62,6 +69,13 @@ impl Frontend {
             Command::PostcopyAdvise => self.postcopy_advise(what)?,
             Command::PostcopyListen => self.postcopy_listen(what)?,
             Command::PostcopyEnd => self.postcopy_end(what)?,
+            Command::SaveState { handle } => self.transfer_state(what, SAVE, handle)?,
+            Command::LoadState { handle } => self.transfer_state(what, LOAD, handle)?,
+            Command::CheckState => {
+                self.expect_device_state(what)?;
+                let step = steps::ask(FrontendRequest::CheckDeviceState, Purpose::StateCheck);
+                self.queue_checked(step)?;
+            }
             Command::Reset => self.reset(what)?,
             Command::ReadConfig { offset, size } => {
                 self.expect_config(what)?;
@@ -81,6 +95,27 @@ impl Frontend {
             }
         }
         self.advance(now);
+        Ok(())
+    }
+
+    fn transfer_state(
+        &mut self,
+        what: &'static str,
+        direction: u32,
+        handle: Handle,
+    ) -> Result<(), ApiMisuse> {
+        self.expect_device_state(what)?;
+        // The only phase there is: all vrings are stopped.
+        let state = TransferState { direction, phase: 0 };
+        let request = FrontendRequest::SetDeviceStateFd(state, handle);
+        self.queue_checked(steps::ask(request, Purpose::StateChannel))
+    }
+
+    fn expect_device_state(&self, what: &'static str) -> Result<(), ApiMisuse> {
+        self.expect_phase(what, self.phase == Phase::Ready)?;
+        if !self.session.has(protocol::DEVICE_STATE) {
+            return Err(ApiMisuse::NotNegotiated { what, feature: "DEVICE_STATE" });
+        }
         Ok(())
     }
 

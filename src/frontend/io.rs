@@ -108,6 +108,24 @@ pub enum Command {
     PostcopyListen,
     /// Every page is there. Answered by [`Event::PostcopyEnded`].
     PostcopyEnd,
+    /// Have the back-end write the device's state, what it knows beyond rings and
+    /// inflight region, to a pipe. Legal while the vrings are stopped, with
+    /// DEVICE_STATE. [`Event::StateChannel`] tells when it has begun, or
+    /// [`Event::Refused`]; then close your copy of the handle, which stays the
+    /// owner's, and read the pipe to its end.
+    SaveState {
+        /// The end to write to.
+        handle: Handle,
+    },
+    /// The opposite: have the back-end read a state. Close what you write to
+    /// behind the last byte.
+    LoadState {
+        /// The end to read from.
+        handle: Handle,
+    },
+    /// Ask whether a transfer went well, after its end: [`Event::StateChecked`]
+    /// or [`Event::Refused`].
+    CheckState,
     /// The guest has reset the device: stop what runs, forget bases and
     /// inflight region. Legal without a connection too.
     Reset,
@@ -153,6 +171,9 @@ impl Command {
             Self::PostcopyAdvise => "postcopy advise",
             Self::PostcopyListen => "postcopy listen",
             Self::PostcopyEnd => "postcopy end",
+            Self::SaveState { .. } => "save state",
+            Self::LoadState { .. } => "load state",
+            Self::CheckState => "check state",
             Self::Reset => "reset",
             Self::ReadConfig { .. } => "read config",
             Self::WriteConfig { .. } => "write config",
@@ -247,6 +268,14 @@ pub enum Event {
     /// [`Command::WriteConfig`] was carried out, as far as the back-end tells:
     /// without REPLY_ACK it was only sent.
     ConfigWritten,
+    /// The device's state is on its way through the pipe of
+    /// [`Command::SaveState`] or [`Command::LoadState`].
+    StateChannel {
+        /// A pipe of the back-end's to be used instead. The owner's from now on.
+        instead: Option<Handle>,
+    },
+    /// The last transfer of a device's state was complete and right.
+    StateChecked,
     /// The back-end has changed the configuration space, and this is the new one.
     ConfigChanged(Bytes),
     /// The back-end said no; the connection lives.

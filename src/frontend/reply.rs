@@ -64,6 +64,24 @@ impl Frontend {
                 self.outputs.push_back(Output::Event(event));
                 Ok(())
             }
+            (Purpose::StateChannel, Body::DeviceState(0, instead)) => {
+                self.outputs.push_back(Output::Event(Event::StateChannel { instead }));
+                Ok(())
+            }
+            (Purpose::StateChannel, Body::DeviceState(error, handle)) => {
+                self.outputs.extend(handle.map(Output::Release));
+                let (message, status) = (awaited.message, u64::from(error));
+                self.outputs.push_back(Output::Event(Event::Refused { message, status }));
+                Ok(())
+            }
+            (Purpose::StateCheck, Body::U64(status)) => {
+                let event = match status {
+                    0 => Event::StateChecked,
+                    _ => Event::Refused { message: awaited.message, status },
+                };
+                self.outputs.push_back(Output::Event(event));
+                Ok(())
+            }
             (Purpose::Features, Body::U64(bits)) => self.take_features(bits),
             (Purpose::FeaturesAgain, Body::U64(bits)) => {
                 // Protocol features were agreed on under the first answer.

@@ -57,6 +57,10 @@ pub(super) enum Purpose {
     Status(u64),
     Config(ConfigFor),
     WriteConfig,
+    /// A channel for the device's state.
+    StateChannel,
+    /// What became of the transfer.
+    StateCheck,
     Raw,
 }
 
@@ -198,6 +202,8 @@ pub(super) fn start(
         let kept = if bugs::on(Bug::BaseNotKept) { KeptBase::Fresh } else { kept };
         // That there is one was checked before.
         let base = kept.said(vring.base, packed).unwrap_or(base::fresh(packed));
+        let halved = bugs::on_when(Bug::PackedBaseHalved, || base > 0xffff);
+        let base = if halved { base & 0xffff } else { base };
         steps.push(tell(Request::SetVringNum(state(u32::from(vring.size)))));
         steps.push(tell(Request::SetVringBase(state(base))));
         steps.extend(set_addr(config, device, session, vring));

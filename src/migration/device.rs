@@ -1,12 +1,13 @@
 //! The sections of vhost-user-blk devices.
 
 use super::fault::{StreamFault, What};
-use super::image::{Contradiction, Takeover, oversize, takeover};
+use super::image::{Contradiction, Takeover, oversize, packed_takeover, takeover};
 use super::ram::GuestRam;
 use super::stream::{Section, Stream};
 use super::subsection::InflightSubsection;
 use super::virtio::DeviceState;
 use crate::inflight::{InflightFault, RegionView, RingState};
+use crate::vring::RingFormat;
 use core::ops::Range;
 
 /// End of the section's name, after the path of the device.
@@ -68,7 +69,15 @@ impl<'a> BlkDevice<'a> {
     pub fn region(&self) -> Option<Result<RegionView<'a>, InflightFault>> {
         let inflight = self.inflight.filter(|i| !i.region.is_empty())?;
         let queues = self.queues()?;
-        Some(RegionView::new(inflight.region, queues, inflight.queue_size))
+        Some(RegionView::of(self.format(), inflight.region, queues, inflight.queue_size))
+    }
+
+    /// Kind of the device's rings: split, if its state could not be read.
+    pub fn format(&self) -> RingFormat {
+        match &self.state {
+            Ok(state) if state.packed() => RingFormat::Packed,
+            _ => RingFormat::Split,
+        }
     }
 
     /// Number of queues, if the device's state could be read.
@@ -84,11 +93,26 @@ impl<'a> BlkDevice<'a> {
         addresses.flatten().filter(|a| *a != 0).map(index)
     }
 
-    /// Used and available index of a ring, where guest memory has them.
+    /// Used and available index of a split ring, where guest memory has them.
     pub fn ring(&self, ram: &GuestRam<'_>, vring: u16) -> (Option<u16>, Option<u16>) {
+        if self.format() == RingFormat::Packed {
+            return (None, None);
+        }
         let queue = self.state.as_ref().ok().and_then(|s| s.queues.get(usize::from(vring)));
         let read = |address: Option<u64>| ram.le16(index(address.filter(|a| *a != 0)?));
         queue.map_or((None, None), |q| (read(q.used), read(q.avail)))
+    }
+
+    /// What a back-end at the destination would do with a packed ring. `None` if
+    /// the guest has not set the ring up, or it is a split one.
+    pub fn packed_takeover(&self, vring: u16) -> Option<Result<Takeover, InflightFault>> {
+        let state = self.state.as_ref().ok().filter(|s| s.packed())?;
+        let queue = state.queues.get(usize::from(vring)).filter(|q| q.desc != 0)?;
+        let view = match self.region().transpose() {
+            Ok(view) => view,
+            Err(fault) => return Some(Err(fault)),
+        };
+        Some(packed_takeover(view.as_ref(), vring, queue.packed?, queue.size as u16))
     }
 
     /// What a back-end at the destination would do with a ring that has this
@@ -117,7 +141,7 @@ impl<'a> BlkDevice<'a> {
         let inflight = self.inflight?;
         match inflight.region.len() {
             0 => Some(Contradiction::Empty),
-            len => oversize(len as u64, self.queues()?, inflight.queue_size),
+            len => oversize(self.format(), len as u64, self.queues()?, inflight.queue_size),
         }
     }
 }

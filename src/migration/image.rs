@@ -4,28 +4,52 @@
 //! Layout and rules are those of [`inflight`](crate::inflight); nothing here
 //! knows an offset.
 
-use crate::inflight::{Header, InflightFault, Plan, RegionView, RingState, region_size};
+use crate::inflight::{
+    Header, InflightFault, PackedHeader, PackedPlan, Plan, RegionView, RingState, region_size_of,
+};
+use crate::vring::RingFormat;
+use crate::vring::packed::Positions;
 
-/// A head in flight.
+/// A chain in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Live {
     /// Order of fetching: ascending, not necessarily without gaps.
     pub counter: u64,
-    /// Index in the descriptor table.
+    /// Index of its head in the descriptor table; of a packed ring's, that of
+    /// its first entry in the region.
     pub head: u16,
+}
+
+/// The beginning of one vring's part of a region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PartHeader {
+    /// Of a split vring.
+    Split(Header),
+    /// Of a packed vring.
+    Packed(PackedHeader),
+}
+
+impl PartHeader {
+    /// That of a vring.
+    pub fn of(view: &RegionView<'_>, vring: u16) -> Result<Self, InflightFault> {
+        Ok(match view.shape().format {
+            RingFormat::Split => Self::Split(view.header(vring)?),
+            RingFormat::Packed => Self::Packed(view.packed_header(vring)?),
+        })
+    }
 }
 
 /// One vring's part of a region.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PartImage {
     /// Features, version, size, batch.
-    pub header: Header,
-    /// Heads whose flag is set, in the order they were fetched. Some may have
+    pub header: PartHeader,
+    /// Chains whose flag is set, in the order they were fetched. Some may have
     /// been published: that depends on the ring.
     pub flagged: Vec<Live>,
 }
 
-/// A region of split vrings, checked as far as that goes without the rings.
+/// A region, checked as far as that goes without the rings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InflightImage {
     /// Entries of each part.
@@ -40,11 +64,18 @@ impl TryFrom<RegionView<'_>> for InflightImage {
     fn try_from(view: RegionView<'_>) -> Result<Self, InflightFault> {
         let shape = view.shape();
         let part = |vring| -> Result<PartImage, InflightFault> {
-            let header = view.header(vring)?;
-            // The region's own used index stands for the ring's: no batch.
-            let ring = RingState::unseen(shape.queue_size, header.used_idx);
-            let plan = view.plan(vring, ring)?;
-            let flagged = plan.map_or_else(Vec::new, |plan| live(&plan));
+            let header = PartHeader::of(&view, vring)?;
+            let flagged = match header {
+                PartHeader::Split(header) => {
+                    // The region's own used index stands for the ring's: no
+                    // batch.
+                    let ring = RingState::unseen(shape.queue_size, header.used_idx);
+                    view.plan(vring, ring)?.map_or_else(Vec::new, |plan| live(&plan))
+                }
+                PartHeader::Packed(_) => view
+                    .packed_plan(vring, shape.queue_size, |_| false)?
+                    .map_or_else(Vec::new, |plan| packed_live(&plan)),
+            };
             Ok(PartImage { header, flagged })
         };
         let parts = (0..shape.num_queues).map(part).collect::<Result<_, InflightFault>>()?;
@@ -53,6 +84,10 @@ impl TryFrom<RegionView<'_>> for InflightImage {
 }
 
 fn live(plan: &Plan) -> Vec<Live> {
+    plan.live.iter().map(|&(counter, head)| Live { counter, head }).collect()
+}
+
+fn packed_live(plan: &PackedPlan) -> Vec<Live> {
     plan.live.iter().map(|&(counter, head)| Live { counter, head }).collect()
 }
 
@@ -66,8 +101,11 @@ pub struct Takeover {
     pub closes: Vec<u16>,
     /// Requests to submit again, in this order, before any other is fetched.
     pub resubmit: Vec<Live>,
-    /// Where fetching goes on in the available ring.
+    /// Where fetching goes on in the available ring; in a packed ring with the
+    /// wrap counter as bit 15.
     pub next_avail: u16,
+    /// Where the next used chain goes, of a packed ring, likewise.
+    pub next_used: Option<u16>,
     /// What does not go together. The region is believed.
     pub contradictions: Vec<Contradiction>,
 }
@@ -98,6 +136,37 @@ pub enum Contradiction {
         /// Their distance.
         lost: u16,
     },
+    /// The base of a packed ring is not where its region is.
+    #[error("base is {base:#x}, expected {all:#x} (both positions by the region)")]
+    Positions {
+        /// From the stream.
+        base: u32,
+        /// From the region.
+        all: u32,
+    },
+    /// Chains of a packed ring were in flight and nobody wrote down which.
+    #[error(
+        "base is {base:#x}, but nothing tells which chains of {entries} entries are in flight: they are lost"
+    )]
+    LostEntries {
+        /// From the stream.
+        base: u32,
+        /// Distance of its two positions.
+        entries: u16,
+    },
+    /// No ring of this size can be at the base.
+    #[error("base is {base:#x}, expected two positions of a packed ring of {size}")]
+    NoPositions {
+        /// From the stream.
+        base: u32,
+        /// Ring size.
+        size: u16,
+    },
+    /// A packed ring's batch is open; whether it was published is in the ring.
+    #[error(
+        "a batch of {0} ring entries is open, expected none after a stop: taken for not published"
+    )]
+    OpenEntries(u16),
     /// A suspended back-end leaves no batch open.
     #[error("{0} requests are published but not retired, expected none after a stop")]
     OpenBatch(usize),
@@ -153,9 +222,50 @@ pub fn takeover(
     Ok(found)
 }
 
+/// The same for a packed vring of `size` entries. Of a batch that is open only
+/// the ring could tell whether it was published; it is taken for not published.
+pub fn packed_takeover(
+    region: Option<&RegionView<'_>>,
+    vring: u16,
+    base: Positions,
+    size: u16,
+) -> Result<Takeover, InflightFault> {
+    let places = |at: Positions| (at.avail.bits(), Some(at.used.bits()));
+    let (next_avail, next_used) = places(base);
+    let mut found = Takeover { fresh: true, next_avail, next_used, ..Takeover::default() };
+    let plan = region.map(|view| view.packed_plan(vring, size, |_| false)).transpose()?.flatten();
+    let ahead = base.ahead(size);
+    let base = base.base();
+    if ahead.is_none() {
+        found.contradictions.push(Contradiction::NoPositions { base, size });
+    }
+    let Some(plan) = plan else {
+        if let Some(entries @ 1..) = ahead {
+            found.contradictions.push(Contradiction::LostEntries { base, entries });
+        }
+        return Ok(found);
+    };
+    found.fresh = false;
+    found.resubmit = packed_live(&plan);
+    (found.next_avail, found.next_used) = places(plan.positions);
+    let all = plan.positions.base();
+    if ahead.is_some() && base != all {
+        found.contradictions.push(Contradiction::Positions { base, all });
+    }
+    if plan.batch > 0 {
+        found.contradictions.push(Contradiction::OpenEntries(plan.batch));
+    }
+    Ok(found)
+}
+
 /// Whether a region has the size that its queues need, give or take what
 /// rounding can explain: twice as much is for twice as many queues.
-pub(super) fn oversize(len: u64, queues: u16, queue_size: u16) -> Option<Contradiction> {
-    let expected = region_size(queues, queue_size);
+pub(super) fn oversize(
+    format: RingFormat,
+    len: u64,
+    queues: u16,
+    queue_size: u16,
+) -> Option<Contradiction> {
+    let expected = region_size_of(format, queues, queue_size);
     (len >= 2 * expected).then_some(Contradiction::RegionSize { expected, got: len, queues })
 }

@@ -34,7 +34,9 @@ mod virtio;
 pub use description::{Description, DeviceDescription};
 pub use device::{BlkDevice, blk_devices};
 pub use fault::{StreamFault, What};
-pub use image::{Contradiction, InflightImage, Live, PartImage, Takeover, takeover};
+pub use image::{
+    Contradiction, InflightImage, Live, PartHeader, PartImage, Takeover, packed_takeover, takeover,
+};
 pub use ram::{GuestRam, Page};
 pub use stream::{Section, SectionKind, Stream};
 pub use subsection::{InflightSubsection, REGION_MAX};

@@ -10,6 +10,7 @@
 
 use super::cursor::{Cursor, SUBSECTION};
 use super::fault::{StreamFault, What, short};
+use crate::vring::packed::{Position, Positions};
 
 /// Queues that a device may have, and entries of every per-queue array.
 const QUEUES_MAX: u64 = 1024;
@@ -47,8 +48,10 @@ pub struct QueueState {
     /// Guest-physical address of the used ring, if the stream says.
     pub used: Option<u64>,
     /// What the back-end answered to GET_VRING_BASE: of a packed ring only the
-    /// available half.
+    /// available half, without its wrap counter.
     pub last_avail_idx: u16,
+    /// All of that answer, of a packed ring.
+    pub packed: Option<Positions>,
 }
 
 impl DeviceState<'_> {
@@ -73,6 +76,7 @@ const fn sub(name: &'static str, len: u64) -> Sub {
 const EXTRA: &str = "virtio/extra_state";
 const FEATURES: &str = "virtio/64bit_features";
 const RINGS: &str = "virtio/virtqueues";
+const PACKED: &str = "virtio/packed_virtqueues";
 const STARTED: &str = "virtio/started";
 
 /// Those whose length is known; [`EXTRA`] has subsections of its own.
@@ -83,7 +87,7 @@ const SUBSECTIONS: [Sub; 8] = [
     sub("virtio/ringsize", 4 * QUEUES_MAX),
     sub("virtio/broken", 1),
     sub(STARTED, 1),
-    sub("virtio/packed_virtqueues", 10 * QUEUES_MAX),
+    sub(PACKED, 10 * QUEUES_MAX),
     sub("virtio/disabled", 1),
 ];
 
@@ -144,6 +148,19 @@ impl<'a> DeviceState<'a> {
             for queue in &mut self.queues {
                 queue.avail = Some(cursor.be64("available ring address")?);
                 queue.used = Some(cursor.be64("used ring address")?);
+            }
+        } else if name == PACKED.as_bytes() {
+            for queue in &mut self.queues {
+                let mut position = |of| -> Result<Position, StreamFault> {
+                    let index = cursor.be16(of)?;
+                    Ok(Position { index, wrap: cursor.u8(of)? != 0 })
+                };
+                let avail = position("next available position")?;
+                let used = position("next used position")?;
+                queue.packed = Some(Positions { avail, used });
+                // QEMU's own device counts here; a back-end's requests are not
+                // among them.
+                cursor.be32("requests in use")?;
             }
         }
         cursor.take(after.saturating_sub(cursor.at() as u64), "virtio subsection").map(drop)

@@ -98,6 +98,12 @@ pub enum GuestFault {
         /// Guest-physical address.
         addr: u64,
     },
+    /// A descriptor that a request in flight is known to hold is not available.
+    #[error("ring entry {at} of a request in flight is not available any more")]
+    TakenBack {
+        /// Index in the ring.
+        at: u16,
+    },
     /// There is no byte to write a status to.
     #[error("chain {head} has no room for a status byte")]
     NoStatus {

@@ -4,6 +4,7 @@ use super::chain::Chain;
 use super::packed::{ChainTable, PACKED_SIZE_MAX, PackedRing, Positions};
 use super::split::{RingAddresses, SplitRing, Used};
 use super::{GuestFault, packed};
+use crate::bugs::{self, Bug};
 use crate::dirty::RingLog;
 use vm_memory::GuestMemory;
 
@@ -148,7 +149,10 @@ impl Ring {
                 let used = r.positions().used;
                 let ahead =
                     |at: packed::Position, slot| at.after(r.table().chain(slot).num, r.size());
-                Positions { avail: in_flight.fold(used, ahead), used }.base()
+                let base = Positions { avail: in_flight.fold(used, ahead), used }.base();
+                let cut = bugs::on_when(Bug::PackedBaseUsedMissing, || base > 0xffff);
+                let flat = bugs::on_when(Bug::PackedBaseWrapMissing, || base & 0x8000 != 0);
+                base & if cut { 0xffff } else { !0 } & if flat { !0x8000 } else { !0 }
             }
         }
     }

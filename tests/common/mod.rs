@@ -71,6 +71,10 @@ pub struct Rig<M = Memory> {
     next_handle: u32,
     /// What the next mapping of guest memory is, if not `guest`.
     pub map_next: Option<M>,
+    /// Device states that were saved.
+    pub saved: Vec<Vec<u8>>,
+    /// What comes out of the pipe of a state to load; `None`: nothing yet.
+    pub state: Option<Vec<u8>>,
     /// Refuse the next mapping, saying why.
     pub refuse_map: Option<String>,
     decoder: Decoder<FrontendReplies, Handle>,
@@ -131,6 +135,8 @@ impl<M: TestMemory> Rig<M> {
             live: BTreeSet::new(),
             next_handle: 0,
             map_next: None,
+            saved: Vec::new(),
+            state: None,
             refuse_map: None,
             decoder: Decoder::new(dialect),
             replies: Vec::new(),
@@ -164,6 +170,19 @@ impl<M: TestMemory> Rig<M> {
         let driver = BlkDriver::start(&self.guest, ring_layout(0), ring_features()).unwrap();
         self.set_inflight();
         self.start_vring(0, 0);
+        driver
+    }
+
+    /// Bring vring 0 up as a packed one of this size, with an inflight region;
+    /// its driver.
+    pub fn run_packed(&mut self, size: u16) -> BlkDriver {
+        self.negotiate(FEATURES | virtio::RING_PACKED);
+        self.get_inflight(1, size);
+        self.add_memory();
+        let features = RingFeatures { packed: true, ..ring_features() };
+        let driver = BlkDriver::start(&self.guest, packed_layout(size), features).unwrap();
+        self.set_inflight();
+        self.start_vring_at(size, PACKED_START, packed_addr(size));
         driver
     }
 
@@ -234,6 +253,19 @@ impl<M: TestMemory> Rig<M> {
                     self.backend.handle_input(self.now, Input::InflightMapped(result)).unwrap();
                 }
                 Output::Unmap => {}
+                Output::SaveState { handle, bytes } => {
+                    assert!(self.live.contains(&handle));
+                    self.saved.push(bytes.to_vec());
+                    self.backend.handle_input(self.now, Input::StateSaved(Ok(()))).unwrap();
+                }
+                Output::LoadState { handle, most } => {
+                    assert!(self.live.contains(&handle));
+                    if let Some(state) = self.state.take() {
+                        assert!(state.len() as u64 <= most);
+                        let input = Input::StateLoaded(Ok(state.into()));
+                        self.backend.handle_input(self.now, input).unwrap();
+                    }
+                }
                 Output::WatchKick { handle, .. } => {
                     assert!(handle.is_none_or(|h| self.live.contains(&h)));
                 }
@@ -372,31 +404,40 @@ impl<M: TestMemory> Rig<M> {
     }
 
     pub fn start_vring(&mut self, vring: u16, base: u16) {
-        self.set_up_vring(vring, base);
-        let index = u32::from(vring);
-        self.ok(FrontendRequest::SetVringEnable(VringState { index, num: 1 }));
+        self.start_vring_at(RING, base.into(), vring_addr(vring));
+    }
+
+    /// Start a vring of any kind.
+    pub fn start_vring_at(&mut self, size: u16, base: u32, addr: VringAddr) {
+        self.set_up_vring_at(size, base, addr);
+        self.ok(FrontendRequest::SetVringEnable(VringState { index: addr.index, num: 1 }));
     }
 
     /// Everything but SET_VRING_ENABLE.
-    pub fn set_up_vring(&mut self, vring: u16, base: u16) {
-        let index = u32::from(vring);
-        self.ok(FrontendRequest::SetVringNum(VringState { index, num: u32::from(RING) }));
-        self.ok(FrontendRequest::SetVringBase(VringState { index, num: u32::from(base) }));
-        self.ok(FrontendRequest::SetVringAddr(vring_addr(vring)));
+    pub fn set_up_vring_at(&mut self, size: u16, base: u32, addr: VringAddr) {
+        let (index, vring) = (addr.index, addr.index as u8);
+        self.ok(FrontendRequest::SetVringNum(VringState { index, num: size.into() }));
+        self.ok(FrontendRequest::SetVringBase(VringState { index, num: base }));
+        self.ok(FrontendRequest::SetVringAddr(addr));
         for message in [
             FrontendRequest::SetVringCall,
             FrontendRequest::SetVringErr,
             FrontendRequest::SetVringKick,
         ] {
             let handle = self.handle();
-            self.ok(message(VringFile { index: vring as u8, handle: Some(handle) }));
+            self.ok(message(VringFile { index: vring, handle: Some(handle) }));
         }
     }
 
     pub fn get_base(&mut self, vring: u16) -> Option<u16> {
+        self.get_base32(vring).map(|base| base as u16)
+    }
+
+    /// All of the base: of a packed ring it has both positions.
+    pub fn get_base32(&mut self, vring: u16) -> Option<u32> {
         let state = VringState { index: u32::from(vring), num: 0 };
         match self.send(FrontendRequest::GetVringBase(state), false) {
-            Some(FrontendReplyBody::VringState(state)) => Some(state.num as u16),
+            Some(FrontendReplyBody::VringState(state)) => Some(state.num),
             None => None,
             other => panic!("{other:?}"),
         }
@@ -474,8 +515,24 @@ pub fn ring_layout(vring: u16) -> RingLayout {
     RingLayout::contiguous(RING, 0x1000 + 0x4000 * u64::from(vring)).unwrap()
 }
 
+/// Both positions at entry 0, both wrap counters 1.
+pub const PACKED_START: u32 = 0x8000_8000;
+
+/// Where vring 0 is if it is packed. Its driver event area begins a page, and
+/// so does its device event area.
+pub fn packed_layout(size: u16) -> RingLayout {
+    RingLayout { size, desc: 0x1000, avail: 0x8_2000, used: 0x8_4000 }
+}
+
+pub fn packed_addr(size: u16) -> VringAddr {
+    of_layout(0, &packed_layout(size))
+}
+
 pub fn vring_addr(vring: u16) -> VringAddr {
-    let layout = ring_layout(vring);
+    of_layout(vring, &ring_layout(vring))
+}
+
+fn of_layout(vring: u16, layout: &RingLayout) -> VringAddr {
     VringAddr {
         index: u32::from(vring),
         flags: 0,

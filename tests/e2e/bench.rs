@@ -181,6 +181,11 @@ impl Spec {
         Self { size: 16 << 20, disk, memory_mib: 192, inflight_migration, ..Self::default() }
     }
 
+    /// The same machine with packed rings.
+    pub fn packed(self) -> Self {
+        Self { device: ",packed=on", ..self }
+    }
+
     fn hardware(&self, socket: &Path) -> Hardware {
         let disk = Disk {
             socket: socket.to_path_buf(),

@@ -35,11 +35,12 @@ fn stop_cont(bench: &mut Bench) -> Result<Figures, String> {
 /// waits until all that was outstanding has completed; `rounds` times.
 fn disturbed(
     bench: &mut Bench,
+    spec: &Spec,
     seed: u64,
     rounds: u32,
     disturb: impl Fn(&mut Rig, u32) -> Result<(), String>,
 ) -> Result<Figures, String> {
-    let rig = bench.rig(&Spec::slow())?;
+    let rig = bench.rig(spec)?;
     let run = Run::start(&rig.vm.guest, &Plan { seed, ..Plan::slow() })?;
     let (mut held, mut longest) = (0, Duration::ZERO);
     for round in 0..rounds {
@@ -65,7 +66,11 @@ fn pause(milliseconds: u32) {
 }
 
 fn kill(bench: &mut Bench) -> Result<Figures, String> {
-    disturbed(bench, 41, 10, |rig, round| {
+    kill_on(bench, &Spec::slow())
+}
+
+pub fn kill_on(bench: &mut Bench, spec: &Spec) -> Result<Figures, String> {
+    disturbed(bench, spec, 41, 10, |rig, round| {
         rig.daemon.kill()?;
         // The front-end tries every 100 ms: be there at once, or let it fail.
         pause(round % 4 * 90);
@@ -75,7 +80,11 @@ fn kill(bench: &mut Bench) -> Result<Figures, String> {
 
 /// The next daemon is killed while it still holds what it took over.
 fn kill_twice(bench: &mut Bench) -> Result<Figures, String> {
-    disturbed(bench, 42, 5, |rig, round| {
+    kill_twice_on(bench, &Spec::slow())
+}
+
+pub fn kill_twice_on(bench: &mut Bench, spec: &Spec) -> Result<Figures, String> {
+    disturbed(bench, spec, 42, 5, |rig, round| {
         rig.daemon.kill()?;
         rig.daemon.start_again()?;
         // Between "not yet connected" and "some have completed again".
@@ -86,7 +95,11 @@ fn kill_twice(bench: &mut Bench) -> Result<Figures, String> {
 }
 
 fn kill_while_stopped(bench: &mut Bench) -> Result<Figures, String> {
-    disturbed(bench, 43, 4, |rig, round| {
+    kill_while_stopped_on(bench, &Spec::slow())
+}
+
+pub fn kill_while_stopped_on(bench: &mut Bench, spec: &Spec) -> Result<Figures, String> {
+    disturbed(bench, spec, 43, 4, |rig, round| {
         rig.vm.stop()?;
         rig.daemon.kill()?;
         pause(round * 100);
@@ -98,7 +111,7 @@ fn kill_while_stopped(bench: &mut Bench) -> Result<Figures, String> {
 }
 
 fn cont_before_daemon(bench: &mut Bench) -> Result<Figures, String> {
-    disturbed(bench, 44, 4, |rig, round| {
+    disturbed(bench, &Spec::slow(), 44, 4, |rig, round| {
         rig.vm.stop()?;
         rig.daemon.kill()?;
         rig.vm.cont()?;
@@ -108,7 +121,7 @@ fn cont_before_daemon(bench: &mut Bench) -> Result<Figures, String> {
 }
 
 fn sigterm(bench: &mut Bench) -> Result<Figures, String> {
-    disturbed(bench, 45, 6, |rig, round| {
+    disturbed(bench, &Spec::slow(), 45, 6, |rig, round| {
         rig.daemon.terminate()?;
         pause(round % 3 * 100);
         rig.daemon.start_again()
@@ -139,10 +152,9 @@ fn front_end_leaves(bench: &mut Bench) -> Result<Figures, String> {
 /// steps of the tracking. It finds a daemon that cannot be restarted under
 /// load. It proves little about the tracking: a back-end that has none, but
 /// completes nearly in order, passes it; the slow disks above tell them apart.
-fn storm(bench: &mut Bench, seed: u64, direct: bool) -> Result<Figures, String> {
+pub fn storm_on(bench: &mut Bench, seed: u64, spec: &Spec) -> Result<Figures, String> {
     const KILLS: u32 = 30;
-    let disk = DiskOptions { queues: 2, direct, ..DiskOptions::default() };
-    let rig = bench.rig(&Spec { cpus: 2, size: 16 << 20, disk, ..Spec::default() })?;
+    let rig = bench.rig(spec)?;
     let plan = Plan { len: 2 << 20, most: 2, seed, ..Plan::default() };
     let run = Run::start(&rig.vm.guest, &plan)?;
     let (mut random, mut held, mut longest) = (block::mix(seed), 0, Duration::ZERO);
@@ -165,10 +177,16 @@ fn storm(bench: &mut Bench, seed: u64, direct: bool) -> Result<Figures, String> 
     Ok(figures)
 }
 
+/// Two of each, on a disk without delay.
+pub fn fast(direct: bool) -> Spec {
+    let disk = DiskOptions { queues: 2, direct, ..DiskOptions::default() };
+    Spec { cpus: 2, size: 16 << 20, disk, ..Spec::default() }
+}
+
 fn storm_cached(bench: &mut Bench) -> Result<Figures, String> {
-    storm(bench, 60, false)
+    storm_on(bench, 60, &fast(false))
 }
 
 fn storm_direct(bench: &mut Bench) -> Result<Figures, String> {
-    storm(bench, 61, true)
+    storm_on(bench, 61, &fast(true))
 }

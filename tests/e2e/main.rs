@@ -30,6 +30,7 @@ mod migrate;
 mod migrate_file;
 mod migrate_trouble;
 mod older;
+mod packed;
 mod plug;
 mod postcopy;
 mod process;
@@ -138,6 +139,7 @@ fn main() -> ExitCode {
         migrate_trouble::scenarios(),
         postcopy::scenarios(),
         migrate::last_scenarios(),
+        packed::scenarios(),
         blkio::scenarios(),
         stream::scenarios(),
         older::scenarios(),

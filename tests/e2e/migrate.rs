@@ -166,10 +166,14 @@ fn judge(rows: &[Row]) -> Result<(), String> {
 
 /// Two daemons that stay, and machines that come and go.
 fn there_and_back(bench: &mut Bench) -> Result<Figures, String> {
+    there_and_back_on(bench, &moving())
+}
+
+pub fn there_and_back_on(bench: &mut Bench, spec: &Spec) -> Result<Figures, String> {
     const TIMES: u32 = 10;
-    let mut here = bench.take_out(&moving())?;
+    let mut here = bench.take_out(spec)?;
     let guest = here.vm.guest.clone();
-    let mut daemon = bench.serve_image(&here.daemon.image, slow_disk())?;
+    let mut daemon = bench.serve_image(&here.daemon.image, spec.disk.clone())?;
     let run = start(&guest, &Plan { seed: 120, ..Plan::migrating() })?;
     let (mut left, mut downtime) = (0, Duration::ZERO);
     for _ in 0..2 * TIMES {
@@ -204,7 +208,10 @@ fn there_and_back(bench: &mut Bench) -> Result<Figures, String> {
 /// To a machine that was started for larger rings: QEMU moves the size of the
 /// ring and of the region with the machine, and the daemon has to believe those.
 fn four_queues(bench: &mut Bench) -> Result<Figures, String> {
-    let base = moving();
+    four_queues_on(bench, moving())
+}
+
+pub fn four_queues_on(bench: &mut Bench, base: Spec) -> Result<Figures, String> {
     let disk = DiskOptions { queues: 4, ..base.disk.clone() };
     let spec = Spec { cpus: 4, disk: disk.clone(), ..base };
     let mut here = bench.take_out(&spec)?;

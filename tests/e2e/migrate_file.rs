@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::Scenario;
-use crate::bench::{Bench, Figures, Rig};
+use crate::bench::{Bench, Figures, Rig, Spec};
 use crate::handover::{self, Handover};
 use crate::migrate::{self, moving, slow_disk};
 use crate::process;
@@ -64,12 +64,16 @@ fn inspect(program: &Path, file: &Path) -> Result<u64, String> {
 }
 
 fn restore(bench: &mut Bench) -> Result<Figures, String> {
-    let mut here = bench.take_out(&moving())?;
+    restore_on(bench, &moving())
+}
+
+pub fn restore_on(bench: &mut Bench, spec: &Spec) -> Result<Figures, String> {
+    let mut here = bench.take_out(spec)?;
     let guest = here.vm.guest.clone();
     let run = migrate::start(&guest, &Plan { seed: 140, ..Plan::migrating() })?;
     let (file, saved) = save(bench, &mut here, &run)?;
     let inspected = inspect(bench.program()?, &file)?;
-    let mut there = bench.receiver_with(&here, slow_disk())?;
+    let mut there = bench.receiver_with(&here, spec.disk.clone())?;
     let start = handover::bookmark(&there);
     handover::receive(&mut there, &exec(&file))?;
     handover::arrive(&mut there)?;

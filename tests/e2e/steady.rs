@@ -34,7 +34,11 @@ pub fn scenarios() -> Vec<Scenario> {
 }
 
 fn one_queue(bench: &mut Bench) -> Result<Figures, String> {
-    let rig = bench.rig(&Spec::plain())?;
+    one_queue_on(bench, &Spec::plain())
+}
+
+pub fn one_queue_on(bench: &mut Bench, spec: &Spec) -> Result<Figures, String> {
+    let rig = bench.rig(spec)?;
     let info = rig.vm.guest.ask("info disk=vda")?;
     let expected = rig.spec.size / 512;
     if info.number("sectors")? != expected {
@@ -48,7 +52,11 @@ fn one_queue(bench: &mut Bench) -> Result<Figures, String> {
 /// Up to 128 KiB at once from memory that is not contiguous: tables of
 /// indirect descriptors with many entries.
 fn large_requests(bench: &mut Bench) -> Result<Figures, String> {
-    let rig = bench.rig(&Spec::plain())?;
+    large_requests_on(bench, &Spec::plain())
+}
+
+pub fn large_requests_on(bench: &mut Bench, spec: &Spec) -> Result<Figures, String> {
+    let rig = bench.rig(spec)?;
     let plan = Plan { len: 32 << 20, most: 32, depth: 16, seed: 2, ..Plan::default() };
     let run = Run::start(&rig.vm.guest, &plan)?;
     run.wait_for(1500, LIMIT)?;
@@ -202,8 +210,12 @@ pub fn stop_cont_on(
 }
 
 fn rebind(bench: &mut Bench) -> Result<Figures, String> {
+    rebind_on(bench, &Spec::plain())
+}
+
+pub fn rebind_on(bench: &mut Bench, spec: &Spec) -> Result<Figures, String> {
     let plan = Plan { seed: 6, ..Plan::default() };
-    let rig = bench.rig(&Spec::plain())?;
+    let rig = bench.rig(spec)?;
     let guest = rig.vm.guest.clone();
     let mut figures = Figures::default();
     let run = Run::start(&guest, &plan)?;
@@ -249,7 +261,11 @@ fn reboot(bench: &mut Bench) -> Result<Figures, String> {
 /// The machine is reset with requests in flight; their data is nobody's, but
 /// the next driver must find a disk that works and none of them may come late.
 fn reset_during_io(bench: &mut Bench) -> Result<Figures, String> {
-    let rig = bench.rig(&Spec::plain())?;
+    reset_during_io_on(bench, &Spec::plain())
+}
+
+pub fn reset_during_io_on(bench: &mut Bench, spec: &Spec) -> Result<Figures, String> {
+    let rig = bench.rig(spec)?;
     let guest = rig.vm.guest.clone();
     rig.vm.execute("set-action", json!({ "reboot": "reset" }))?;
     for seed in [8, 9] {
@@ -269,8 +285,17 @@ fn reset_during_io(bench: &mut Bench) -> Result<Figures, String> {
 }
 
 fn four_queues(bench: &mut Bench) -> Result<Figures, String> {
+    four_queues_on(bench, &with_four_queues())
+}
+
+/// Four processors, four queues.
+pub fn with_four_queues() -> Spec {
     let disk = DiskOptions { queues: 4, ..DiskOptions::default() };
-    let rig = bench.rig(&Spec { cpus: 4, disk, ..Spec::default() })?;
+    Spec { cpus: 4, disk, ..Spec::default() }
+}
+
+pub fn four_queues_on(bench: &mut Bench, spec: &Spec) -> Result<Figures, String> {
+    let rig = bench.rig(spec)?;
     let guest = rig.vm.guest.clone();
     let run = Run::start(&guest, &Plan { seed: 11, ..Plan::default() })?;
     run.wait_for(8000, LIMIT)?;

@@ -26,7 +26,32 @@ const QUEUE_SIZE: u16 = 16;
 const QUEUES: u16 = 2;
 
 pub fn scenarios() -> Vec<Scenario> {
-    vec![Scenario { name: "stream_captured_spliced_and_restored", run: spliced }]
+    vec![
+        Scenario {
+            name: "stream_captured_spliced_and_restored",
+            run: |bench| spliced(bench, Rings::Split),
+        },
+        Scenario {
+            name: "packed_stream_captured_spliced_and_restored",
+            run: |bench| spliced(bench, Rings::Packed),
+        },
+    ]
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Rings {
+    Split,
+    Packed,
+}
+
+impl Rings {
+    /// Bytes of the header of a region's part, and of each of its entries.
+    fn unit(self) -> usize {
+        match self {
+            Self::Split => 16,
+            Self::Packed => 32,
+        }
+    }
 }
 
 /// A machine that can suspend requests, new or from a stream.
@@ -40,6 +65,7 @@ struct Machine {
 impl Machine {
     fn start(
         boot: &Boot,
+        rings: Rings,
         base: &Path,
         socket: &Path,
         stream: Option<&Path>,
@@ -62,9 +88,10 @@ impl Machine {
         }
         command.args(["-device", "pcie-root-port,id=port0,chassis=0,slot=0", "-chardev"]);
         command.arg(format!("socket,id=socket0,path={}", socket.display()));
+        let packed = if rings == Rings::Packed { "on" } else { "off" };
         command.arg("-device").arg(format!(
             "vhost-user-blk-pci,id=disk0,bus=port0,chardev=socket0,num-queues={QUEUES},\
-             queue-size={QUEUE_SIZE},inflight-migration=on"
+             queue-size={QUEUE_SIZE},inflight-migration=on,packed={packed}"
         ));
         if let Some(stream) = stream {
             command.arg("-incoming").arg(format!("exec:cat {}", stream.display()));
@@ -134,7 +161,7 @@ impl Machine {
 
 /// What a stream says is in flight, by this crate and by the program, which
 /// must agree. Returns the number of requests.
-fn inspected(daemon: &Daemon, file: &Path) -> Result<u64, String> {
+fn inspected(daemon: &Daemon, rings: Rings, file: &Path) -> Result<u64, String> {
     let output = Command::new(env!("CARGO_BIN_EXE_midflight"))
         .arg("inspect")
         .arg(file)
@@ -147,6 +174,9 @@ fn inspected(daemon: &Daemon, file: &Path) -> Result<u64, String> {
     }
     let report: Value =
         serde_json::from_slice(&output.stdout).map_err(|e| format!("midflight inspect: {e}"))?;
+    if report["devices"][0]["packed"] != json!(rings == Rings::Packed) {
+        return Err(format!("the guest has other rings: {}", report["devices"][0]["features"]));
+    }
     let queues = report["devices"][0]["queues"].as_array().ok_or("no queues in the report")?;
     let mut count = 0;
     for queue in queues {
@@ -154,6 +184,14 @@ fn inspected(daemon: &Daemon, file: &Path) -> Result<u64, String> {
         let resubmit = takeover["resubmit"].as_array().map_or(0, Vec::len) as u64;
         count += resubmit;
         let base = queue["ring"]["base"].as_u64();
+        if rings == Rings::Packed {
+            let half = |field: &str| takeover[field].as_u64();
+            let there = half("used_idx").zip(half("next_avail")).map(|(u, a)| u << 16 | a);
+            if there != base || takeover["contradictions"] != json!([]) {
+                return Err(format!("not what a suspended packed ring looks like: {queue}"));
+            }
+            continue;
+        }
         let used = queue["ring"]["used_idx"].as_u64().ok_or("no used index from guest memory")?;
         let sound = takeover["contradictions"] == json!([])
             && takeover["next_avail"].as_u64() == base
@@ -176,7 +214,7 @@ fn taken_over(daemon: &Daemon, from: usize) -> Result<u64, String> {
 /// The stream with the inflight region written by this crate: the same
 /// requests in the same order under other counters, so that no byte of it can
 /// be taken for QEMU's. Returns the bytes that differ, too.
-fn splice(bytes: &[u8]) -> Result<(Vec<u8>, usize), String> {
+fn splice(rings: Rings, bytes: &[u8]) -> Result<(Vec<u8>, usize), String> {
     let stream = Stream::parse(bytes).map_err(|e| e.to_string())?;
     let devices = blk_devices(&stream).map_err(|e| e.to_string())?;
     let [device] = &devices[..] else { return Err(format!("{} disks", devices.len())) };
@@ -192,7 +230,7 @@ fn splice(bytes: &[u8]) -> Result<(Vec<u8>, usize), String> {
     let part = region.len() / usize::from(QUEUES);
     for queue in 0..usize::from(QUEUES) {
         for head in 0..usize::from(QUEUE_SIZE) {
-            let entry = queue * part + 16 + 16 * head;
+            let entry = queue * part + rings.unit() * (1 + head);
             let field = &mut region[entry + 8..entry + 16];
             let counter = u64::from_ne_bytes(field.try_into().map_err(|_| "a counter")?);
             field.copy_from_slice(&(3 * counter + (1 << 40)).to_ne_bytes());
@@ -208,14 +246,14 @@ fn splice(bytes: &[u8]) -> Result<(Vec<u8>, usize), String> {
 
 /// A job of verified I/O is stopped with requests in flight, moved to a file
 /// and restored, once as QEMU wrote it and once with our region in it.
-fn spliced(bench: &mut Bench) -> Result<Figures, String> {
+fn spliced(bench: &mut Bench, rings: Rings) -> Result<Figures, String> {
     let disk =
         DiskOptions { queues: u32::from(QUEUES), throttle_us: 100_000, ..DiskOptions::default() };
     let mut daemon = bench.serve(16 << 20, disk)?;
     let boot = bench.boot_files().clone();
     let plan = Plan { seed: 71, ..Plan::slow() };
     bench.boots += 1;
-    let mut machine = Machine::start(&boot, &bench.fresh_path("vm"), &daemon.socket, None)?;
+    let mut machine = Machine::start(&boot, rings, &bench.fresh_path("vm"), &daemon.socket, None)?;
     machine.guest.ask(&format!("start {} fresh=1", plan.arguments()))?;
     let mut figures = Figures::default();
     for round in ["as written", "spliced"] {
@@ -226,23 +264,24 @@ fn spliced(bench: &mut Bench) -> Result<Figures, String> {
         })?;
         let file = bench.fresh_path("stream");
         machine.capture(&file)?;
-        let count = inspected(&daemon, &file)?;
+        let count = inspected(&daemon, rings, &file)?;
         if count == 0 {
             return Err(format!("{round}: nothing was in flight at the stop"));
         }
         let bytes = fs::read(&file).map_err(|e| format!("{}: {e}", file.display()))?;
         figures.note(format!("{round}: {count} in flight, {} bytes", bytes.len()));
         if round == "spliced" {
-            let (ours, differ) = splice(&bytes)?;
+            let (ours, differ) = splice(rings, &bytes)?;
             fs::write(&file, ours).map_err(|e| format!("{}: {e}", file.display()))?;
             figures.note(format!("{differ} bytes ours"));
-            if inspected(&daemon, &file)? != count {
+            if inspected(&daemon, rings, &file)? != count {
                 return Err("the spliced stream has other requests in flight".to_string());
             }
         }
         keep(&bytes)?;
         let before = fs::metadata(&daemon.log).map_or(0, |m| m.len() as usize);
-        machine = Machine::start(&boot, &bench.fresh_path("vm"), &daemon.socket, Some(&file))?;
+        let path = bench.fresh_path("vm");
+        machine = Machine::start(&boot, rings, &path, &daemon.socket, Some(&file))?;
         daemon.check_alive()?;
         // What was said of the file is what has happened.
         let taken = taken_over(&daemon, before)?;

@@ -3,6 +3,7 @@
 use super::{Dir, QUEUES, pattern};
 use midflight::adapter::client::{Client, Handover};
 use midflight::driver::{BlkOp, BlkRequest, BlkStatus, Framing, RequestBuffers, Span};
+use midflight::wire::features::virtio;
 use std::collections::BTreeMap;
 use std::fs;
 use std::time::{Duration, Instant};
@@ -108,8 +109,11 @@ pub fn settle() {
     std::thread::sleep(Duration::from_millis(30));
 }
 
-/// Requests in flight by the region that is handed over.
+/// Requests in flight by the region that is handed over. Its entries have 16
+/// bytes, or 32 if rings are packed, and so has what is before them.
 pub fn in_flight(handover: &Handover) -> usize {
+    let packed = handover.state.features.unwrap() & virtio::RING_PACKED != 0;
+    let (size, unit) = (usize::from(handover.state.queue_size), if packed { 32 } else { 16 });
     let parts = handover.region.chunks(handover.region.len().max(1) / usize::from(QUEUES));
-    parts.map(|part| (0..128).filter(|head| part[16 + 16 * head] == 1).count()).sum()
+    parts.map(|part| (0..size).filter(|entry| part[unit + unit * entry] == 1).count()).sum()
 }

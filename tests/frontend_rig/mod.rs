@@ -144,6 +144,14 @@ pub fn config(dir: &Dir) -> ClientConfig {
     }
 }
 
+/// The same with packed rings, of a size that no split ring has.
+pub fn packed(mut config: ClientConfig) -> ClientConfig {
+    config.frontend.virtio_features |= virtio::RING_PACKED;
+    config.frontend.queue_size = 100;
+    config.ring_size = 100;
+    config
+}
+
 pub fn pattern(seed: u64, len: usize) -> Vec<u8> {
     (0..len as u64).map(|i| ((i * 7 + seed * 13) ^ (i >> 8)) as u8).collect()
 }

@@ -46,7 +46,8 @@ impl Ring<'_> {
     }
 }
 
-/// Do it. `busy`: buffer ids in flight; `free`: one that is not.
+/// Do it. `busy`: buffer ids in flight; `free`: one that is not; `room`:
+/// descriptors that are the driver's.
 pub(super) fn commit(
     how: Sabotage,
     mem: &Mem,
@@ -54,13 +55,15 @@ pub(super) fn commit(
     at: PackedPosition,
     busy: &[u16],
     free: u16,
+    room: u16,
 ) {
     let ring = Ring { mem, layout, at };
     let nowhere = |flags| Desc { addr: NOWHERE, len: 16, id: free, flags };
     match how {
-        // A chain that goes around the whole ring.
+        // A chain that goes on into what the device has already, and that would be
+        // none if it ended there.
         Sabotage::Jump => {
-            let all: Vec<_> = (0..layout.size).map(|_| nowhere(NEXT)).collect();
+            let all: Vec<_> = (0..room).map(|_| nowhere(INDIRECT | NEXT)).collect();
             ring.offer(&all);
         }
         Sabotage::BadHead => ring.offer(&[nowhere(INDIRECT | NEXT), nowhere(0)]),
@@ -77,10 +80,11 @@ pub(super) fn commit(
             let id = busy.first().copied().unwrap_or(free);
             ring.offer(&[Desc { id, ..nowhere(0) }]);
         }
-        // Flags stay, so that what is available is so still.
         Sabotage::Rewrite => {
             for index in 0..layout.size {
-                put(mem, layout.desc + 16 * u64::from(index), &NOWHERE.to_le_bytes());
+                let at = layout.desc + 16 * u64::from(index);
+                put(mem, at, &NOWHERE.to_le_bytes());
+                put(mem, at + 14, &[0; 2]);
             }
         }
     }

@@ -110,7 +110,10 @@ impl PackedPart<'_> {
     pub fn chain(&self, head: u16) -> Option<Chain> {
         let mut entries = Vec::new();
         let mut at = head;
-        for _ in 0..self.num(head).min(self.room()) {
+        if self.num(head) > self.room() {
+            return None;
+        }
+        for _ in 0..self.num(head) {
             if at >= self.room() {
                 return None;
             }

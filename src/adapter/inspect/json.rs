@@ -1,7 +1,7 @@
 //! The report for programs.
 
 use super::report::{Disk, Queue, Report};
-use crate::migration::{Live, SectionKind, Stream, Takeover};
+use crate::migration::{Live, PartHeader, SectionKind, Stream, Takeover};
 use serde_json::{Value, json};
 
 pub fn render(report: &Report<'_>) -> String {
@@ -64,13 +64,26 @@ fn queue(queue: &Queue) -> Value {
             "desc": s.desc,
             "avail": s.avail,
             "used": s.used,
-            "base": s.last_avail_idx,
+            "base": s.packed.map_or(s.last_avail_idx.into(), |at| at.base()),
             "used_idx": queue.used,
             "avail_idx": queue.avail,
         })
     });
-    let region = queue.header.map(|h| {
-        json!({
+    let region = queue.header.map(|header| match header {
+        PartHeader::Packed(h) => json!({
+            "offset": queue.offset,
+            "features": h.features,
+            "version": h.version,
+            "desc_num": h.desc_num,
+            "free_head": h.free_head,
+            "old_free_head": h.old_free_head,
+            "used_idx": h.used.0,
+            "used_wrap_counter": h.used.1,
+            "old_used_idx": h.old_used.0,
+            "old_used_wrap_counter": h.old_used.1,
+            "flagged": heads(&queue.flagged),
+        }),
+        PartHeader::Split(h) => json!({
             "offset": queue.offset,
             "features": h.features,
             "version": h.version,
@@ -78,7 +91,7 @@ fn queue(queue: &Queue) -> Value {
             "last_batch_head": h.last_batch_head,
             "used_idx": h.used_idx,
             "flagged": heads(&queue.flagged),
-        })
+        }),
     });
     let refused = queue.takeover.as_ref().and_then(|t| t.as_ref().err());
     json!({
@@ -93,7 +106,7 @@ fn takeover(takeover: &Takeover, queue: &Queue) -> Value {
     let contradictions: Vec<String> =
         takeover.contradictions.iter().map(|c| c.to_string()).collect();
     json!({
-        "used_idx": queue.assumed,
+        "used_idx": takeover.next_used.or(queue.assumed),
         "used_idx_from": if queue.used.is_some() { "guest memory" } else { "region" },
         "fresh": takeover.fresh,
         "batch": if takeover.closes.is_empty() { "closed" } else { "published, not retired" },

@@ -1,10 +1,12 @@
 //! What there is to say about a file, whatever it is printed as.
 
-use crate::inflight::{Header, InflightFault, RegionView, RingState, region_size};
+use crate::inflight::{InflightFault, RegionView, RingState, region_size_of};
 use crate::migration::{
-    BlkDevice, Contradiction, Live, QueueState, Stream, StreamFault, Takeover, blk_devices,
-    takeover,
+    BlkDevice, Contradiction, Live, PartHeader, QueueState, Stream, StreamFault, Takeover,
+    blk_devices, packed_takeover, takeover,
 };
+use crate::vring::RingFormat;
+use crate::vring::packed::{Position, Positions};
 
 /// A file.
 pub struct Report<'a> {
@@ -33,12 +35,12 @@ pub struct Queue {
     /// From guest memory in the stream.
     pub used: Option<u16>,
     pub avail: Option<u16>,
-    /// The used index that `takeover` rests on.
+    /// The used index that `takeover` rests on, of a split ring.
     pub assumed: Option<u16>,
-    pub header: Option<Header>,
+    pub header: Option<PartHeader>,
     /// Offset of this vring's part in the file.
     pub offset: Option<u64>,
-    /// Heads with their flag set.
+    /// Chains with their flag set.
     pub flagged: Vec<Live>,
     pub takeover: Option<Result<Takeover, InflightFault>>,
 }
@@ -75,8 +77,6 @@ pub fn of_stream(bytes: &[u8]) -> Result<Report<'_>, StreamFault> {
             (i.queue_size, len, offset - len)
         });
         let (view, unusable) = match device.region() {
-            // The layout is that of split rings.
-            Some(_) if device.state.as_ref().is_ok_and(|s| s.packed()) => (None, None),
             Some(Ok(view)) => (Some(view), None),
             Some(Err(fault)) => (None, Some(fault)),
             None => (None, None),
@@ -85,8 +85,13 @@ pub fn of_stream(bytes: &[u8]) -> Result<Report<'_>, StreamFault> {
         let queue = |vring: u16| {
             let state = device.state.as_ref().ok().and_then(|s| s.queues.get(usize::from(vring)));
             let (used, avail) = device.ring(&ram, vring);
-            let header = view.and_then(|v| v.header(vring).ok());
-            let assumed = used.or(header.filter(|h| h.version != 0).map(|h| h.used_idx));
+            let header = view.and_then(|v| PartHeader::of(&v, vring).ok());
+            let by_region = match header {
+                Some(PartHeader::Split(h)) if h.version != 0 => Some(h.used_idx),
+                _ => None,
+            };
+            let assumed = used.or(by_region);
+            let split = || assumed.and_then(|used| device.takeover(vring, used, avail));
             Queue {
                 state: state.copied(),
                 used,
@@ -95,7 +100,7 @@ pub fn of_stream(bytes: &[u8]) -> Result<Report<'_>, StreamFault> {
                 header,
                 offset: view.map(|v| start + v.offset(vring)),
                 flagged: flagged(view.as_ref(), vring),
-                takeover: assumed.and_then(|used| device.takeover(vring, used, avail)),
+                takeover: device.packed_takeover(vring).or_else(split),
             }
         };
         let queues = (0..device.queues().unwrap_or(0)).map(queue).collect();
@@ -108,6 +113,7 @@ pub fn of_stream(bytes: &[u8]) -> Result<Report<'_>, StreamFault> {
 /// Of the bytes of a region, as somebody copied them out of shared memory.
 pub fn of_region(
     bytes: &[u8],
+    format: RingFormat,
     queues: Option<u16>,
     queue_size: Option<u16>,
 ) -> Result<Report<'_>, String> {
@@ -120,16 +126,19 @@ pub fn of_region(
             n => n,
         },
     };
-    let one = region_size(1, queue_size);
+    let one = region_size_of(format, 1, queue_size);
     let fit = u16::try_from(len / one).unwrap_or(u16::MAX).clamp(1, 1024);
     let queues = queues.unwrap_or(fit);
     // A dump may be padded to whole pages; parts may be packed tighter than
     // usual, and then they share the whole.
-    let usual = region_size(queues, queue_size).min(len) as usize;
-    let view = RegionView::new(&bytes[..usual], queues, queue_size).map_err(whole)?;
+    let usual = region_size_of(format, queues, queue_size).min(len) as usize;
+    let view = RegionView::of(format, &bytes[..usual], queues, queue_size).map_err(whole)?;
     let queue = |vring| {
-        let header = view.header(vring).ok();
-        let used = header.map(|h| h.used_idx);
+        let header = PartHeader::of(&view, vring).ok();
+        let used = match header {
+            Some(PartHeader::Split(h)) => Some(h.used_idx),
+            _ => None,
+        };
         Queue {
             state: None,
             used: None,
@@ -138,9 +147,7 @@ pub fn of_region(
             header,
             offset: Some(view.offset(vring)),
             flagged: flagged(Some(&view), vring),
-            takeover: used.map(|used| {
-                takeover(Some(&view), vring, used, RingState::unseen(queue_size, used))
-            }),
+            takeover: header.map(|header| judge(&view, vring, header)),
         }
     };
     let queues = (0..queues).map(queue).collect();
@@ -154,13 +161,31 @@ pub fn of_region(
     Ok(Report { stream: None, bytes: len, disks: vec![disk] })
 }
 
-/// Heads with their flag set, whatever the ring says; none if the part is not
+/// What would be done with a vring of which nothing is known but its part.
+fn judge(view: &RegionView<'_>, vring: u16, header: PartHeader) -> Result<Takeover, InflightFault> {
+    let size = view.shape().queue_size;
+    match header {
+        PartHeader::Split(h) => {
+            takeover(Some(view), vring, h.used_idx, RingState::unseen(size, h.used_idx))
+        }
+        PartHeader::Packed(_) => {
+            let found = view.packed_plan(vring, size, |_| false)?;
+            let at = found.map_or(Positions::START, |plan| plan.positions);
+            packed_takeover(Some(view), vring, at, size)
+        }
+    }
+}
+
+/// Chains with their flag set, whatever the ring says; none if the part is not
 /// sound.
 fn flagged(view: Option<&RegionView<'_>>, vring: u16) -> Vec<Live> {
     let Some(view) = view else { return Vec::new() };
-    let Ok(header) = view.header(vring) else { return Vec::new() };
-    let size = view.shape().queue_size;
-    let ring = RingState::unseen(size, header.used_idx);
-    let found = takeover(Some(view), vring, header.used_idx, ring);
-    found.map_or_else(|_| Vec::new(), |t| t.resubmit)
+    let Ok(header) = PartHeader::of(view, vring) else { return Vec::new() };
+    judge(view, vring, header).map_or_else(|_| Vec::new(), |found| found.resubmit)
+}
+
+/// A position of a packed ring, in words.
+pub fn place(bits: u16) -> String {
+    let at = Position::from_bits(bits);
+    format!("entry {}, wrap counter {}", at.index, u8::from(at.wrap))
 }

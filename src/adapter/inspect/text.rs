@@ -1,7 +1,7 @@
 //! The report for people.
 
-use super::report::{Disk, Queue, Report};
-use crate::migration::{Live, SectionKind, Stream, Takeover};
+use super::report::{Disk, Queue, Report, place};
+use crate::migration::{Contradiction, Live, PartHeader, SectionKind, Stream, Takeover};
 use std::fmt::Write as _;
 
 /// Writing to a string cannot fail.
@@ -68,9 +68,6 @@ fn disk(out: &mut String, disk: &Disk<'_>) {
     match disk.region {
         Some((size, bytes, offset)) => {
             put!(out, "  inflight region for queue size {size}, {bytes} bytes at {offset:#x}");
-            if disk.device.as_ref().is_some_and(|d| d.state.as_ref().is_ok_and(|s| s.packed())) {
-                put!(out, "    it is that of packed rings, which is not decoded");
-            }
         }
         None => {
             put!(out, "  no inflight region: the source drained, or never started the device");
@@ -96,31 +93,60 @@ fn queue(out: &mut String, queue: &Queue) {
         }
         let address = |a: Option<u64>| a.map_or("unknown".into(), |a| format!("{a:#x}"));
         let (avail, used) = (address(s.avail), address(s.used));
+        let [of_avail, of_used] = match s.packed {
+            Some(_) => ["driver events", "device events"],
+            None => ["available", "used"],
+        };
         put!(
             out,
-            "    ring of {}: descriptors {:#x}, available {avail}, used {used}",
+            "    ring of {}: descriptors {:#x}, {of_avail} {avail}, {of_used} {used}",
             s.size,
             s.desc
         );
         let index = |i: Option<u16>| i.map_or("not in the file".into(), |i| i.to_string());
-        put!(
-            out,
-            "    base {}, in guest memory: used index {}, available index {}",
-            s.last_avail_idx,
-            index(queue.used),
-            index(queue.avail)
-        );
+        match s.packed {
+            Some(at) => {
+                let (avail, used) = (place(at.avail.bits()), place(at.used.bits()));
+                put!(out, "    base {:#x}: available {avail}; used {used}", at.base());
+            }
+            None => {
+                put!(
+                    out,
+                    "    base {}, in guest memory: used index {}, available index {}",
+                    s.last_avail_idx,
+                    index(queue.used),
+                    index(queue.avail)
+                );
+            }
+        }
     }
-    if let Some(h) = queue.header {
-        put!(
-            out,
-            "    region: version {}, {} entries, used index {}, last batch head {}, {} flagged",
-            h.version,
-            h.desc_num,
-            h.used_idx,
-            h.last_batch_head,
-            queue.flagged.len()
-        );
+    let flagged = queue.flagged.len();
+    match queue.header {
+        Some(PartHeader::Split(h)) => {
+            put!(
+                out,
+                "    region: version {}, {} entries, used index {}, last batch head {}, {flagged} flagged",
+                h.version,
+                h.desc_num,
+                h.used_idx,
+                h.last_batch_head,
+            );
+        }
+        Some(PartHeader::Packed(h)) => {
+            put!(
+                out,
+                "    region: version {}, {} entries, free from {} ({} when last closed), used {} wrap {} ({} wrap {}), {flagged} flagged",
+                h.version,
+                h.desc_num,
+                h.free_head,
+                h.old_free_head,
+                h.used.0,
+                h.used.1,
+                h.old_used.0,
+                h.old_used.1,
+            );
+        }
+        None => {}
     }
     match &queue.takeover {
         None => {
@@ -142,15 +168,22 @@ fn takeover(out: &mut String, takeover: &Takeover, assumed: bool) {
     if !takeover.closes.is_empty() {
         put!(out, "    published but not retired, to be closed: {:?}", takeover.closes);
     } else if !takeover.fresh {
-        put!(out, "    last batch closed");
+        let open = |c: &Contradiction| matches!(c, Contradiction::OpenEntries(_));
+        if !takeover.contradictions.iter().any(open) {
+            put!(out, "    last batch closed");
+        }
     }
     if heads.is_empty() {
         put!(out, "    nothing to resubmit");
     } else {
         put!(out, "    resubmit {}: head (counter) {}", heads.len(), heads.join(", "));
     }
-    let unsure = if assumed { ", if the ring's used index is the region's" } else { "" };
-    put!(out, "    then fetch from available index {}{unsure}", takeover.next_avail);
+    if takeover.next_used.is_some() {
+        put!(out, "    then fetch from {}", place(takeover.next_avail));
+    } else {
+        let unsure = if assumed { ", if the ring's used index is the region's" } else { "" };
+        put!(out, "    then fetch from available index {}{unsure}", takeover.next_avail);
+    }
     for contradiction in &takeover.contradictions {
         put!(out, "    contradiction: {contradiction}");
     }

@@ -1,6 +1,7 @@
 //! The driver's side of a split ring.
 
 mod attach;
+mod in_order;
 mod notify;
 
 use super::access::{Desc, F_INDIRECT, load_u16, read, store_u16, write_desc, write_table, zero};
@@ -9,6 +10,7 @@ use super::error::{DeviceFault, DriverError, DriverMisuse};
 use super::layout::{DESC_SIZE, RingLayout};
 use crate::words::Words;
 use core::sync::atomic::Ordering;
+use in_order::InOrder;
 use vm_memory::GuestMemory;
 
 /// What the driver knows of the chain that starts at a descriptor.
@@ -46,6 +48,8 @@ pub struct SplitDriver {
     next_used: u16,
     /// Chains that the device holds.
     outstanding: u16,
+    /// Chains by the order in which they have to come back, if that is agreed.
+    in_order: Option<InOrder>,
     broken: Option<DeviceFault>,
 }
 
@@ -68,7 +72,9 @@ impl SplitDriver {
         zero(mem, desc, RingLayout::desc_bytes(size))?;
         zero(mem, avail, RingLayout::avail_bytes(size))?;
         zero(mem, used, RingLayout::used_bytes(size))?;
+        let in_order = self.in_order.is_some();
         *self = Self::idle(self.layout, self.features)?;
+        self.in_order = in_order.then(InOrder::default);
         Ok(())
     }
 
@@ -141,6 +147,9 @@ impl SplitDriver {
         self.outstanding += count;
         for head in self.staged.drain(..) {
             self.chains[usize::from(head)].published = true;
+            if let Some(order) = &mut self.in_order {
+                order.published(head);
+            }
         }
         Ok(count)
     }
@@ -163,10 +172,21 @@ impl SplitDriver {
                 outstanding: self.outstanding,
             }));
         }
-        let mut element = [0; 8];
-        read(mem, self.layout.used_entry(index), &mut element)?;
-        let id = u32::from_le_bytes([element[0], element[1], element[2], element[3]]);
-        let len = u32::from_le_bytes([element[4], element[5], element[6], element[7]]);
+        let skipped = self.in_order.as_mut().and_then(InOrder::skipped);
+        let (id, len) = match skipped {
+            Some(next) => (u32::from(next.head), next.len),
+            None => {
+                let mut element = [0; 8];
+                read(mem, self.layout.used_entry(index), &mut element)?;
+                let id = u32::from_le_bytes([element[0], element[1], element[2], element[3]]);
+                let len = u32::from_le_bytes([element[4], element[5], element[6], element[7]]);
+                match self.in_order.as_mut().map(|order| order.element(index, id, len, ready)) {
+                    None => (id, Some(len)),
+                    Some(Ok(next)) => (u32::from(next.head), next.len),
+                    Some(Err(fault)) => return Err(self.break_ring(fault)),
+                }
+            }
+        };
         let chain = u16::try_from(id)
             .ok()
             .and_then(|head| Some((head, *self.chains.get(usize::from(head))?)))
@@ -174,6 +194,8 @@ impl SplitDriver {
         let Some((head, chain)) = chain else {
             return Err(self.break_ring(DeviceFault::NotAHead { index, id }));
         };
+        // Of a buffer without an element all of it counts as written.
+        let len = len.unwrap_or_else(|| u32::try_from(chain.writable).unwrap_or(u32::MAX));
         if u64::from(len) > chain.writable {
             return Err(self.break_ring(DeviceFault::LenTooLong {
                 head,
@@ -237,6 +259,7 @@ impl SplitDriver {
             kick_idx: 0,
             next_used: 0,
             outstanding: 0,
+            in_order: None,
             broken: None,
         };
         driver.relink_free(&vec![false; entries]);

@@ -14,8 +14,9 @@ pub(super) use recover::{header, plan};
 use super::layout::RegionShape;
 use super::recover::{InflightFault, Recovery};
 use super::split::RegionGone;
+use crate::bugs::{self, Bug};
 use crate::vring::PackedRing;
-use crate::vring::packed::{ChainTable, Position};
+use crate::vring::packed::{ChainInfo, ChainTable, Position};
 use core::sync::atomic::Ordering;
 use layout::State;
 use vm_memory::{AtomicAccess, Bytes, GuestAddress, GuestMemory};
@@ -67,7 +68,19 @@ impl PackedRegion {
         // F2: all of it is on the free list until F4, and a successor clears
         // the flag of whatever is there.
         let (mut last, mut next) = (slot, slot);
+        let early = bugs::on(Bug::PackedCopyAfterHead);
+        if early {
+            let ChainInfo { last, num, .. } = table.chain(slot);
+            let state = State { inflight: 1, next: table.next(slot), last, num };
+            self.store(mem, layout::state(slot), state.word())?;
+            let next = table.next(last);
+            self.store(mem, layout::FREE_HEADS, layout::pair(next, next))?;
+        }
         for (entry, desc) in table.entries(slot) {
+            if bugs::on_when(Bug::PackedFirstCopied, || entry != slot) {
+                (last, next) = (entry, table.next(entry));
+                continue;
+            }
             self.store(mem, layout::addr(entry), desc.addr)?;
             self.store(mem, layout::desc(entry), layout::desc_word(desc))?;
             (last, next) = (entry, table.next(entry));
@@ -95,10 +108,13 @@ impl PackedRegion {
         slot: u16,
     ) -> Result<(), RegionGone> {
         let chain = table.chain(slot);
-        self.store(mem, layout::next(chain.last), self.free_head)?;
+        if !bugs::on(Bug::PackedFreeListCut) {
+            self.store(mem, layout::next(chain.last), self.free_head)?;
+        }
         self.free_head = slot;
         self.store(mem, layout::FREE_HEAD, slot)?;
-        self.used = self.used.after(chain.num, self.ring_size);
+        let one = bugs::on_when(Bug::PackedLinkByOne, || chain.num > 1);
+        self.used = self.used.after(if one { 1 } else { chain.num }, self.ring_size);
         self.store(mem, layout::USED, layout::used_word(self.used, self.old_used))
     }
 
@@ -107,6 +123,9 @@ impl PackedRegion {
     /// Needs: the used descriptor that publishes its batch is stored (C4).
     /// Earlier, a kill would lose the request.
     pub fn retire<M: GuestMemory>(&mut self, mem: &M, slot: u16) -> Result<(), RegionGone> {
+        if bugs::on(Bug::PackedFlagKept) {
+            return Ok(());
+        }
         self.store(mem, layout::inflight(slot), 0u8)
     }
 
@@ -115,8 +134,17 @@ impl PackedRegion {
     /// Needs: C5 for every request of the batch. The free list comes first:
     /// with the positions alike, a successor takes the old one to be in force.
     pub fn close<M: GuestMemory>(&mut self, mem: &M) -> Result<(), RegionGone> {
+        if bugs::on(Bug::PackedBatchLeftOpen) {
+            return Ok(());
+        }
         let head = self.free_head;
-        self.store(mem, layout::FREE_HEADS, layout::pair(head, head))?; // C6
+        if !bugs::on(Bug::PackedOldFreeHeadKept) {
+            self.store(mem, layout::FREE_HEADS, layout::pair(head, head))?; // C6
+        }
+        if bugs::on_when(Bug::PackedWrapBeforeIndex, || self.used.wrap != self.old_used.wrap) {
+            let half = Position { wrap: self.used.wrap, ..self.old_used };
+            self.store(mem, layout::USED, layout::used_word(self.used, half))?;
+        }
         self.old_used = self.used;
         self.store(mem, layout::USED, layout::used_word(self.used, self.used)) // C7
     }

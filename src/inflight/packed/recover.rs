@@ -4,6 +4,7 @@
 
 use super::layout::{self, State};
 use super::{PackedRegion, RegionShape};
+use crate::bugs::{self, Bug};
 use crate::inflight::layout as common;
 use crate::inflight::recover::{InflightFault, Recovery};
 use crate::inflight::view::Loads;
@@ -97,7 +98,15 @@ pub(in crate::inflight) fn plan<L: Loads>(
     if batch > u32::from(size) {
         return Err(InflightFault::Batch { vring, batch, size });
     }
-    let published = batch != 0 && published(old)?;
+    let published = match batch {
+        0 => false,
+        _ if bugs::on(Bug::PackedNoRollBack) => true,
+        _ if bugs::on(Bug::PackedNoCommit) => false,
+        _ if bugs::on(Bug::PackedCommitByEntry) => {
+            mem.load::<u8>(base + layout::inflight(old.index))? == 0
+        }
+        _ => published(old)?,
+    };
     let (free_head, used) = if published { (h.free_head, used) } else { (h.old_free_head, old) };
 
     let mut reader = Reader::new(mem, shape, vring)?;
@@ -249,10 +258,26 @@ pub(super) fn attach<M: GuestMemory>(
     };
     let stale = ring.unpublished(guest, plan.positions)?;
     let stale = stale.map_err(|at| InflightFault::NotMadeAvailable { vring, at: at.index })?;
-    for at in stale {
+    for at in stale.into_iter().filter(|_| !bugs::on(Bug::PackedMarksLeft)) {
         ring.take_back(guest, at)?;
     }
+    #[cfg(feature = "bugs")]
+    let plan = resubmit_from_ring(guest, ring, plan)?;
     carry_out(mem, shape, vring, ring, plan)
+}
+
+/// The mistake of that name.
+#[cfg(feature = "bugs")]
+fn resubmit_from_ring<M: GuestMemory>(
+    guest: &M,
+    ring: &PackedRing,
+    mut plan: PackedPlan,
+) -> Result<PackedPlan, InflightFault> {
+    if bugs::on_when(Bug::PackedResubmitsFromRing, || !plan.live.is_empty()) {
+        let live = plan.live.iter().map(|(_, slot)| *slot);
+        ring.read_again(guest, plan.positions.used, &mut plan.table, live)?;
+    }
+    Ok(plan)
 }
 
 fn initialise<M: GuestMemory>(

@@ -2,6 +2,7 @@
 // spec: virtio 1.2, "Event Suppression Structure Format"
 
 use super::Position;
+use crate::bugs::{self, Bug};
 
 /// Notify always.
 const ENABLE: u16 = 0;
@@ -35,6 +36,11 @@ impl Wish {
         let (position, flags) = match self {
             Self::Always => (0, ENABLE),
             Self::Never => (0, DISABLE),
+            Self::At(Position { index, wrap })
+                if bugs::on_when(Bug::PackedKickWrapMissing, || wrap) =>
+            {
+                (index, DESC)
+            }
             Self::At(position) => (position.bits(), DESC),
         };
         u32::from(position) | u32::from(flags) << 16
@@ -50,7 +56,11 @@ impl Wish {
             // A position that the ring does not have is never passed, and a
             // guest that waits for it would wait for ever.
             Self::At(event) if event.index >= size => true,
-            Self::At(event) => from.distance(event, size) < from.distance(to, size),
+            Self::At(event) => {
+                let blind = bugs::on_when(Bug::PackedEventWrapIgnored, || event.wrap != from.wrap);
+                let event = if blind { Position { wrap: from.wrap, ..event } } else { event };
+                from.distance(event, size) < from.distance(to, size)
+            }
         }
     }
 }

@@ -5,7 +5,9 @@
 // spec: virtio 1.2, "Packed Virtqueues"
 
 mod event;
+mod notify;
 mod position;
+mod recover;
 mod table;
 
 pub use position::{Position, Positions};
@@ -13,12 +15,12 @@ pub use table::{ChainInfo, ChainTable, Descriptor, Entry};
 
 use super::chain::{Chain, Sums};
 use super::{GuestFault, RingAddresses, Used};
+use crate::bugs::{self, Bug};
 use crate::dirty::RingLog;
 use crate::marks::{self, Mark};
 use crate::words::Words;
 use core::sync::atomic::Ordering;
-use event::Wish;
-use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
+use vm_memory::{GuestAddress, GuestMemory, Permissions};
 
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
@@ -63,6 +65,10 @@ impl PackedRing {
             if !there || !addr.is_multiple_of(4) {
                 return Err(gone);
             }
+        }
+        // Used descriptors are stored in words of eight bytes.
+        if !at.desc.is_multiple_of(16) {
+            return Err(gone);
         }
         let called_at = positions.used;
         Ok(Self { at, size, positions, table: ChainTable::new(size), event_idx, called_at })
@@ -204,10 +210,13 @@ impl PackedRing {
         batch: &[Used],
         log: Option<RingLog<'_, M>>,
     ) -> Result<(), GuestFault> {
-        self.publish_marked(mem, batch, |addr, len| {
-            if let Some(log) = &log {
-                log.mark_guest(addr, len);
+        let ring = self.at.desc;
+        self.publish_marked(mem, batch, |addr, len| match &log {
+            None => {}
+            Some(log) if bugs::on(Bug::PackedRingLoggedAsEvent) => {
+                log.mark(addr - ring, len);
             }
+            Some(log) => log.mark_guest(addr, len),
         })
     }
 
@@ -221,19 +230,34 @@ impl PackedRing {
     ) -> Result<(), GuestFault> {
         let Some((first, rest)) = batch.split_first() else { return Ok(()) };
         let begin = self.positions.used;
-        let mut at = begin.after(self.table.chain(first.head).num, self.size);
+        let mut at = begin.after(self.steps(first.head), self.size);
+        let early = bugs::on_when(Bug::PackedFirstNotLast, || !rest.is_empty());
+        if early {
+            self.store_used(mem, begin, first, Ordering::Release, &mark)?;
+        }
         for used in rest {
             self.store_used(mem, at, used, Ordering::Relaxed, &mark)?;
-            at = at.after(self.table.chain(used.head).num, self.size);
+            at = at.after(self.steps(used.head), self.size);
+        }
+        if bugs::on_when(Bug::PackedUsedWrapKept, || at.wrap != begin.wrap) {
+            at.wrap = begin.wrap;
         }
         marks::hit_when(Mark::BatchOfMany, || batch.len() > 1);
         marks::hit_when(Mark::BatchWrapsRing, || at.wrap != begin.wrap && at.index != 0);
-        self.store_used(mem, begin, first, Ordering::Release, &mark)?;
+        if !early {
+            self.store_used(mem, begin, first, Ordering::Release, &mark)?;
+        }
         self.positions.used = at;
         for used in batch {
             self.table.release(used.head);
         }
         Ok(())
+    }
+
+    /// How far the used position goes for a chain.
+    fn steps(&self, slot: u16) -> u16 {
+        let num = self.table.chain(slot).num;
+        if bugs::on_when(Bug::PackedUsedByOne, || num > 1) { 1 } else { num }
     }
 
     fn store_used<W: Words + ?Sized>(
@@ -244,10 +268,14 @@ impl PackedRing {
         order: Ordering,
         mark: &impl Fn(u64, u64),
     ) -> Result<(), GuestFault> {
-        let id = self.table.chain(used.head).id;
+        let ChainInfo { mut id, num, .. } = self.table.chain(used.head);
+        if bugs::on_when(Bug::PackedIdOfFirst, || num > 1) {
+            id = self.table.entries(used.head).next().map_or(id, |(_, desc)| desc.id);
+        }
         // The length counts only with WRITE.
         let mine = if at.wrap { AVAIL | USED } else { 0 };
-        let flags = mine | if used.len > 0 { WRITE } else { 0 };
+        let written = used.len > 0 && !bugs::on(Bug::PackedNothingWritten);
+        let flags = mine | if written { WRITE } else { 0 };
         // struct pvirtq_desc { le64 addr; le32 len; le16 id; le16 flags; }
         let element = u64::from(used.len) | u64::from(id) << 32 | u64::from(flags) << 48;
         let addr = self.place(at) + 8;
@@ -256,119 +284,11 @@ impl PackedRing {
         Ok(())
     }
 
-    /// Whether the guest wants to be called for what was published since this
-    /// was last asked.
-    // spec: virtio 1.2, "Packed Virtqueues", "Driver and Device Event Suppression"
-    pub fn needs_call<W: Words + ?Sized>(&mut self, mem: &W) -> Result<bool, GuestFault> {
-        let (old, new) = (self.called_at, self.positions.used);
-        self.called_at = new;
-        // What was published must be visible before the guest's wish is read,
-        // or both sides may wait for each other.
-        mem.fence();
-        let bits = mem
-            .load_u32(self.at.avail, Ordering::Relaxed)
-            .ok_or(GuestFault::Ring { part: "driver event area" })?;
-        let wish = Wish::from_bits(bits, self.event_idx);
-        let wanted = wish.wants(old, new, self.size);
-        marks::hit(match (wish, wanted) {
-            (Wish::At(_), true) => Mark::CallByEvent,
-            (Wish::At(_), false) => Mark::NoCallByEvent,
-            (_, true) => Mark::CallByFlag,
-            (_, false) => Mark::NoCallByFlag,
-        });
-        Ok(wanted)
-    }
-
-    /// Ask the guest for a kick when it makes more available. True if there is
-    /// more already, in which case that kick may never come.
-    pub fn enable_kicks<M: GuestMemory>(
-        &mut self,
-        mem: &M,
-        log: Option<RingLog<'_, M>>,
-    ) -> Result<bool, GuestFault> {
-        let more = self.ask_for_kicks(mem)?;
-        log_wish(log);
-        Ok(more)
-    }
-
-    /// The same, without a dirty log.
-    pub fn ask_for_kicks<W: Words + ?Sized>(&self, mem: &W) -> Result<bool, GuestFault> {
-        let next = self.positions.avail;
-        let wish = if self.event_idx { Wish::At(next) } else { Wish::Always };
-        self.store_wish(mem, wish)?;
-        // The wish must be visible before the ring is looked at once more.
-        mem.fence();
-        Ok(is_available(self.flags(mem, next)?, next.wrap))
-    }
-
-    /// Tell the guest that kicks are not needed for now.
-    pub fn disable_kicks<M: GuestMemory>(
-        &mut self,
-        mem: &M,
-        log: Option<RingLog<'_, M>>,
-    ) -> Result<(), GuestFault> {
-        self.decline_kicks(mem)?;
-        log_wish(log);
-        Ok(())
-    }
-
-    /// The same, without a dirty log.
-    pub fn decline_kicks<W: Words + ?Sized>(&self, mem: &W) -> Result<(), GuestFault> {
-        self.store_wish(mem, Wish::Never)
-    }
-
-    fn store_wish<W: Words + ?Sized>(&self, mem: &W, wish: Wish) -> Result<(), GuestFault> {
-        mem.store_u32(self.at.used, wish.bits(), Ordering::Release)
-            .ok_or(GuestFault::Ring { part: "device event area" })
-    }
-
     /// The whole ring counts as written: whoever ran it before may have died
     /// between a store and its mark.
     pub fn log_all<M: GuestMemory>(&self, log: &RingLog<'_, M>) {
         log.mark_guest(self.at.desc, RingAddresses::packed_sizes(self.size)[0]);
         log.mark(0, 4);
-    }
-
-    /// True if the entry at a used position is no longer the driver's that was
-    /// fetched from there: it was used, perhaps even made available again.
-    // spec: vhost-user, "Inflight I/O tracking": "When reconnecting", packed
-    pub fn was_published<M: GuestMemory>(&self, mem: &M, at: Position) -> Result<bool, GuestFault> {
-        Ok(!is_available(self.flags(mem, at)?, at.wrap))
-    }
-
-    /// The entries from the used position to the available one are in flight, so
-    /// the driver made them available and does not touch them. Returns those
-    /// that a predecessor marked as used without publishing them; or, as an
-    /// error, the first that cannot be in flight.
-    pub fn unpublished<M: GuestMemory>(
-        &self,
-        mem: &M,
-        positions: Positions,
-    ) -> Result<Result<Vec<Position>, Position>, GuestFault> {
-        let (mut at, mut found) = (positions.used, Vec::new());
-        while at != positions.avail {
-            let flags = self.flags(mem, at)?;
-            if !is_available(flags, at.wrap) {
-                // The driver waits for the first one, so that one would be
-                // published.
-                let used = if at.wrap { AVAIL | USED } else { 0 };
-                if at == positions.used || flags & (AVAIL | USED) != used {
-                    return Ok(Err(at));
-                }
-                found.push(at);
-            }
-            at = at.after(1, self.size);
-        }
-        Ok(Ok(found))
-    }
-
-    /// The entry at a used position was stored by a predecessor that did not
-    /// live to publish it: make it the driver's again.
-    pub fn take_back<M: GuestMemory>(&self, mem: &M, at: Position) -> Result<(), GuestFault> {
-        let flags = self.flags(mem, at)? & !(AVAIL | USED);
-        let flags = flags | if at.wrap { AVAIL } else { USED };
-        let addr = GuestAddress(self.place(at) + 14);
-        mem.store(flags.to_le(), addr, Ordering::Release).map_err(|_| GONE)
     }
 
     fn place(&self, at: Position) -> u64 {
@@ -394,7 +314,8 @@ const GONE: GuestFault = GuestFault::Ring { part: "descriptor ring" };
 /// around.
 // spec: virtio 1.2, "Packed Virtqueues", "Driver and Device Ring Wrap Counters"
 fn is_available(flags: u16, wrap: bool) -> bool {
-    (flags & AVAIL != 0) == wrap && (flags & USED != 0) != wrap
+    let used_bit = (flags & USED != 0) != wrap || bugs::on(Bug::PackedUsedBitIgnored);
+    (flags & AVAIL != 0) == wrap && used_bit
 }
 
 /// Each descriptor is read exactly once: the guest may change it at any time.
@@ -409,12 +330,6 @@ fn read<W: Words + ?Sized>(mem: &W, at: u64) -> Result<Descriptor, ()> {
         id: (word >> 96) as u16,
         flags: (word >> 112) as u16,
     })
-}
-
-fn log_wish<M: GuestMemory>(log: Option<RingLog<'_, M>>) {
-    if let Some(log) = log {
-        log.mark(0, 4);
-    }
 }
 
 #[cfg(test)]
