@@ -40,18 +40,25 @@ impl PackedRing {
         mem: &M,
         log: Option<RingLog<'_, M>>,
     ) -> Result<bool, GuestFault> {
-        let more = self.ask_for_kicks(mem)?;
+        self.store_wish(mem, self.next_kick())?;
         log_wish(log);
-        Ok(more)
+        self.look_again(mem)
     }
 
     /// The same, without a dirty log.
     pub fn ask_for_kicks<W: Words + ?Sized>(&self, mem: &W) -> Result<bool, GuestFault> {
-        let next = self.positions.avail;
-        let wish = if self.event_idx { Wish::At(next) } else { Wish::Always };
-        self.store_wish(mem, wish)?;
+        self.store_wish(mem, self.next_kick())?;
+        self.look_again(mem)
+    }
+
+    fn next_kick(&self) -> Wish {
+        if self.event_idx { Wish::At(self.positions.avail) } else { Wish::Always }
+    }
+
+    fn look_again<W: Words + ?Sized>(&self, mem: &W) -> Result<bool, GuestFault> {
         // The wish must be visible before the ring is looked at once more.
         mem.fence();
+        let next = self.positions.avail;
         Ok(is_available(self.flags(mem, next)?, next.wrap))
     }
 
