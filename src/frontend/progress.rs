@@ -123,10 +123,8 @@ impl Frontend {
             Milestone::PostcopyMapped => self.take_postcopy_event(),
             Milestone::PostcopyEnded => Event::PostcopyEnded,
             Milestone::ConfigWritten => Event::ConfigWritten,
-            Milestone::ChangeSeen { need_reply } => {
-                if need_reply {
-                    self.answer_change();
-                }
+            Milestone::ChangeSeen => {
+                self.answer_change();
                 return;
             }
         };

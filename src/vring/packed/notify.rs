@@ -35,10 +35,10 @@ impl PackedRing {
 
     /// Ask the guest for a kick when it makes more available. True if there is
     /// more already, in which case that kick may never come.
-    pub fn enable_kicks<M: GuestMemory>(
+    pub fn enable_kicks<M: GuestMemory, L: GuestMemory>(
         &mut self,
         mem: &M,
-        log: Option<RingLog<'_, M>>,
+        log: Option<RingLog<'_, L>>,
     ) -> Result<bool, GuestFault> {
         self.store_wish(mem, self.next_kick())?;
         log_wish(log);
@@ -63,10 +63,10 @@ impl PackedRing {
     }
 
     /// Tell the guest that kicks are not needed for now.
-    pub fn disable_kicks<M: GuestMemory>(
+    pub fn disable_kicks<M: GuestMemory, L: GuestMemory>(
         &mut self,
         mem: &M,
-        log: Option<RingLog<'_, M>>,
+        log: Option<RingLog<'_, L>>,
     ) -> Result<(), GuestFault> {
         self.decline_kicks(mem)?;
         log_wish(log);
