@@ -456,3 +456,98 @@ fn frontend_device_state_that_is_refused_leaves_the_connection_as_it_is() {
     let misuse = h.frontend.handle_input(h.now, Input::Command(Command::CheckState));
     assert!(misuse.unwrap_err().to_string().contains("DEVICE_STATE"), "not agreed on");
 }
+
+/// Ready, with PAGEFAULT agreed on beside what else there is.
+fn postcopy_ready(protocol: u64) -> Harness {
+    let protocol = protocol | protocol::PAGEFAULT;
+    let mut h = Harness::new(FrontendConfig { protocol_features: protocol, ..config() });
+    h.peer.protocol = protocol;
+    h.command(Command::SetMemory(memory()));
+    h.command(Command::Connect);
+    h.connect();
+    h.clear();
+    h
+}
+
+fn mapped() -> Event {
+    let bases = memory().into_iter().map(|(region, _)| (region, region.guest_addr + BASE));
+    Event::PostcopyMapped { bases: bases.collect() }
+}
+
+#[test]
+fn sequence_of_postcopy_asks_for_addresses_and_acknowledges_them_before_vrings_start() {
+    for slots in [false, true] {
+        let without = if slots { 0 } else { protocol::CONFIGURE_MEM_SLOTS };
+        let mut h = postcopy_ready(PROTOCOL & !without);
+        h.command(Command::PostcopyAdvise);
+        assert_eq!(h.events, [Event::PostcopyFaults(FAULTS)]);
+        h.command(Command::PostcopyListen);
+        assert_eq!(h.peer.log, ["POSTCOPY_ADVISE", "POSTCOPY_LISTEN"]);
+        h.clear();
+        h.command(Command::Start(start(Base::Kept)));
+        assert_eq!(h.events, [mapped(), Event::Running]);
+        let memory = h.peer.log.iter().filter(|line| line.contains("MEM_"));
+        // Without NEED_REPLY: there is an answer, or there is none.
+        let expected: &[&str] = match slots {
+            true => &["ADD_MEM_REG(0x0)", "ADD_MEM_REG(0x100000000)", "ADD_MEM_REG(ack)"],
+            false => &["SET_MEM_TABLE(2)", "SET_MEM_TABLE(ack)"],
+        };
+        assert!(memory.eq(expected), "{:?}", h.peer.log);
+        let place = |text: &str| h.peer.log.iter().position(|line| line.starts_with(text));
+        assert!(place(expected[expected.len() - 1]) < place("SET_VRING_KICK"));
+        h.clear();
+        h.command(Command::PostcopyEnd);
+        assert_eq!(h.peer.log, ["POSTCOPY_END"]);
+        assert_eq!(h.events, [Event::PostcopyEnded]);
+        h.clear();
+        // Memory as ever.
+        h.command(Command::Stop);
+        h.command(Command::SetMemory(memory_of_one()));
+        h.command(Command::Start(start(Base::Kept)));
+        assert!(!h.peer.log.iter().any(|line| line.contains("ack")), "{:?}", h.peer.log);
+    }
+}
+
+fn memory_of_one() -> Vec<(midflight::wire::MemRegion, Handle)> {
+    memory().into_iter().take(1).collect()
+}
+
+#[test]
+fn sequence_of_postcopy_begins_again_with_each_back_end() {
+    let mut h = postcopy_ready(PROTOCOL);
+    h.command(Command::PostcopyAdvise);
+    h.command(Command::PostcopyListen);
+    h.command(Command::Start(start(Base::Kept)));
+    h.input(Input::PeerClosed);
+    h.peer.listens = false;
+    h.tick();
+    h.connect();
+    h.clear();
+    // A back-end that has not heard of it would take missing pages for zeroes.
+    let start_again = || Command::Start(start(Base::At(0)));
+    let refused = h.frontend.handle_input(h.now, Input::Command(start_again()));
+    let text = refused.unwrap_err().to_string();
+    assert_eq!(text, "start in postcopy, expected after it listens again");
+    h.command(Command::PostcopyAdvise);
+    h.command(Command::PostcopyListen);
+    h.command(start_again());
+    assert!(h.events.contains(&mapped()), "{:?}", h.events);
+    assert_eq!(h.events.last(), Some(&Event::Running));
+}
+
+#[test]
+fn sequence_of_postcopy_ends_with_a_back_end_that_names_other_memory() {
+    let mut h = postcopy_ready(PROTOCOL);
+    h.command(Command::PostcopyAdvise);
+    h.command(Command::PostcopyListen);
+    h.peer.shift = 0x1000;
+    h.command(Command::Start(start(Base::Kept)));
+    match h.events.last() {
+        Some(Event::Disconnected { failure, .. }) => assert_eq!(
+            failure.to_string(),
+            "back-end misbehaved: answer to ADD_MEM_REG names memory at 0x1000, \
+             expected that of a region it was sent"
+        ),
+        other => panic!("{other:?}"),
+    }
+}

@@ -66,6 +66,9 @@ impl World<'_> {
                 let delay = self.host_delay();
                 self.schedule(delay, Event::BackAnswer(conn, Answer::Map(regions)));
             }
+            Output::OpenFaults | Output::MapMissing { .. } | Output::CloseFaults { .. } => {
+                return Err(contract("wants postcopy, which is not offered"));
+            }
             Output::Unmap => {
                 back.mapped = false;
                 if let Some(vring) = back.runs.iter().position(|runs| *runs) {
@@ -288,6 +291,9 @@ impl World<'_> {
             }
             E::VringBroken { vring, fault } => {
                 return Err(Violation::new("rings", format!("vring {vring} broken: {fault}")));
+            }
+            E::PostcopyListening | E::PostcopyEnded => {
+                return Err(contract("says postcopy, which is not offered"));
             }
             E::Refused(fault) if self.expects(&fault) => return Ok(()),
             E::Refused(_) if unfit => return Ok(()),

@@ -10,6 +10,7 @@ mod control;
 mod iommu;
 mod link;
 mod migration;
+mod postcopy;
 mod requests;
 mod state;
 
@@ -30,6 +31,8 @@ use iommu::Iommu;
 pub use iommu::IommuUse;
 use migration::DirtyLog;
 pub use migration::Handover;
+use postcopy::Postcopy;
+pub use postcopy::{PageCounts, PageSource};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use rustix::io::Errno;
@@ -175,6 +178,8 @@ pub struct Client {
     /// The owner wants the vrings to run, whatever the back-end does.
     wanted: bool,
     log: Option<DirtyLog>,
+    /// Memory is still coming.
+    postcopy: Option<Postcopy>,
     iommu: Iommu,
     next: VecDeque<Next>,
     events: Vec<Event>,
@@ -229,6 +234,7 @@ impl Client {
             accepted: None,
             wanted: false,
             log: None,
+            postcopy: None,
             iommu: Iommu::default(),
             next: VecDeque::new(),
             events: Vec::new(),

@@ -8,6 +8,7 @@
 //!   socket.rs  ── bytes, handles ──►             ──► socket.rs     Send
 //!   poller.rs  ── kick ────────────►   Backend   ──► handles.rs    Call, Err, Release
 //!   memory.rs  ── mapped ──────────►             ──► memory.rs     Map, Unmap, AllocInflight
+//!   userfault.rs ─ opened ─────────►             ──► userfault.rs  OpenFaults, CloseFaults
 //!   disk/      ── completions ─────►             ──► disk/         Disk
 //!              event_loop.rs holds them together
 //! ```
@@ -40,5 +41,6 @@ mod signals;
 mod size;
 mod socket;
 mod spin;
+pub mod userfault;
 
 pub use cli::run;

@@ -10,6 +10,7 @@ use super::lock::StoreLock;
 use super::sigbus;
 use super::signals::Signals;
 use super::size::SizeWatch;
+use super::userfault;
 use crate::backend::{Backend, SuspendPolicy};
 use crate::blk::DeviceConfig;
 use crate::time::Duration;
@@ -83,6 +84,8 @@ pub fn serve(args: &ServeArgs) -> Result<ExitCode, Refusal> {
             None => Backend::new(config),
         };
     let backend = backend.map_err(|e| Refusal(e.to_string()))?;
+    // QEMU accepts whatever is offered, and then relies on it.
+    let backend = if userfault::is_available() { backend.offering_postcopy() } else { backend };
     let store = StoreLock::new(Arc::clone(&image), path.display().to_string(), args.read_only);
     let (disk, line) =
         Disk::new(Arc::clone(&image), args.io_engine.into(), args.throttle_latency_us, zones)

@@ -172,6 +172,23 @@ pub enum FrontendFault {
         /// Vring index.
         vring: u16,
     },
+    /// A message that has no place where postcopy stands.
+    #[error("{message} came while {state}, expected it {expected}")]
+    Postcopy {
+        /// Name of the message.
+        message: &'static str,
+        /// Where postcopy stands.
+        state: &'static str,
+        /// Where it belongs.
+        expected: &'static str,
+    },
+    /// The vring should start, but nobody has said that page faults in its
+    /// memory will be resolved.
+    #[error("vring {vring} starts before the memory sent in postcopy was acknowledged")]
+    MemoryNotAcknowledged {
+        /// Vring index.
+        vring: u16,
+    },
     /// Addresses were agreed on to be guest-physical everywhere.
     #[error(
         "{message} has user address {user_addr:#x} for guest address {guest_addr:#x}, \

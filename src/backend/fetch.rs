@@ -77,7 +77,7 @@ impl<M: GuestMemory> Backend<M> {
     /// True if no stop, memory change or shutdown keeps all vrings from
     /// fetching.
     pub(super) fn may_fetch(&self) -> bool {
-        !self.shutdown && !self.pending.holds_fetching()
+        !self.shutdown && !self.pending.holds_fetching() && !self.postcopy.holds_fetching()
     }
 
     /// Look for available chains, and start what they ask for.

@@ -14,6 +14,7 @@
 //! complete  disk done to used entry
 //! in_order  holds back what finished before its turn
 //! policy    which stop drains, which suspends, and for how long it waits
+//! postcopy  memory whose pages come when they are touched
 //! stop      drain, suspend, reset, disconnect, shut down
 //! ```
 
@@ -30,6 +31,7 @@ mod iommu;
 mod late;
 mod notify;
 mod policy;
+mod postcopy;
 mod requests;
 mod session;
 mod settings;
@@ -62,6 +64,7 @@ use cache::WriteCache;
 use channel::Channel;
 use iommu::Iommu;
 use late::Late;
+use postcopy::Postcopy;
 use requests::Requests;
 use session::Session;
 use setup::{InflightMemory, Pending};
@@ -113,6 +116,9 @@ pub struct Backend<M> {
     offered: u64,
     /// How vrings are suspended; `None`: never, every stop drains.
     suspend: Option<SuspendPolicy>,
+    /// The driver can have page faults resolved by the front-end.
+    offers_postcopy: bool,
+    postcopy: Postcopy,
     decoder: Decoder<FrontendRequests, Handle>,
     link: Link,
     session: Session,
@@ -177,6 +183,8 @@ impl<M: GuestMemory> Backend<M> {
             config,
             offered,
             suspend,
+            offers_postcopy: false,
+            postcopy: Postcopy::Off,
             decoder: Decoder::new(suspend.map_or(Dialect::default(), |s| s.dialect)),
             link: Link::Idle,
             session: Session::default(),
@@ -237,6 +245,8 @@ impl<M: GuestMemory> Backend<M> {
                 self.disconnect();
             }
             Input::Mapped(result) => self.mapped(now, result)?,
+            Input::MappedMissing(result) => self.mapped_missing(now, result)?,
+            Input::FaultsOpened(result) => self.faults_opened(result)?,
             Input::InflightAllocated(result) => self.inflight_allocated(result)?,
             Input::StateSaved(result) => self.state_saved(result)?,
             Input::StateLoaded(result) => self.state_loaded(result)?,

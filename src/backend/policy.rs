@@ -49,8 +49,10 @@ impl<M: GuestMemory> Backend<M> {
     /// Protocol features offered to front-ends.
     pub fn offered_protocol_features(&self) -> u64 {
         let inband = if self.config.inband { protocol::INBAND_NOTIFICATIONS } else { 0 };
+        let postcopy = if self.offers_postcopy { protocol::PAGEFAULT } else { 0 };
         OFFERED_PROTOCOL_FEATURES
             | inband
+            | postcopy
             | self.dialect().gpa_addresses()
             | self.suspend.map_or(0, |policy| needed(policy.dialect))
     }

@@ -182,6 +182,19 @@ impl<M: GuestMemory> Backend<M> {
                 self.rem_mem_reg(region, extra, reply)?;
                 return Ok(Later);
             }
+            R::MemTableAck | R::MemRegAck => {
+                self.memory_acknowledged(now, reply)?;
+                return Ok(Later);
+            }
+            R::PostcopyAdvise => {
+                self.postcopy_advise(reply)?;
+                return Ok(Later);
+            }
+            R::PostcopyListen => self.postcopy_listen(reply)?,
+            R::PostcopyEnd => {
+                self.postcopy_end(now, reply)?;
+                return Ok(Answer(FrontendReplyBody::U64(0)));
+            }
             R::GetInflightFd(asked) => {
                 self.need(protocol::INFLIGHT_SHMFD, "INFLIGHT_SHMFD", reply)?;
                 self.get_inflight_fd(asked, reply)?;
@@ -262,9 +275,6 @@ impl<M: GuestMemory> Backend<M> {
             | R::SetVringEndian(_)
             | R::CreateCryptoSession(_)
             | R::CloseCryptoSession(_)
-            | R::PostcopyAdvise
-            | R::PostcopyListen
-            | R::PostcopyEnd
             | R::GpuSetSocket(_)
             | R::GetSharedObject(_)
             | R::GetShmemConfig => {

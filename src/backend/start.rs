@@ -83,6 +83,9 @@ impl<M: GuestMemory> Backend<M> {
     /// Everything that can be refused. What is stored into the inflight region
     /// here is recovery, which may be done any number of times.
     fn take_up(&self, vring: u16) -> Result<Taken, FrontendFault> {
+        if self.postcopy.holds_fetching() {
+            return Err(FrontendFault::MemoryNotAcknowledged { vring });
+        }
         if self.is_transferring() {
             return Err(FrontendFault::Transferring { message: "a start" });
         }

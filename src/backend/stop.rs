@@ -212,7 +212,7 @@ impl<M: GuestMemory> Backend<M> {
         self.drop_channel();
         self.requests.orphan_all();
         let waiting = match self.pending.take() {
-            Pending::Map(change) => change.into_new(),
+            Pending::Map(change) | Pending::MapMissing(change) => change.into_new(),
             Pending::Vacate(vacating) => vacating.into_gone(),
             Pending::MapInflight(_, handle, _) | Pending::MapLog(_, handle, _) => vec![handle],
             _ => Vec::new(),
@@ -231,6 +231,7 @@ impl<M: GuestMemory> Backend<M> {
         }
         self.inflight = None;
         self.log = None;
+        self.close_faults(false);
         self.vacated = None;
         self.end_transfer();
         self.cancel_at = None;
@@ -245,6 +246,7 @@ impl<M: GuestMemory> Backend<M> {
     // spec: vhost-user, VHOST_USER_SET_OWNER
     pub(super) fn set_owner(&mut self) {
         if self.requests.is_empty() && self.running_vring().is_none() {
+            self.close_faults(false);
             self.forget_memory();
             self.inflight = None;
             self.log = None;

@@ -6,6 +6,7 @@
 use super::base::{self, KeptBase};
 use super::config::{FrontendConfig, Start, VringStart};
 use super::logging::used_guest_addr;
+use super::postcopy;
 use super::session::{Device, Session};
 use crate::Handle;
 use crate::bugs::{self, Bug};
@@ -48,6 +49,10 @@ pub(super) enum Purpose {
     Base(u16),
     /// Part of turning the log on.
     Log,
+    /// A userfaultfd.
+    Faults,
+    /// Memory in postcopy: what its page faults will name.
+    Bases,
     /// The status to which these bits are to be added.
     Status(u64),
     Config(ConfigFor),
@@ -84,6 +89,8 @@ pub(super) enum Milestone {
     Stopped,
     Logging,
     NotLogging,
+    PostcopyMapped,
+    PostcopyEnded,
     ResetDone,
     ConfigWritten,
     /// Tell the back-end on its channel that its notice was taken.
@@ -312,6 +319,10 @@ pub(super) fn reset(session: &Session) -> Vec<Step> {
 /// slots, otherwise by the whole table.
 // spec: vhost-user, "VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS"
 pub(super) fn sync_memory(device: &Device, session: &Session) -> Vec<Step> {
+    postcopy::sync_memory(device, session, plain_sync(device, session))
+}
+
+fn plain_sync(device: &Device, session: &Session) -> Vec<Step> {
     let wanted = &device.memory;
     if !session.has(protocol::CONFIGURE_MEM_SLOTS) {
         return vec![insist(session, Request::SetMemTable(wanted.clone()))];

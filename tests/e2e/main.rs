@@ -35,6 +35,7 @@ mod migrate_trouble;
 mod older;
 mod packed;
 mod plug;
+mod postcopy;
 mod process;
 mod qmp;
 mod rebind;
@@ -144,6 +145,7 @@ fn main() -> ExitCode {
         migrate::scenarios(),
         migrate_file::scenarios(),
         migrate_trouble::scenarios(),
+        postcopy::scenarios(),
         migrate::last_scenarios(),
         packed::scenarios(),
         blkio::scenarios(),

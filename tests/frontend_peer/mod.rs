@@ -27,6 +27,10 @@ pub const PROTOCOL: u64 = protocol::MQ
     | protocol::STATUS;
 /// Descriptor that the peer gives for an inflight region.
 pub const REGION: Handle = Handle(900);
+/// Descriptor that the peer gives for page faults.
+pub const FAULTS: Handle = Handle(700);
+/// What its page faults call guest-physical address 0.
+pub const BASE: u64 = 0x5500_0000_0000;
 /// Back-end's end of the channel.
 pub const CHANNEL: Handle = Handle(800);
 
@@ -53,6 +57,10 @@ pub struct Peer {
     pub state_answer: (u8, Option<Handle>),
     /// Answer to CHECK_DEVICE_STATE.
     pub state_status: u64,
+    /// It was told POSTCOPY_LISTEN.
+    pub listens: bool,
+    /// How far beside the truth regions are that it names.
+    pub shift: u64,
     status: u64,
     acked: u64,
     /// What came, as `NAME` or `NAME!` with NEED_REPLY, and details that matter.
@@ -83,6 +91,8 @@ impl Default for Peer {
             log_answer: Body::U64(0),
             state_answer: (0, None),
             state_status: 0,
+            listens: false,
+            shift: 0,
             status: 0,
             acked: 0,
             log: Vec::new(),
@@ -138,6 +148,21 @@ impl Peer {
                 Some(description) => Body::Inflight(description, REGION),
                 None => Body::NoInflight,
             }),
+            R::PostcopyAdvise => Some(Body::Handle(FAULTS)),
+            R::PostcopyListen => {
+                self.listens = true;
+                None
+            }
+            R::PostcopyEnd => {
+                self.listens = false;
+                word(0)
+            }
+            R::AddMemReg(region, _) if self.listens => {
+                Some(Body::MemRegion(own(*region, self.shift)))
+            }
+            R::SetMemTable(table) if self.listens => Some(Body::MemTable(
+                table.iter().map(|(region, _)| own(*region, self.shift)).collect(),
+            )),
             R::SetLogBase(_) => Some(self.log_answer.clone()),
             R::SetDeviceStateFd(..) => {
                 let (error, handle) = self.state_answer;
@@ -168,6 +193,12 @@ impl Peer {
     }
 }
 
+/// A region by the address that this back-end has it at.
+fn own(region: MemRegion, shift: u64) -> MemRegion {
+    let guest_addr = region.guest_addr + shift;
+    MemRegion { guest_addr, user_addr: guest_addr + BASE, ..region }
+}
+
 fn detail(request: &R<Handle>) -> String {
     match request {
         R::SetVringNum(s) | R::SetVringBase(s) | R::SetVringEnable(s) => {
@@ -189,6 +220,7 @@ fn detail(request: &R<Handle>) -> String {
         R::SetDeviceStateFd(state, Handle(h)) => format!("({},fd{h})", state.direction),
         R::AddMemReg(region, _) | R::RemMemReg(region, _) => format!("({:#x})", region.guest_addr),
         R::SetMemTable(table) => format!("({})", table.len()),
+        R::MemTableAck | R::MemRegAck => "(ack)".to_owned(),
         R::GetConfig(c) | R::SetConfig(c) => format!("({},{})", c.offset, c.data.len()),
         _ => String::new(),
     }

@@ -126,9 +126,7 @@ impl Client {
     /// Carry out every wish, and what follows from them.
     pub(super) fn drain(&mut self) -> Result<(), ClientError> {
         loop {
-            while let Some(output) = self.frontend.poll_output() {
-                self.obey(output);
-            }
+            self.carry_out();
             let Some(next) = self.next.pop_front() else {
                 return Ok(());
             };
@@ -146,6 +144,12 @@ impl Client {
                     }
                 }
                 Next::Restart => {
+                    if self.is_incomplete() {
+                        self.frontend.handle_input(now, Input::Command(Command::PostcopyAdvise))?;
+                        self.carry_out();
+                        self.frontend.handle_input(now, Input::Command(Command::PostcopyListen))?;
+                        self.carry_out();
+                    }
                     let start = self.start_command(|layout| self.lost_base(layout));
                     self.frontend.handle_input(now, Input::Command(start))?;
                 }
@@ -171,6 +175,12 @@ impl Client {
         self.channel = None;
         if self.inband {
             self.next.push_back(Next::Lost);
+        }
+    }
+
+    fn carry_out(&mut self) {
+        while let Some(output) = self.frontend.poll_output() {
+            self.obey(output);
         }
     }
 
@@ -204,6 +214,18 @@ impl Client {
                         self.inband = protocol & protocol::INBAND_NOTIFICATIONS != 0;
                         if *reconnected && self.wanted {
                             self.next.push_back(Next::Restart);
+                        }
+                    }
+                    Event::PostcopyFaults(handle) => match &mut self.postcopy {
+                        Some(postcopy) => postcopy.advised = Some(*handle),
+                        None => self.handles.release(*handle),
+                    },
+                    Event::PostcopyMapped { bases } => {
+                        if let Some(postcopy) = &mut self.postcopy
+                            && postcopy.mapped(bases, &mut self.handles).is_err()
+                        {
+                            // Nobody would bring it pages.
+                            self.next.push_back(Next::Lost);
                         }
                     }
                     Event::IotlbMiss { iova, access } => {

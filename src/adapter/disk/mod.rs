@@ -178,6 +178,15 @@ impl Disk {
         }
     }
 
+    /// Do nothing and report a failure: the memory that asked for it is gone.
+    pub fn refuse(&mut self, request: &DiskRequest<'_>) {
+        let mut op = self.free.pop().unwrap_or_else(Op::empty);
+        op.reset(request.id, request.op);
+        op.result = Err(DiskError::Os(libc::EFAULT));
+        self.inflight += 1;
+        self.finished.push(op);
+    }
+
     /// The store is ours from now on; what was kept back goes to the engine.
     ///
     /// # Errors
