@@ -47,6 +47,7 @@ pub mod driver;
 pub mod frontend;
 mod handle;
 pub mod inflight;
+pub mod iommu;
 pub mod marks;
 pub mod memory;
 pub mod migration;

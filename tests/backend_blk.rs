@@ -9,7 +9,7 @@ use midflight::backend::Event;
 use midflight::blk::{DeviceConfig, DiskError, DiskOp};
 use midflight::driver::{BlkDone, BlkDriver, BlkOp, BlkStatus, Framing, RangeSegment};
 use midflight::wire::features::virtio;
-use midflight::wire::{ConfigPayload, FrontendRequest, VringState};
+use midflight::wire::{ConfigPayload, FrontendReplyBody, FrontendRequest, VringState};
 use vm_memory::{Bytes, GuestAddress};
 
 const DISK: u64 = 1 << 20;
@@ -239,7 +239,10 @@ fn blk_writes_are_durable_unless_a_cache_was_agreed_on() {
         rig.start_vring(0, 0);
         if let Some(value) = writeback {
             let data = bytes::Bytes::copy_from_slice(&[value]);
-            rig.ok(FrontendRequest::SetConfig(ConfigPayload { offset: 32, flags: 0, data }));
+            let set = FrontendRequest::SetConfig(ConfigPayload { offset: 32, flags: 0, data });
+            rig.send(set, true);
+            rig.finish_all();
+            assert_eq!(rig.replies.last().unwrap().body, FrontendReplyBody::U64(0));
         }
         submit(&rig, &mut driver, 0, BlkOp::Out { sector: 0 }, 512, &Framing::CLASSIC);
         driver.publish(&rig.guest).unwrap();

@@ -82,11 +82,11 @@ fn channel_front_end_that_comes_back_without_reading_is_told_once_its_vrings_run
     rig.input(Input::PeerClosed);
     assert_eq!((rig.channel, rig.live.len()), (None, 0), "nothing of a front-end is left");
     rig.input(Input::Connected);
-    rig.negotiate(FEATURES);
+    rig.negotiate_again(FEATURES);
     rig.open_channel();
     rig.input(Input::Capacity(2 * MIB));
     assert!(rig.asked.is_empty(), "nothing is said before a vring runs");
-    rig.run();
+    rig.set_up();
     assert_eq!(rig.asked.len(), 1);
 }
 

@@ -759,3 +759,77 @@ fn queue_number_is_told_once_multiple_queues_are_agreed_on() {
     rig.send(R::GetQueueNum, false);
     assert!(rig.closed.is_some(), "no answer can be given, and none is");
 }
+
+/// Front-ends of all ages: whatever has to be said before a vring runs, in any
+/// order, and the one message that completes it last.
+#[test]
+fn legacy_message_orders_all_lead_to_a_vring_that_runs() {
+    let mut state_of_chance = 7u64;
+    let mut below = |bound: usize| {
+        state_of_chance = state_of_chance.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (state_of_chance >> 33) as usize % bound
+    };
+    for round in 0..300 {
+        let mut rig = Rig::new(disk());
+        let offered = match rig.send(R::GetFeatures, false) {
+            Some(Body::U64(offered)) => offered,
+            other => panic!("{other:?}"),
+        };
+        let legacy = below(3) == 0;
+        let features = FEATURES & offered;
+        if !legacy {
+            let bits = rig.backend.offered_protocol_features() & !rig.dialect.gpa_addresses();
+            rig.send(R::SetProtocolFeatures(bits), false);
+        }
+        // It begins the session, so nothing can come before it.
+        rig.send(R::SetOwner, false);
+        let mut names = vec!["memory", "num", "base", "addr", "call", "err"];
+        if legacy {
+            // Features enable the vring; the kick starts it.
+            names.extend(["features"]);
+        } else {
+            names.extend(["features", "inflight", ["kick", "enable"][round % 2]]);
+        }
+        for at in (1..names.len()).rev() {
+            names.swap(at, below(at + 1));
+        }
+        names.push(if legacy { "kick" } else { ["enable", "kick"][round % 2] });
+        let mut driver = BlkDriver::start(&rig.guest, ring_layout(0), ring_features()).unwrap();
+        write(&mut rig, &mut driver, 0);
+        for name in &names {
+            match *name {
+                "memory" => {
+                    let handle = rig.handle();
+                    rig.send(R::SetMemTable(vec![(guest_region(), handle)]), false);
+                }
+                "features" if legacy => {
+                    _ = rig.send(R::SetFeatures(features & !virtio::PROTOCOL_FEATURES), false);
+                }
+                "features" => _ = rig.send(R::SetFeatures(features), false),
+                "inflight" => {
+                    rig.get_inflight(2, RING);
+                    rig.set_inflight();
+                }
+                "num" => _ = rig.send(R::SetVringNum(state(0, u32::from(RING))), false),
+                "base" => _ = rig.send(R::SetVringBase(state(0, 0)), false),
+                "addr" => _ = rig.send(R::SetVringAddr(vring_addr(0)), false),
+                "enable" => _ = rig.send(R::SetVringEnable(state(0, 1)), false),
+                other => {
+                    let handle = rig.handle();
+                    let file = file(0, Some(handle));
+                    _ = rig.send(
+                        match other {
+                            "call" => R::SetVringCall(file),
+                            "err" => R::SetVringErr(file),
+                            _ => R::SetVringKick(file),
+                        },
+                        false,
+                    );
+                }
+            }
+        }
+        assert!(rig.closed.is_none(), "{names:?}: {:?}", rig.closed);
+        rig.finish_all();
+        assert_eq!(reaped(&rig, &mut driver), 1, "{names:?}");
+    }
+}

@@ -14,8 +14,12 @@ use midflight::wire::Dialect;
 use midflight::wire::features::{protocol, virtio};
 use std::collections::BTreeMap;
 use std::fs;
+use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, Instant};
 use vm_memory::{Bytes, GuestAddress};
+
+/// Held alone by the test that looks at the clock.
+static ALONE: RwLock<()> = RwLock::new(());
 
 /// A request takes 60 to 140 percent of it.
 const SLOW_US: &str = "200000";
@@ -251,6 +255,7 @@ fn migrate_of(
 
 #[test]
 fn migration_between_two_daemons_completes_every_request_once_suspended_or_drained() {
+    let _alone = ALONE.write().unwrap_or_else(PoisonError::into_inner);
     let mut times = BTreeMap::new();
     for (dialect, agreed, suspend) in [
         (Dialect::QEMU_11_1, true, true),
@@ -281,6 +286,7 @@ fn migration_between_two_daemons_completes_every_request_once_suspended_or_drain
 
 #[test]
 fn migration_of_packed_rings_between_two_daemons_completes_every_request_once() {
+    let _others = ALONE.read().unwrap_or_else(PoisonError::into_inner);
     for suspend in [true, false] {
         let dir = Dir::new(&format!("migrate-packed-{suspend}"));
         let dialect = Dialect::QEMU_11_1;
@@ -296,11 +302,22 @@ fn migration_of_packed_rings_between_two_daemons_completes_every_request_once() 
 #[test]
 fn migration_given_up_before_during_and_after_the_stop_goes_on_at_the_source() {
     let dir = Dir::new("give-up");
+    give_up(config(&dir), dir);
+}
+
+#[test]
+fn migration_of_packed_rings_given_up_goes_on_at_the_source() {
+    let dir = Dir::new("give-up-packed");
+    give_up(packed(config(&dir)), dir);
+}
+
+fn give_up(config: ClientConfig, dir: Dir) {
+    let _others = ALONE.read().unwrap_or_else(PoisonError::into_inner);
     let slow = ["--throttle-latency-us", "100000"];
     let dialect = Dialect::QEMU_11_1;
     let _a = daemon(&dir, "a", dialect, &slow);
     let _b = daemon(&dir, "b", dialect, &slow);
-    let mut source = client(&dir, "a", dialect, true);
+    let mut source = client_of(config.clone(), &dir, "a", dialect, true);
     source.start().unwrap();
     let mut book = Book::default();
     book.fill(&mut source);
@@ -325,7 +342,7 @@ fn migration_given_up_before_during_and_after_the_stop_goes_on_at_the_source() {
             assert!(in_flight(&handover) > 0);
             if moment == "taken over" {
                 // The destination fails after all, before it starts.
-                let mut target = client(&dir, "b", dialect, true);
+                let mut target = client_of(config.clone(), &dir, "b", dialect, true);
                 target.take_over(handover).unwrap();
                 target.disconnect().unwrap();
             }
@@ -342,6 +359,7 @@ fn migration_given_up_before_during_and_after_the_stop_goes_on_at_the_source() {
 
 #[test]
 fn migration_to_a_device_of_another_shape_is_refused_before_any_io() {
+    let _others = ALONE.read().unwrap_or_else(PoisonError::into_inner);
     let dir = Dir::new("shape");
     let dialect = Dialect::QEMU_11_1;
     let slow = ["--throttle-latency-us", "100000"];
@@ -394,17 +412,28 @@ fn resources(pid: u32) -> (usize, usize, u64) {
 
 #[test]
 fn migration_source_stopped_and_resumed_a_thousand_times_leaks_and_loses_nothing() {
-    const ROUNDS: u64 = 1000;
     let dir = Dir::new("thousand");
+    stop_and_resume(config(&dir), dir, 1000);
+}
+
+/// Used positions go round the ring of 100 entries over and over.
+#[test]
+fn migration_source_with_packed_rings_stopped_again_and_again_leaks_and_loses_nothing() {
+    let dir = Dir::new("thousand-packed");
+    stop_and_resume(packed(config(&dir)), dir, 300);
+}
+
+fn stop_and_resume(config: ClientConfig, dir: Dir, rounds: u64) {
+    let _others = ALONE.read().unwrap_or_else(PoisonError::into_inner);
     let dialect = Dialect::QEMU_11_1;
     let fast = ["--throttle-latency-us", "3000", "--suspend-grace-ms", "0"];
     let back = daemon(&dir, "a", dialect, &fast);
-    let mut source = client(&dir, "a", dialect, true);
+    let mut source = client_of(config, &dir, "a", dialect, true);
     source.start().unwrap();
     let mut book = Book::default();
     let (mut before, mut own, mut inflight, mut rounds_with) = (None, None, 0, 0);
     let start = Instant::now();
-    for round in 0..ROUNDS {
+    for round in 0..rounds {
         // Every other migration is given up after the stop, the others before
         // the log was on.
         if round % 2 == 0 {
@@ -445,13 +474,13 @@ fn migration_source_stopped_and_resumed_a_thousand_times_leaks_and_loses_nothing
     let (after, before) = (resources(back.id()), before.unwrap());
     let (own_after, own) = (resources(std::process::id()), own.unwrap());
     println!(
-        "{ROUNDS} stops in {took:?}, {rounds_with} with requests in flight, {inflight} of them \
+        "{rounds} stops in {took:?}, {rounds_with} with requests in flight, {inflight} of them \
          in all; {submitted} submitted, {} completed; daemon after 100 stops: {} descriptors, \
          {} mappings, {} KiB, after all: {} descriptors, {} mappings, {} KiB",
         book.done, before.0, before.1, before.2, after.0, after.1, after.2
     );
     assert_eq!(book.done, submitted);
-    assert!(rounds_with > ROUNDS as u32 / 2, "{rounds_with} rounds with requests in flight");
+    assert!(rounds_with > rounds as u32 / 2, "{rounds_with} rounds with requests in flight");
     assert_eq!(after.0, before.0, "descriptors of the daemon");
     assert!(after.1 <= before.1 + 2, "{} mappings, {} before", after.1, before.1);
     assert!(after.2 <= before.2 + 1024, "{} KiB, {} before", after.2, before.2);

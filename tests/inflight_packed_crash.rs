@@ -129,7 +129,7 @@ impl World {
             self.region.link(&self.mem, self.ring.table(), *slot).unwrap();
         }
         let used: Vec<Used> = batch.iter().map(|(head, _)| Used { head: *head, len: 1 }).collect();
-        self.ring.publish(&self.mem, &used, None).unwrap();
+        self.ring.publish(&self.mem, &used, no_log(&self.mem)).unwrap();
         let at = self.arena.step_len();
         for (slot, _) in &batch {
             self.region.retire(&self.mem, *slot).unwrap();
@@ -460,10 +460,15 @@ proptest! {
         for slot in recovery.resubmit {
             let _ = ring.walk(&world.mem, slot, &mut chain);
             region.link(&world.mem, ring.table(), slot).unwrap();
-            ring.publish(&world.mem, &[Used { head: slot, len: 1 }], None).unwrap();
+            ring.publish(&world.mem, &[Used { head: slot, len: 1 }], no_log(&world.mem)).unwrap();
             region.retire(&world.mem, slot).unwrap();
             region.close(&world.mem).unwrap();
         }
         prop_assert_eq!(ring.table().free(), 8);
     }
+}
+
+/// No dirty log, of this kind of memory.
+fn no_log<M>(_: &M) -> Option<midflight::dirty::RingLog<'static, M>> {
+    None
 }

@@ -90,7 +90,7 @@ proptest! {
             driver.use_ids(&ids).unwrap();
         }
         let mut ring = device(&mem, &layout, event_idx, base_of(&driver));
-        prop_assert!(!ring.enable_kicks(&mem, None).unwrap());
+        prop_assert!(!ring.enable_kicks(&mem, no_log(&mem)).unwrap());
         let mut device_asleep = true;
         prop_assert!(!driver.enable_calls(&mem).unwrap());
         let mut driver_asleep = true;
@@ -139,7 +139,7 @@ proptest! {
                 }
                 Step::Kick => device_asleep = false,
                 Step::Fetch if !device_asleep => loop {
-                    ring.disable_kicks(&mem, None).unwrap();
+                    ring.disable_kicks(&mem, no_log(&mem)).unwrap();
                     while let Some(slot) = ring.pop(&mem).unwrap() {
                         ring.walk(&mem, slot, &mut chain).unwrap();
                         let readable = chain.readable.iter().map(|s| (s.addr, s.len, false));
@@ -152,7 +152,7 @@ proptest! {
                         let room = seen.iter().filter(|p| p.2).map(|p| p.1).sum();
                         held.push((slot, id, room));
                     }
-                    if !ring.enable_kicks(&mem, None).unwrap() {
+                    if !ring.enable_kicks(&mem, no_log(&mem)).unwrap() {
                         device_asleep = true;
                         prop_assert_eq!(expected.len(), staged);
                         break;
@@ -173,7 +173,7 @@ proptest! {
                     if batch.is_empty() {
                         continue;
                     }
-                    ring.publish(&mem, &batch, None).unwrap();
+                    ring.publish(&mem, &batch, no_log(&mem)).unwrap();
                     if ring.needs_call(&mem).unwrap() {
                         driver_asleep = false;
                     } else {
@@ -210,4 +210,9 @@ proptest! {
             }
         }
     }
+}
+
+/// No dirty log, of this kind of memory.
+fn no_log<M>(_: &M) -> Option<midflight::dirty::RingLog<'static, M>> {
+    None
 }

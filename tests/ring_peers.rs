@@ -4,6 +4,7 @@
 //! virtio-queue's. All four meetings see the same chains and the same
 //! completions, and leave the same bytes in memory.
 
+use midflight::dirty::RingLog;
 use midflight::driver::{Buffer, Indirect, RingFeatures, RingLayout, SplitDriver};
 use midflight::vring::chain::Chain;
 use midflight::vring::{RingAddresses, SplitRing, Used};
@@ -16,6 +17,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 type Mem = GuestMemoryMmap<()>;
+const NO_LOG: Option<RingLog<'static, Mem>> = None;
 /// Address, length and direction of a buffer.
 type Piece = (u64, u32, bool);
 
@@ -217,7 +219,7 @@ impl Device {
 
     fn enable_kicks(&mut self, mem: &Mem) -> bool {
         match self {
-            Self::Ours(ring) => ring.enable_kicks(mem, None).unwrap(),
+            Self::Ours(ring) => ring.enable_kicks(mem, NO_LOG).unwrap(),
             Self::Theirs(queue) => queue.enable_notification(mem).unwrap(),
         }
     }
@@ -250,7 +252,7 @@ impl Device {
         match self {
             Self::Ours(ring) => {
                 let used: Vec<Used> = batch.iter().map(|&(head, len)| Used { head, len }).collect();
-                ring.publish(mem, &used, None).unwrap();
+                ring.publish(mem, &used, NO_LOG).unwrap();
                 ring.needs_call(mem).unwrap()
             }
             Self::Theirs(queue) => {

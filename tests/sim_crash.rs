@@ -28,6 +28,30 @@ fn inflight_kill_at_every_store_of_a_short_run_completes_each_request_once() {
 }
 
 #[test]
+fn inflight_kill_at_every_store_of_an_in_order_run_completes_each_request_in_its_turn() {
+    let mut arena = Arena::new();
+    let mut points = 0;
+    for (batch, is_packed) in [(1, false), (3, false), (3, true)] {
+        let mut profile = short_run(batch, true);
+        profile.topology.in_order = true;
+        // A disk that finishes in another order than it was asked.
+        profile.topology.pace = midflight_sim::disk::Pace::Slow;
+        if is_packed {
+            profile = packed(profile, false);
+        }
+        let report = at_every_store(&mut arena, &Scenario::of_profile(&profile, 1), |_, _| {});
+        for (point, violation) in &report.failures {
+            println!("batch {batch}, packed {is_packed}, {point:?}: {violation}");
+        }
+        assert_eq!(report.failures.len(), 0);
+        assert!(report.recoveries > 0 && report.resubmitted > 0);
+        points += report.points();
+    }
+    println!("{points} crash points explored");
+    assert!(points > 300);
+}
+
+#[test]
 fn inflight_kill_at_every_store_of_a_packed_run_completes_each_request_once() {
     let mut arena = Arena::new();
     let mut points = 0;

@@ -56,6 +56,23 @@ fn sim_seeds_with_everything_that_can_go_wrong_keep_every_promise() {
 }
 
 #[test]
+fn sim_seeds_with_in_order_use_keep_it_through_kills_stops_and_migrations() {
+    let mut arena = Arena::new();
+    for profile in [ProfileName::Mixed, ProfileName::Migration, ProfileName::Storm] {
+        let mut sum = Sum::default();
+        // A third of them with packed rings.
+        for number in 0..seeds() / 4 {
+            let story = Story::of(profile).with("in_order", "on");
+            let scenario = story.scenario(number).expect("it exists");
+            sum.add(number, &run(&mut arena, &scenario, &Options::default()));
+            assert_eq!(sum.failures, [], "{profile:?}");
+        }
+        let s = sum.stats;
+        assert!(s.kills > 50 && s.resubmitted > 200 && s.largest_batch > 4, "{profile:?} {s:?}");
+    }
+}
+
+#[test]
 fn sim_kill_at_every_store_of_short_runs_completes_each_request_once() {
     let mut arena = Arena::new();
     let short = [

@@ -55,6 +55,8 @@ const CONTROL: Runs = (
     ProfileName::Control,
     &[("kills", "0"), ("breaks", "0"), ("pauses", "0"), ("migrations", "0")],
 );
+/// Requests are used in order, whatever the disk does.
+const IN_ORDER: Runs = (ProfileName::Mixed, &[("in_order", "on")]);
 /// A disk that may complete twice.
 const STORM: Runs = (ProfileName::Storm, &[]);
 /// Vrings stop often, while requests keep coming.
@@ -251,12 +253,18 @@ pub static ENTRIES: &[Entry] = &[
     core(Bug::KicksStayOff, MIXED, &["notification", "liveness"]),
     core(Bug::NoLookAfterWish, MIXED, &["notification", "liveness"]),
     core(Bug::NoCallAfterRecovery, MIXED, &["notification", "liveness"]),
+    core(Bug::OrderIgnored, IN_ORDER, &["in-order"]),
     core(Bug::NoCallForAnswers, MIXED, &["notification", "liveness"]),
     core(Bug::NoCallAfterSwap, CONTROL, &["notification", "liveness"]),
     core(Bug::OldKickWatched, CONTROL, &["notification", "liveness"]),
     core(Bug::NoLookAfterSwap, CONTROL, &["notification", "liveness"]),
     core(Bug::NoLookAfterEnable, CONTROL, &["notification", "liveness"]),
     // The front-end.
+    core(
+        Bug::RegionKeptAtReset,
+        CONTROL,
+        &["contract", "session", "region", "onlooker", "ledger", "rings"],
+    ),
     core(Bug::MemoryTwice, CONTROL, &["contract", "session"]),
     core(Bug::RegionNotKept, MIXED, &["base", "region", "ledger", "memory", "order", "rings"]),
     core(Bug::LogFlagForgotten, MIGRATES, &["dirty"]),

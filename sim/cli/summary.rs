@@ -39,7 +39,7 @@ pub fn of_many(report: &Report) {
     println!("requests    {} completed and checked", grouped(s.requests));
     println!("stores      {} of the back-end to shared memory", grouped(s.stores));
     println!(
-        "trouble     {} kills, {} shutdowns, {} unfit back-ends, {} lost connections, {} stalls, front-end gone {} times, both hosts awake {} times, vrings found broken {} times, {} changes under way, {} pauses, guest between stores {} times",
+        "trouble     {} kills, {} shutdowns, {} unfit back-ends, {} lost connections, {} stalls, front-end gone {} times, both hosts awake {} times, vrings found broken {} times, {} changes under way, {} resets, {} pauses, guest between stores {} times",
         grouped(s.kills),
         grouped(s.shutdowns),
         grouped(s.unfit),
@@ -49,6 +49,7 @@ pub fn of_many(report: &Report) {
         grouped(s.wakes),
         grouped(s.broken),
         grouped(s.controls),
+        grouped(s.resets),
         grouped(s.pauses),
         grouped(s.races)
     );

@@ -176,6 +176,21 @@ impl Guest {
         self.mem = mem;
     }
 
+    /// Reset the device and begin anew. `used`: used entries of each vring, of
+    /// which those that were not looked at never will be.
+    pub fn reset(&mut self, used: &[u64]) -> Result<(), Violation> {
+        for (queue, used) in self.queues.iter_mut().zip(used) {
+            let layout = *queue.driver.ring().layout();
+            queue.driver =
+                driver(&self.mem, &mut self.stream, layout, &self.topology).map_err(blame)?;
+            self.completed += queue.slots.len() as u64;
+            queue.free_slots.extend(std::mem::take(&mut queue.slots).into_values());
+            queue.reaped = *used;
+            (queue.lose_kick, queue.kick_lost) = (false, false);
+        }
+        Ok(())
+    }
+
     /// A call came that the guest has not seen.
     pub fn set_missed(&mut self, vring: u16) {
         self.queues[usize::from(vring)].missed = true;

@@ -64,6 +64,11 @@ impl Calls {
         Self { event_idx, sides: rings.iter().map(side).collect() }
     }
 
+    /// The guest has begun anew on this ring.
+    pub fn reset(&mut self, vring: u16, ring: &RingView) {
+        self.sides[usize::from(vring)] = Side { used: ring.used_place(), ..Side::default() };
+    }
+
     /// The device has stored something that a driver looks at.
     pub fn published(&mut self, mem: &Mem, vring: u16, ledger: &Ledger, told: Told) {
         let (side, ring) = (&mut self.sides[usize::from(vring)], ledger.ring(vring));

@@ -338,6 +338,23 @@ impl Ledger {
         }
     }
 
+    /// The guest has begun anew on this ring. What was under way is over without
+    /// an answer: the requests.
+    pub(super) fn reset(&mut self, vring: u16, ring: RingView) -> Vec<u64> {
+        let given_up: Vec<u64> = self.outstanding(vring).map(|ask| ask.request).collect();
+        for request in &given_up {
+            let entry = &mut self.entries[*request as usize];
+            (entry.used_len, entry.issued_in) = (Some(0), None);
+        }
+        self.completed += given_up.len() as u64;
+        let queue = &mut self.queues[usize::from(vring)];
+        queue.ring = ring;
+        queue.holds.fill(None);
+        queue.used = queue.order.len() as u64;
+        queue.oldest = queue.used;
+        given_up
+    }
+
     /// The request of a try, if it is the last one.
     fn last_try(&mut self, of: Try) -> Option<&mut Entry> {
         let request = self.holder(of.vring, of.head).filter(|id| *id == of.request)?;

@@ -117,6 +117,8 @@ pub struct Oracle {
     ledger: Ledger,
     sectors: Sectors,
     order: order::Order,
+    /// `VIRTIO_F_IN_ORDER` is agreed on.
+    in_order: bool,
     write_through: bool,
     /// Tick at which the latest flush that was acknowledged was asked for.
     flushed: u64,
@@ -142,6 +144,7 @@ impl Oracle {
             ledger: Ledger::new(rings),
             sectors: Sectors::new(sectors),
             order: order::Order::new(queues),
+            in_order: false,
             write_through,
             flushed: 0,
             unchecked: Vec::new(),
@@ -150,6 +153,12 @@ impl Oracle {
             fetched: vec![(0, false); queues],
             spoiled: vec![false; queues],
         }
+    }
+
+    /// Whether requests have to be used in the order they were made available.
+    pub fn with_in_order(mut self, on: bool) -> Self {
+        self.in_order = on;
+        self
     }
 
     /// Whether both sides say by indexes when they want to be woken.
@@ -224,6 +233,10 @@ impl Oracle {
             while let Some(id) = self.ledger.scan_used(mem, vring)? {
                 if !self.judges.cheap {
                     continue;
+                }
+                if self.in_order {
+                    let used = self.ledger.used_count(vring);
+                    order::check_used(vring, used, self.ledger.ask(id))?;
                 }
                 let done = self.ledger.verdict(mem, id)?;
                 let ask = self.ledger.ask(id);
@@ -301,6 +314,22 @@ impl Oracle {
     pub fn stopped(&mut self, vring: u16) {
         self.ledger.stopped(vring);
         self.order.stopped(vring);
+    }
+
+    /// The guest has reset the device and begins anew, with these rings. Changes
+    /// that were under way may have happened.
+    pub fn reset(&mut self, rings: Vec<RingView>) {
+        self.tick += 1;
+        for (vring, ring) in (0..).zip(rings) {
+            self.calls.reset(vring, &ring);
+            self.order.stopped(vring);
+            for request in self.ledger.reset(vring, ring) {
+                let ask = self.ledger.ask(request);
+                if ask.expect == Expect::Ok && self.judges.cheap {
+                    self.sectors.completed(ask, false, self.tick);
+                }
+            }
+        }
     }
 
     /// The vring on whose behalf somebody may store to this guest address.

@@ -2,7 +2,7 @@
 // spec: vhost-user, "Inflight I/O tracking": a successor resubmits in
 // the order of the counters, which is the order of fetching.
 
-use super::Violation;
+use super::{Ask, Violation};
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Last {
@@ -53,4 +53,21 @@ impl Order {
         last.issued = Some((order, request));
         Ok(())
     }
+}
+
+/// With `VIRTIO_F_IN_ORDER` the n-th request that is used is the n-th that was made
+/// available, whoever ran the vring meanwhile. `used` counts it.
+// spec: virtio 1.2, "In-order use of descriptors"
+pub(super) fn check_used(vring: u16, used: u64, ask: &Ask) -> Result<(), Violation> {
+    if ask.order + 1 == used {
+        return Ok(());
+    }
+    Err(Violation::new(
+        "in-order",
+        format!(
+            "vring {vring}: request {} is used as number {used}, but was made available as number {}",
+            ask.request,
+            ask.order + 1
+        ),
+    ))
 }

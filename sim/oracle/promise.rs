@@ -40,6 +40,10 @@ pub fn promise(oracle: &str) -> (&'static str, &'static str) {
             "a successor resubmits in the order of fetching, before anything new",
             "vhost-user, \"Inflight I/O tracking\"",
         ),
+        "in-order" => (
+            "requests are used in the order they were made available, where that is agreed on",
+            "virtio 1.2, \"In-order use of descriptors\"",
+        ),
         "ownership" | "late-write" => (
             "when a stop is answered no request of the vring is at work any more",
             "vhost-user, \"Ring states\"",

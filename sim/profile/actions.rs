@@ -75,7 +75,7 @@ fn kill(s: &mut Stream, rates: &Rates) -> Action {
 fn control(s: &mut Stream, topology: &Topology, rates: &Rates) -> Action {
     let after = s.range("control.after", 1, rates.controls_apart);
     let vring = s.below("control.vring", topology.queues.into()) as u16;
-    let what = match s.below("control", 16) {
+    let what = match s.below("control", 18) {
         0..4 => Control::Call(vring),
         4..8 => Control::Kick(vring),
         8 => Control::Err(vring),
@@ -86,7 +86,8 @@ fn control(s: &mut Stream, topology: &Topology, rates: &Rates) -> Action {
             _ => Control::Log,
         },
         14 => Control::Cache(s.below("control.cache", 2) == 1),
-        _ => Control::Refused,
+        15 => Control::Refused,
+        _ => Control::Reset,
     };
     Action::Control { after, what }
 }

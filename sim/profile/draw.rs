@@ -53,6 +53,7 @@ fn topology(s: &mut Stream) -> Topology {
         first_index: first_index as u16,
         event_idx: s.chance("event_idx", HALF),
         indirect: s.chance("indirect", HALF),
+        in_order: false,
         flush: s.chance("flush", Ratio::new(3, 4)),
         reply_ack: s.chance("reply_ack", Ratio::new(3, 4)),
         mem_slots: s.chance("mem_slots", HALF),

@@ -330,7 +330,7 @@ impl fmt::Display for Action {
 }
 
 /// How each action is written, for who has written one that is none.
-pub(super) const FORMS: &str = "request vring V VERB [N @SECTOR] [flags F] [short] [times N], rest vring V US us, sabotage vring V HOW, kick vring V lost|extra, kill after N stores, kill after US us, end after US us or live [next SUCCESSOR], pause after US us, break after US us front-end|back-end first lag US us, stall or gone after US us for US us, migrate after US us [FATE], change after US us call, kick or err vring V, disable vring V for US us, memory, log, no-log, write-back, write-through or refused, disk read|write|flush|request N FAULT, or disk after US us FAULT";
+pub(super) const FORMS: &str = "request vring V VERB [N @SECTOR] [flags F] [short] [times N], rest vring V US us, sabotage vring V HOW, kick vring V lost|extra, kill after N stores, kill after US us, end after US us or live [next SUCCESSOR], pause after US us, break after US us front-end|back-end first lag US us, stall or gone after US us for US us, migrate after US us [FATE], change after US us call, kick or err vring V, disable vring V for US us, memory, log, no-log, write-back, write-through, refused or reset, disk read|write|flush|request N FAULT, or disk after US us FAULT";
 
 /// Read one line; `None` if it is no action.
 pub(super) fn parse(line: &str) -> Option<Action> {

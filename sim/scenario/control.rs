@@ -31,6 +31,9 @@ pub enum Control {
     Cache(bool),
     /// Something that has to be refused, and change nothing.
     Refused,
+    /// The guest resets the device and begins anew: what was under way may have
+    /// happened or not, and nothing of it happens afterwards.
+    Reset,
 }
 
 impl Control {
@@ -46,6 +49,7 @@ impl Control {
             Self::NoLog => (6, 0),
             Self::Cache(on) => (7, on as u16),
             Self::Refused => (8, 0),
+            Self::Reset => (9, 0),
         }
     }
 
@@ -65,6 +69,7 @@ impl Control {
             ["write-back"] => Self::Cache(true),
             ["write-through"] => Self::Cache(false),
             ["refused"] => Self::Refused,
+            ["reset"] => Self::Reset,
             _ => return None,
         })
     }
@@ -90,6 +95,7 @@ impl fmt::Display for Control {
             Self::Cache(true) => f.write_str("write-back"),
             Self::Cache(false) => f.write_str("write-through"),
             Self::Refused => f.write_str("refused"),
+            Self::Reset => f.write_str("reset"),
         }
     }
 }

@@ -28,6 +28,8 @@ settings! {
         event_idx: bool,
         /// `VIRTIO_F_INDIRECT_DESC`.
         indirect: bool,
+        /// `VIRTIO_F_IN_ORDER`; drawn by no seed, to be set.
+        in_order: bool,
         /// The guest accepts FLUSH; without it every write is durable.
         flush: bool,
         /// Protocol feature REPLY_ACK.
@@ -98,6 +100,7 @@ impl Topology {
             first_index: 0,
             event_idx: false,
             indirect: false,
+            in_order: false,
             flush: true,
             reply_ack: true,
             mem_slots: true,

@@ -95,6 +95,7 @@ impl World<'_> {
                 let data = Bytes::copy_from_slice(&[u8::from(on)]);
                 self.front_command(Command::WriteConfig { offset: WRITEBACK, flags: 0, data })
             }
+            Control::Reset => self.begin_reset(),
             // Without acknowledgements a refusal is the end of a connection.
             Control::Refused if !self.topology.reply_ack => Ok(()),
             Control::Refused => {

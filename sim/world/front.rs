@@ -48,6 +48,8 @@ pub struct FrontProcess {
     pub own_logs: u64,
     /// The connection that it has said the last word on.
     pub leaves: Option<u32>,
+    /// The vrings are being stopped for a reset of the device.
+    pub resets: bool,
     /// One of its changes was to be refused.
     pub asks_in_vain: bool,
     timer: Option<u64>,
@@ -76,6 +78,16 @@ pub struct FrontProcess {
 impl FrontProcess {
     pub fn phase(&self) -> Phase {
         self.core.phase()
+    }
+
+    /// The last stop told where to go on.
+    pub fn bases_known(&self) -> bool {
+        self.bases_known
+    }
+
+    /// After a reset of the device.
+    pub fn begins_anew(&mut self) {
+        (self.resets, self.started_before, self.bases_known) = (false, false, false);
     }
 
     /// It has a connection on which it goes on.
@@ -149,6 +161,7 @@ pub fn new(
         changes: VecDeque::new(),
         own_logs: 0,
         leaves: None,
+        resets: false,
         asks_in_vain: false,
         timer: None,
         reading: false,
@@ -251,6 +264,7 @@ impl World<'_> {
             E::Logging => FrontEvent::Logging,
             E::NotLogging => FrontEvent::NotLogging,
             E::Disconnected { failure: Failure::Disconnected, .. } => FrontEvent::Left,
+            E::Reset => return self.on_reset(),
             E::RawReply(reply) if !self.here.front.changes.is_empty() => {
                 return self.changed(&reply);
             }
@@ -275,7 +289,11 @@ impl World<'_> {
             FrontEvent::Stopped => {
                 self.here.front.bases_known = true;
                 match stopping {
-                    true => self.on_stopped()?,
+                    true => {
+                        self.here.front.resets = false;
+                        self.on_stopped()?
+                    }
+                    false if self.here.front.resets => return self.front_command(Command::Reset),
                     false => self.plan_resume(),
                 }
             }
@@ -287,6 +305,9 @@ impl World<'_> {
                 self.note_loss();
                 if stopping {
                     return self.on_lost_while_stopping();
+                }
+                if self.reset_cut_short()? {
+                    return Ok(());
                 }
                 // A pause that was cut short goes on without its answer.
                 if !self.here.front.wanted && !self.here.front.bases_known {
@@ -562,6 +583,7 @@ fn accepted_features(topology: &Topology) -> u64 {
         (topology.flush, virtio::BLK_FLUSH),
         (topology.queues > 1, virtio::BLK_MQ),
         (topology.ring == Ring::Packed, virtio::RING_PACKED),
+        (topology.in_order, virtio::IN_ORDER),
     ];
     for (on, bit) in wanted {
         if on {

@@ -18,6 +18,7 @@ mod parting;
 mod plan;
 mod power;
 mod race;
+mod reset;
 mod store;
 mod trouble;
 mod vows;
@@ -228,13 +229,15 @@ impl<'a> World<'a> {
             queue_size_max: MAX_RING,
             serial: SERIAL,
             packed: topology.ring == Ring::Packed,
+            in_order: topology.in_order,
             ..DeviceConfig::with_capacity(topology.sectors * 512)
         };
         let rings = (0..topology.queues)
             .map(|v| ring_view(topology.ring, &guest.layout(v), topology.first_index))
             .collect();
         let oracle = Oracle::new(options.judges, rings, topology.sectors, !topology.flush)
-            .with_event_idx(topology.event_idx);
+            .with_event_idx(topology.event_idx)
+            .with_in_order(topology.in_order);
         let disk = Disk::new(
             stream(Component::Disk),
             topology.sectors,

@@ -56,6 +56,9 @@ pub struct Stats {
     /// Changes that a front-end made while the vrings ran.
     #[serde(default)]
     pub controls: u64,
+    /// Resets of the device after which the guest went on.
+    #[serde(default)]
+    pub resets: u64,
     /// Pauses that ended.
     pub pauses: u64,
     /// Connections that broke though nobody died.
@@ -135,6 +138,7 @@ impl Stats {
             recoveries,
             resubmitted,
             controls,
+            resets,
             pauses,
             breaks,
             stalls,
@@ -170,6 +174,7 @@ impl Stats {
         self.recoveries += recoveries;
         self.resubmitted += resubmitted;
         self.controls += controls;
+        self.resets += resets;
         self.pauses += pauses;
         self.breaks += breaks;
         self.stalls += stalls;

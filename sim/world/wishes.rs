@@ -260,12 +260,16 @@ impl World<'_> {
                 self.stats.suspended += u64::from(inflight);
                 What::Back { event: BackEvent::Suspended, a: vring.into(), b: inflight.into() }
             }
-            E::CapacityChanged { .. }
+            E::WriteCache { .. }
+            | E::FlushFailed(_)
+            | E::CapacityChanged { .. }
             | E::ChannelLost(_)
             | E::RequestRefused { .. }
             | E::StateSaved
             | E::StateLoaded { .. }
-            | E::StateFailed(_) => {
+            | E::StateFailed(_)
+            | E::IovaRefused { .. }
+            | E::IommuAtRest(_) => {
                 return Err(contract("something is reported that has not happened"));
             }
             E::LogMapped { size } => What::Back { event: BackEvent::LogMapped, a: size, b: 0 },

@@ -103,6 +103,10 @@ pub struct ServeArgs {
     /// whose every stop suspends
     #[arg(long, value_name = "NAME", value_parser = dialect)]
     pub skip_drain_dialect: Option<Dialect>,
+    /// Take no part in an IOMMU of the virtual machine: a disk with
+    /// iommu_platform=on is then refused by QEMU
+    #[arg(long)]
+    pub no_iommu: bool,
     /// Offer VIRTIO_F_IN_ORDER: requests complete in the order they were made,
     /// whatever order the disk finishes them in. A guest that accepts it, as
     /// Linux does from 6.18 on, waits for the slowest

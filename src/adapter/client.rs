@@ -7,6 +7,7 @@
 //! region, while somebody waits for requests.
 
 mod control;
+mod iommu;
 mod link;
 mod migration;
 mod requests;
@@ -25,6 +26,8 @@ use crate::time::Duration;
 use crate::wire::MemRegion;
 use crate::wire::features::virtio;
 pub use control::Answer;
+use iommu::Iommu;
+pub use iommu::IommuUse;
 use migration::DirtyLog;
 pub use migration::Handover;
 use rustix::event::{EventfdFlags, eventfd};
@@ -122,6 +125,8 @@ enum Next {
     Lost,
     Restart,
     KickAll,
+    /// The back-end asks for this page, for this access.
+    Translate(u64, u8),
 }
 
 /// One vring of the guest.
@@ -155,6 +160,7 @@ pub struct Client {
     /// The owner wants the vrings to run, whatever the back-end does.
     wanted: bool,
     log: Option<DirtyLog>,
+    iommu: Iommu,
     next: VecDeque<Next>,
     events: Vec<Event>,
     failure: Option<Failure>,
@@ -198,6 +204,7 @@ impl Client {
             accepted: None,
             wanted: false,
             log: None,
+            iommu: Iommu::default(),
             next: VecDeque::new(),
             events: Vec::new(),
             failure: None,
@@ -227,6 +234,9 @@ impl Client {
                 }
                 queue.driver = Some(driver);
             }
+        }
+        if self.has_iommu() {
+            self.map_rings();
         }
         self.wanted = true;
         let start = self.start_command(|_| Base::Kept);
@@ -364,12 +374,13 @@ impl Client {
     }
 
     fn start_command(&self, base: impl Fn(&RingLayout) -> Base) -> Command {
+        let name = if self.has_iommu() { 0 } else { USER };
         let vrings = (0u16..).zip(&self.queues).map(|(index, queue)| VringStart {
             index,
             size: queue.layout.size,
-            desc: USER + queue.layout.desc,
-            avail: USER + queue.layout.avail,
-            used: USER + queue.layout.used,
+            desc: name + queue.layout.desc,
+            avail: name + queue.layout.avail,
+            used: name + queue.layout.used,
             base: base(&queue.layout),
             kick: Some(queue.kick),
             call: Some(queue.call),

@@ -1,6 +1,6 @@
 //! What the back-end has to say, as lines for the operator.
 
-use crate::backend::Event;
+use crate::backend::{Event, IommuCounts};
 
 /// Print one line for an event.
 pub fn say(event: &Event) {
@@ -35,9 +35,33 @@ pub fn say(event: &Event) {
         Event::CapacityChanged { from, to } => {
             say_limited!("the image has {to} bytes, {from} before");
         }
+        Event::WriteCache { on: true, .. } => say_limited!("the guest's write cache is on"),
+        Event::WriteCache { on: false, known: true } => {
+            say_limited!("the guest's write cache is off, writes are durable before they complete");
+        }
+        Event::WriteCache { on: false, known: false } => say_limited!(
+            "whether the guest's write cache is on is not known, writes are durable before they complete"
+        ),
+        Event::FlushFailed(error) => {
+            say_limited!(
+                "cannot make durable what was written before the write cache was off: {error}"
+            );
+        }
         Event::ChannelLost(end) => say_limited!("lost the back-end channel: {end}"),
         Event::RequestRefused { request, status } => {
             say_limited!("the front-end refused {request} with status {status}");
+        }
+        Event::IovaRefused { vring, iova, access } => {
+            let what = ["nothing", "reading", "writing", "reading and writing"];
+            let what = what[usize::from(access & 3)];
+            say_limited!("vring {vring}: the front-end's IOMMU does not allow {what} at {iova:#x}");
+        }
+        Event::IommuAtRest(counts) => {
+            let IommuCounts { misses, updates, invalidations, refused } = counts;
+            say_limited!(
+                "iommu: {misses} misses, {updates} updates, {invalidations} invalidations, \
+                 {refused} refused so far"
+            );
         }
         Event::StateSaved => say_limited!("the device's state was handed over"),
         Event::StateLoaded { writeback } => {

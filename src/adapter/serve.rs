@@ -46,6 +46,7 @@ pub fn serve(args: &ServeArgs) -> Result<ExitCode, Refusal> {
         serial: args.serial.0,
         discard: image.can_discard(),
         write_zeroes: !args.read_only,
+        access_platform: !args.no_iommu,
         in_order: args.in_order,
         ring_reset: args.ring_reset,
         packed: !args.no_packed,

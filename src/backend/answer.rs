@@ -54,6 +54,13 @@ impl<M: GuestMemory> Backend<M> {
         }
     }
 
+    /// The disk has failed what a message needs; nobody is told who has not asked.
+    pub(super) fn answer_failure(&mut self, reply: Reply) {
+        if reply.need_reply && self.session.protocol & protocol::REPLY_ACK != 0 {
+            self.answer(reply, FrontendReplyBody::U64(1));
+        }
+    }
+
     /// The message had no effect; make sure that the front-end knows.
     pub(super) fn refuse(&mut self, reply: Reply, fault: FrontendFault) {
         match self.consequence(reply) {
@@ -79,6 +86,7 @@ impl<M: GuestMemory> Backend<M> {
         let acks = self.session.protocol & protocol::REPLY_ACK != 0;
         match reply.message {
             "GET_CONFIG" => Consequence::EmptyConfig,
+            "IOTLB_MSG" => Consequence::NegativeAck,
             "SET_DEVICE_STATE_FD" => Consequence::StateError,
             _ if reply.own => Consequence::Close,
             _ if reply.need_reply && acks => Consequence::NegativeAck,

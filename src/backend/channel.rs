@@ -11,6 +11,7 @@
 //! in flight and the main channel stay as they are.
 // spec: vhost-user, "Back-end message types"
 
+use super::iommu::Question;
 use super::{ApiMisuse, Backend, Event, Output};
 use crate::Handle;
 use crate::wire::features::protocol;
@@ -58,6 +59,10 @@ pub enum ChannelEnd {
 pub(super) enum Asked {
     /// CONFIG_CHANGE_MSG.
     Change,
+    /// IOTLB_MSG, a miss.
+    Miss(Question),
+    /// IOTLB_MSG, an access that failed; nothing follows from the answer.
+    AccessFail,
 }
 
 /// A channel that the front-end has given.
@@ -93,6 +98,7 @@ impl<M: GuestMemory> Backend<M> {
         let decoder = Decoder::new(Dialect::default());
         self.channel = Some(Channel { handle, decoder, due: VecDeque::new() });
         self.out.push_back(Output::WatchChannel { handle: Some(handle) });
+        self.channel_opened();
     }
 
     /// Send a request, if there is a channel. With REPLY_ACK its answer comes
@@ -111,6 +117,11 @@ impl<M: GuestMemory> Backend<M> {
 
     pub(super) fn has_channel(&self) -> bool {
         self.channel.is_some()
+    }
+
+    /// Answers that are still to come.
+    pub(super) fn answers_due(&self) -> usize {
+        self.channel.as_ref().map_or(0, |c| c.due.len())
     }
 
     /// True if the answer to such a request is still to come.
@@ -174,6 +185,8 @@ impl<M: GuestMemory> Backend<M> {
                     });
                 }
             }
+            Asked::Miss(question) => self.miss_answered(question, status),
+            Asked::AccessFail => {}
         }
     }
 
@@ -181,6 +194,8 @@ impl<M: GuestMemory> Backend<M> {
     fn unanswered(&mut self, asked: Asked) {
         match asked {
             Asked::Change => self.change_due = true,
+            Asked::Miss(question) => self.iommu.forget(question),
+            Asked::AccessFail => {}
         }
     }
 

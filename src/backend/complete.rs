@@ -1,13 +1,17 @@
 //! From what the disk has done to used entries.
 
 use super::fetch::Broken;
+use super::setup::Pending;
+use super::vring::ring_log;
 use super::{Backend, Event, Output};
 use crate::blk::{Completion, DiskError, DiskOp, Status};
 use crate::bugs::{self, Bug};
-use crate::dirty::{DirtyLog, RingLog};
+use crate::dirty::DirtyLog;
+use crate::iommu::{Space, Translator};
 use crate::marks::{self, Mark};
 use crate::memory::Segment;
 use crate::vring::{GuestFault, Used};
+use crate::wire::features::virtio;
 use vm_memory::{Bytes, GuestAddress, GuestMemory};
 
 impl<M: GuestMemory> Backend<M> {
@@ -44,6 +48,12 @@ impl<M: GuestMemory> Backend<M> {
             return Ok(());
         };
         let (vring, head) = (request.vring, request.head);
+        if let (Pending::Settle(settling), Err(error)) = (&mut self.pending, completion.result)
+            && settling.is_flush(completion.id)
+        {
+            settling.failed = true;
+            self.out.push_back(Output::Event(Event::FlushFailed(error)));
+        }
         if request.orphan {
             marks::hit(Mark::OrphanDone);
             return Ok(());
@@ -103,7 +113,6 @@ impl<M: GuestMemory> Backend<M> {
     // spec: vhost-user, "Inflight I/O tracking": "When processing used buffers"
     pub(super) fn try_publish(&mut self, vring: u16) -> Result<bool, Broken> {
         let v = &mut self.vrings[usize::from(vring)];
-        let used_log = v.used_log();
         let (Some(mem), Some(run)) = (self.memory.as_ref(), v.run.as_mut()) else {
             return Ok(false);
         };
@@ -127,8 +136,15 @@ impl<M: GuestMemory> Backend<M> {
             }
         }
         let log = self.session.log_in_force(&self.log);
-        let ring_log = log.zip(used_log).map(|(log, at)| RingLog::new(log, at));
-        run.ring.publish(mem, &run.batch, ring_log)?; // C4
+        let ring_log = ring_log(log, v.addr.as_ref(), &v.iommu.map);
+        let space = (self.session.features & virtio::ACCESS_PLATFORM != 0).then(|| {
+            let (tlb, table) = (&self.iommu.tlb, &self.table);
+            Space::new(mem, Translator { tlb, table, ring: &v.iommu.map })
+        });
+        match &space {
+            Some(space) => run.ring.publish(space, &run.batch, ring_log),
+            None => run.ring.publish(mem, &run.batch, ring_log),
+        }?; // C4
         if let Some(log) = log {
             log.published();
         }
@@ -154,7 +170,10 @@ impl<M: GuestMemory> Backend<M> {
             run.taken[usize::from(used.head)] = false;
         }
         run.batch.clear();
-        Ok(run.ring.needs_call(mem)?)
+        Ok(match &space {
+            Some(space) => run.ring.needs_call(space),
+            None => run.ring.needs_call(mem),
+        }?)
     }
 }
 

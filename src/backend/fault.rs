@@ -198,6 +198,25 @@ pub enum FrontendFault {
     /// The inflight region is not one, or not for this device.
     #[error(transparent)]
     Inflight(#[from] InflightFault),
+    /// Not a message for a back-end.
+    #[error("IOTLB_MSG has type {got}, expected 2 or 3")]
+    IotlbType {
+        /// Type.
+        got: u8,
+    },
+    /// A translation that leads out of guest memory, or of the address space.
+    #[error(
+        "IOTLB_MSG maps {size:#x} bytes at {iova:#x} to user address {user:#x}, \
+         expected a range inside guest memory"
+    )]
+    IotlbRange {
+        /// I/O virtual address.
+        iova: u64,
+        /// Bytes.
+        size: u64,
+        /// User address.
+        user: u64,
+    },
     /// A part of the configuration space that cannot be read or written so.
     #[error("{message} of {len} bytes at offset {offset}, expected {expected}")]
     Config {

@@ -234,6 +234,8 @@ pub enum TimerKind {
     /// A vring is being suspended, and what it has in flight had its time to
     /// finish: cancel the rest.
     SuspendGrace,
+    /// A translation that the front-end has promised does not come.
+    IotlbUpdate,
 }
 
 impl fmt::Display for TimerKind {
@@ -242,6 +244,7 @@ impl fmt::Display for TimerKind {
             Self::MoreChains => "more chains",
             Self::PollVring => "poll vring",
             Self::SuspendGrace => "suspend grace",
+            Self::IotlbUpdate => "iotlb update",
         })
     }
 }
@@ -353,6 +356,17 @@ pub enum Event {
         /// Bytes now.
         to: u64,
     },
+    /// The guest has turned its write cache on or off, or a vring starts with
+    /// another choice than was assumed.
+    WriteCache {
+        /// Writes may complete before they are durable.
+        on: bool,
+        /// It is the guest's choice; else that choice is not known.
+        known: bool,
+    },
+    /// Writes that were volatile when the guest turned its write cache off could
+    /// not be made durable.
+    FlushFailed(crate::blk::DiskError),
     /// There is no back-end channel any more; the connection goes on.
     ChannelLost(super::ChannelEnd),
     /// The front-end said no to a request of ours.
@@ -362,6 +376,18 @@ pub enum Event {
         /// Its answer, not 0.
         status: u64,
     },
+    /// The front-end's IOMMU does not let the device at an address: a request
+    /// that needs it was answered with IOERR, or its vring broke.
+    IovaRefused {
+        /// Vring index.
+        vring: u16,
+        /// I/O virtual address.
+        iova: u64,
+        /// What was to be done: 1 read, 2 write, 3 both.
+        access: u8,
+    },
+    /// The device is at rest, and this has passed about the IOMMU so far.
+    IommuAtRest(super::IommuCounts),
     /// The device's state was given to another back-end.
     StateSaved,
     /// The state of another back-end is in force.

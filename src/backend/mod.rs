@@ -4,6 +4,7 @@
 //! session   what the front-end says      -> settings, answer, pending wishes
 //! channel   what the back-end asks          -> the front-end's answers
 //! setup     memory and inflight region   -> what a vring needs to run
+//! iommu     translations told             -> addresses that can be reached
 //! status    the device status
 //! transfer  the device's state, to another back-end or from one
 //! vacate    memory that is taken away while requests use it
@@ -16,6 +17,7 @@
 //! ```
 
 mod answer;
+mod cache;
 mod capacity;
 mod channel;
 mod complete;
@@ -23,6 +25,7 @@ mod fault;
 mod fetch;
 mod in_order;
 mod io;
+mod iommu;
 mod late;
 mod policy;
 mod requests;
@@ -33,12 +36,14 @@ mod start;
 mod status;
 mod stop;
 mod transfer;
+mod translate;
 mod vacate;
 mod vring;
 
 pub use channel::ChannelEnd;
 pub use fault::{ApiMisuse, FrontendFault, GuestFault};
 pub use io::*;
+pub use iommu::{IommuCounts, UPDATE_GRACE};
 pub use policy::SuspendPolicy;
 pub use session::OFFERED_PROTOCOL_FEATURES;
 
@@ -51,13 +56,16 @@ use crate::time::{Duration, Instant};
 use crate::vring::chain::Chain;
 use crate::wire::features::virtio;
 use crate::wire::{Decoder, Dialect, FrontendRequests, PushReason};
+use cache::WriteCache;
 use channel::Channel;
+use iommu::Iommu;
 use late::Late;
 use requests::Requests;
 use session::Session;
 use setup::{InflightMemory, Pending};
 use std::collections::VecDeque;
 use transfer::Transfer;
+use translate::Scratch;
 use vm_memory::GuestMemory;
 use vring::Vring;
 
@@ -128,10 +136,12 @@ pub struct Backend<M> {
     /// [`Output::AcquireStore`] was the last word about the store.
     store: bool,
     /// The guest's choice in the configuration space.
-    writeback: bool,
+    cache: WriteCache,
     transfer: Transfer,
     /// Buffers of the chain being looked at.
     chain: Chain,
+    iommu: Iommu,
+    scratch: Scratch,
     out: VecDeque<Output>,
     late: Late,
 }
@@ -158,6 +168,7 @@ impl<M: GuestMemory> Backend<M> {
         config.validate()?;
         let offered = config.features() | virtio::LOG_ALL | virtio::PROTOCOL_FEATURES;
         let vrings = (0..config.num_queues).map(|_| Vring::new(config.queue_size_max)).collect();
+        let iommu = Iommu::new(config.num_queues);
         Ok(Self {
             config,
             offered,
@@ -178,9 +189,11 @@ impl<M: GuestMemory> Backend<M> {
             pending: Pending::None,
             cancel_at: None,
             store: false,
-            writeback: true,
+            cache: WriteCache::default(),
             transfer: Transfer::None,
             chain: Chain::default(),
+            iommu,
+            scratch: Scratch::default(),
             out: VecDeque::new(),
             late: Late::default(),
         })
@@ -206,6 +219,7 @@ impl<M: GuestMemory> Backend<M> {
         if self.late_is_due() {
             self.late.catch_up(self.inflight.as_ref().map(|i| &i.memory));
         }
+        self.keep_cache_on();
         match input {
             Input::Connected => self.connected()?,
             Input::Received { bytes, handles } => self.received(bytes, handles)?,
@@ -241,6 +255,7 @@ impl<M: GuestMemory> Backend<M> {
             }
         }
         self.settle(now);
+        self.go_on_waiting(now);
         self.tell_change();
         Ok(())
     }
@@ -265,6 +280,7 @@ impl<M: GuestMemory> Backend<M> {
             v.polled.then_some((run.poll_at, TimerKind::PollVring))
         })
         .chain(self.pending.cancel_at().map(|at| (at, TimerKind::SuspendGrace)))
+        .chain(self.update_due().map(|at| (at, TimerKind::IotlbUpdate)))
         .min_by_key(|(at, _)| *at)
     }
 

@@ -2,6 +2,7 @@
 
 use crate::blk::{DiskOp, DiskRequest, ReqId, Segment};
 use crate::bugs::{self, Bug};
+use crate::iommu::Range;
 use slab::Slab;
 
 /// A request in flight at the disk.
@@ -12,6 +13,8 @@ pub(super) struct Request {
     pub head: u16,
     op: DiskOp,
     segments: Vec<Segment>,
+    /// Its buffers as the guest named them, where that is another address.
+    named: Vec<Segment>,
     /// Where its status byte goes.
     pub status_addr: u64,
     /// Data bytes it writes to guest memory if it succeeds.
@@ -77,12 +80,20 @@ impl Requests {
             head,
             op,
             segments,
+            named: Vec::new(),
             status_addr,
             written,
             orphan: false,
             vacates: false,
         };
         ReqId { slot: self.slots.insert(request) as u32, epoch }
+    }
+
+    /// A request of the back-end's own, which no vring is waiting for.
+    pub fn insert_own(&mut self, op: DiskOp) -> ReqId {
+        let id = self.insert(0, 0, op, &[], 0);
+        self.slots[id.slot as usize].orphan = true;
+        id
     }
 
     pub fn get(&self, id: ReqId) -> Option<DiskRequest<'_>> {
@@ -100,6 +111,10 @@ impl Requests {
         let mut r = self.slots.remove(slot);
         r.segments.clear();
         self.spare.push(r.segments);
+        if r.named.capacity() > 0 {
+            r.named.clear();
+            self.spare.push(r.named);
+        }
         let Request { vring, head, status_addr, written, orphan, vacates, .. } = r;
         self.vacating -= usize::from(vacates);
         Some(Finished { vring, head, status_addr, written, orphan, vacates })
@@ -121,6 +136,22 @@ impl Requests {
     /// Requests that use memory which is not in the table any more.
     pub fn vacating(&self) -> usize {
         self.vacating
+    }
+
+    /// The guest has named the buffers of a request otherwise.
+    pub fn name(&mut self, id: ReqId, named: &[Segment]) {
+        if let Some(r) = self.slots.get_mut(id.slot as usize) {
+            r.named = self.spare.pop().unwrap_or_default();
+            r.named.extend_from_slice(named);
+        }
+    }
+
+    /// True if a request has a buffer that the guest names by an address of
+    /// this range.
+    pub fn use_range(&self, range: Range) -> bool {
+        self.slots.iter().flat_map(|(_, r)| &r.named).any(|s| {
+            Range::clamped(s.addr, u64::from(s.len)).is_some_and(|used| used.overlaps(range))
+        })
     }
 
     /// What of a vring may be cancelled, by slot.

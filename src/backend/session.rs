@@ -4,7 +4,6 @@ use super::answer::Reply;
 use super::policy::Stop;
 use super::{Backend, Event, FrontendFault};
 use crate::Handle;
-use crate::blk::WRITEBACK_OFFSET;
 use crate::bugs::{self, Bug};
 use crate::dirty::DirtyLog;
 use crate::marks::{self, Mark};
@@ -144,11 +143,14 @@ impl<M: GuestMemory> Backend<M> {
                 self.need(protocol::CONFIG, "CONFIG", reply)?;
                 let config = self.get_config(asked)?;
                 self.config_read(&config);
+                self.cache_read(&config);
                 return Ok(Answer(FrontendReplyBody::Config(config)));
             }
             R::SetConfig(config) => {
                 self.need(protocol::CONFIG, "CONFIG", reply)?;
-                self.set_config(&config)?;
+                if self.set_config(&config, reply)? {
+                    return Ok(Later);
+                }
             }
             R::SetMemTable(regions) => {
                 self.set_mem_table(regions, reply)?;
@@ -236,9 +238,14 @@ impl<M: GuestMemory> Backend<M> {
                 self.need(protocol::BACKEND_REQ, "BACKEND_REQ", reply)?;
                 self.set_backend_req_fd(handle);
             }
+            R::IotlbMsg(message) => {
+                return Ok(match self.iotlb_msg(message, reply)? {
+                    true => Answer(FrontendReplyBody::U64(0)),
+                    false => Later,
+                });
+            }
             R::SendRarp(_)
             | R::NetSetMtu(_)
-            | R::IotlbMsg(_)
             | R::SetVringEndian(_)
             | R::CreateCryptoSession(_)
             | R::CloseCryptoSession(_)
@@ -275,6 +282,9 @@ impl<M: GuestMemory> Backend<M> {
             if (from ^ to) & rings != 0 {
                 return Err(FrontendFault::FeaturesWhileRunning { vring, from, to });
             }
+        }
+        if (from ^ to) & virtio::ACCESS_PLATFORM != 0 {
+            self.iommu.clear();
         }
         let log = |features| features & virtio::LOG_ALL != 0;
         let runs = self.running_vring().is_some();
@@ -315,7 +325,7 @@ impl<M: GuestMemory> Backend<M> {
     fn get_config(&self, asked: ConfigPayload) -> Result<ConfigPayload, FrontendFault> {
         // Peers ask for more or for less than there is, and at any offset; what
         // lies beyond the last field reads as 0.
-        let mut space = self.config.space(self.writeback).to_vec();
+        let mut space = self.config.space(self.writeback_shown()).to_vec();
         space.resize(256, 0);
         let end = (asked.offset as usize).saturating_add(asked.data.len());
         match space.get(asked.offset as usize..end) {
@@ -327,22 +337,6 @@ impl<M: GuestMemory> Backend<M> {
                 offset: asked.offset,
                 len: asked.data.len() as u32,
                 expected: "1 to 256 bytes inside the first 256",
-            }),
-        }
-    }
-
-    /// The write cache byte is the only field a guest may write.
-    fn set_config(&mut self, config: &ConfigPayload) -> Result<(), FrontendFault> {
-        match (config.offset, &config.data[..]) {
-            (WRITEBACK_OFFSET, &[value @ (0 | 1)]) => {
-                self.writeback = value == 1;
-                Ok(())
-            }
-            (offset, data) => Err(FrontendFault::Config {
-                message: "SET_CONFIG",
-                offset,
-                len: data.len() as u32,
-                expected: "the write cache byte at offset 32, 0 or 1",
             }),
         }
     }

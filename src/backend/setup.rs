@@ -3,12 +3,14 @@
 //! every message behind it waits too.
 
 use super::answer::Reply;
+use super::cache::Settling;
 use super::vacate::Vacating;
 use super::{ApiMisuse, Backend, Event, FrontendFault, MapFailed, MapRegion, Output};
 use crate::Handle;
 use crate::bugs::{self, Bug};
 use crate::dirty::DirtyLog;
 use crate::inflight::{InflightFault, RegionShape, region_size_of};
+use crate::iommu::Range;
 use crate::marks::{self, Mark};
 use crate::memory::MemoryTable;
 use crate::time::Instant;
@@ -34,6 +36,10 @@ pub(super) enum Pending {
     MapLog(u64, Handle, Reply),
     /// GET_VRING_BASE: the disk works for the vring.
     Stop(Stopping),
+    /// IOTLB_MSG: requests in flight use addresses that are taken back.
+    Invalidate(Range, Reply),
+    /// SET_CONFIG: volatile writes to be made durable.
+    Settle(Settling),
     /// CHECK_DEVICE_STATE: the state is on its way.
     CheckState(Reply),
     /// RESET_DEVICE: requests in flight.
@@ -55,7 +61,7 @@ impl Pending {
 
     /// True if no vring may fetch until this is over.
     pub fn holds_fetching(&self) -> bool {
-        matches!(self, Self::Map(_) | Self::Reset(_))
+        matches!(self, Self::Map(_) | Self::Settle(_) | Self::Reset(_))
     }
 
     pub fn take(&mut self) -> Self {
@@ -145,7 +151,11 @@ impl<M: GuestMemory> Backend<M> {
         let format = self.session.ring_format();
         for (vring, v) in (0..).zip(&self.vrings) {
             let place = |table| v.place(vring, format, table);
-            if v.run.is_some() && place(&change.table) != place(&self.table) {
+            let keeps = match self.translates() {
+                true => v.iommu.map.holds(&change.table),
+                false => place(&change.table) == place(&self.table),
+            };
+            if v.run.is_some() && !keeps {
                 return Err(FrontendFault::MemoryInUse { message, vring });
             }
         }

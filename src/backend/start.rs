@@ -3,14 +3,16 @@
 
 use super::fetch::Broken;
 use super::in_order::InOrder;
-use super::vring::{Run, Vring};
+use super::setup::InflightMemory;
+use super::vring::{Run, Vring, ring_log};
 use super::{Backend, Event, FrontendFault, Output};
 use crate::bugs::{self, Bug};
-use crate::dirty::RingLog;
 use crate::inflight::{InflightFault, Recovery, Region};
+use crate::iommu::{Space, Translator};
 use crate::marks::{self, Mark};
 use crate::time::Instant;
-use crate::vring::{GuestFault, Ring, RingFormat, SplitRing};
+use crate::vring::{GuestFault, Ring, RingAddresses, RingFormat, SplitRing};
+use crate::wire::VringAddr;
 use crate::wire::features::virtio;
 use vm_memory::GuestMemory;
 
@@ -37,6 +39,9 @@ impl<M: GuestMemory> Backend<M> {
             return Ok(());
         }
         if v.run.is_none() {
+            if self.translates() && !self.find_ring(vring)? {
+                return Ok(());
+            }
             let taken = self.take_up(vring)?;
             self.begin(now, vring, taken);
         }
@@ -55,8 +60,13 @@ impl<M: GuestMemory> Backend<M> {
     // spec: vhost-user, "Ring states"
     pub(super) fn enable_all(&mut self, now: Instant) -> Result<(), FrontendFault> {
         let mut ready = Vec::new();
-        for (vring, v) in (0..).zip(&self.vrings) {
-            if v.started && v.run.is_none() {
+        for vring in 0..self.config.num_queues {
+            let v = &self.vrings[usize::from(vring)];
+            if !v.started || v.run.is_some() {
+                continue;
+            }
+            // One whose place is not known yet starts when it is.
+            if !self.translates() || self.find_ring(vring)? {
                 ready.push((vring, self.take_up(vring)?));
             }
         }
@@ -78,7 +88,6 @@ impl<M: GuestMemory> Backend<M> {
         }
         let v = &self.vrings[usize::from(vring)];
         let format = self.session.ring_format();
-        let at = v.place(vring, format, &self.table)?;
         let base = v.base.unwrap_or(format.first_base());
         // Sizes and bases may have come before it was agreed on what they mean.
         if !format.has_size(v.size) {
@@ -96,41 +105,18 @@ impl<M: GuestMemory> Backend<M> {
         let unmapped = || FrontendFault::VringUnmapped { vring };
         let mem = self.memory.as_ref().ok_or_else(unmapped)?;
         let event_idx = self.session.features & virtio::EVENT_IDX != 0;
-        let mut ring =
-            Ring::new(mem, format, v.size, at, event_idx, base).map_err(|_| unmapped())?;
-
-        let mut broken = None;
-        let (region, recovery) = match &self.inflight {
-            Some(i) => {
-                let shape = i.shape.taken_for(format)?;
-                if self.was_reset(v) {
-                    shape.forget(&i.memory, vring)?;
-                }
-                match Region::attach(&i.memory, &shape, vring, mem, &mut ring) {
-                    Ok((region, recovery)) => (Some(region), recovery),
-                    // Any guest can do that to its ring, so it costs the guest
-                    // this vring and nobody anything else.
-                    Err(InflightFault::NotMadeAvailable { at, .. }) => {
-                        broken = Some(GuestFault::TakenBack { at });
-                        (None, Recovery { fresh: true, ..Recovery::default() })
-                    }
-                    Err(fault) => return Err(fault.into()),
-                }
-            }
-            None => (None, Recovery { fresh: true, ..Recovery::default() }),
-        };
-        let plausible = match &mut ring {
-            Ring::Split(ring) => {
-                place_split(ring, mem, &recovery, base as u16).map_err(|_| unmapped())?
-            }
-            // After a crash the base is what was said last, however long ago
-            // that was. Where nobody has tracked anything it must not count
-            // requests that are in flight.
-            Ring::Packed(ring) => {
-                !recovery.fresh || broken.is_some() || ring.positions().ahead(v.size) == Some(0)
-            }
-        };
-        Ok(Taken { ring, region, recovery, base, plausible, broken })
+        let forget = self.was_reset(v);
+        let opening = Opening { vring, format, size: v.size, event_idx, base, forget };
+        if self.translates() {
+            let VringAddr { desc, avail, used, .. } =
+                v.addr.ok_or(FrontendFault::VringUnset { vring })?;
+            let (tlb, table) = (&self.iommu.tlb, &self.table);
+            let space = Space::new(mem, Translator { tlb, table, ring: &v.iommu.map });
+            opening.open(&space, RingAddresses { desc, avail, used }, self.inflight.as_ref())
+        } else {
+            let at = v.place(vring, format, &self.table)?;
+            opening.open(mem, at, self.inflight.as_ref())
+        }
     }
 
     /// True if the guest has reset this vring alone: it is started again on the
@@ -151,11 +137,11 @@ impl<M: GuestMemory> Backend<M> {
         // What a predecessor stored and did not live to mark. Data and status
         // need no such care: what it had not published is written again.
         let log = self.session.log_in_force(&self.log);
-        if let Some((log, at)) = log.zip(v.used_log())
+        if let Some((log, used)) = log.zip(ring_log(log, v.addr.as_ref(), &v.iommu.map))
             && !bugs::on(Bug::LogNotMended)
         {
             marks::hit(Mark::LogMended);
-            ring.log_all(&RingLog::new(log, at));
+            ring.log_all(&used);
             log.published();
         }
 
@@ -189,6 +175,7 @@ impl<M: GuestMemory> Backend<M> {
         }
         // A stop is over when a vring starts; the next one has its own grace.
         self.cancel_at = None;
+        self.start_cache(used);
         if !self.store {
             self.store = true;
             self.out.push_back(Output::AcquireStore);
@@ -229,4 +216,62 @@ fn place_split<M: GuestMemory>(
     marks::hit_when(Mark::BaseAfterStop, || inflight > 0 && base == next);
     ring.set_next_avail(next);
     Ok(base == used || base == used.wrapping_add(inflight))
+}
+
+/// What a vring is started with.
+struct Opening {
+    vring: u16,
+    format: RingFormat,
+    size: u16,
+    event_idx: bool,
+    base: u32,
+    /// The guest has reset it: what its region says is of the past.
+    forget: bool,
+}
+
+impl Opening {
+    /// Take up a ring by the addresses that `view` has, and what a predecessor
+    /// left in flight.
+    fn open<V: GuestMemory, M: GuestMemory>(
+        &self,
+        view: &V,
+        at: RingAddresses,
+        inflight: Option<&InflightMemory<M>>,
+    ) -> Result<Taken, FrontendFault> {
+        let &Self { vring, format, size, event_idx, base, forget } = self;
+        let unmapped = |_: GuestFault| FrontendFault::VringUnmapped { vring };
+        let mut ring = Ring::new(view, format, size, at, event_idx, base).map_err(unmapped)?;
+        let mut broken = None;
+        let (region, recovery) = match inflight {
+            Some(i) => {
+                let shape = i.shape.taken_for(format)?;
+                if forget {
+                    shape.forget(&i.memory, vring)?;
+                }
+                match Region::attach(&i.memory, &shape, vring, view, &mut ring) {
+                    Ok((region, recovery)) => (Some(region), recovery),
+                    // Any guest can do that to its ring, so it costs the guest
+                    // this vring and nobody anything else.
+                    Err(InflightFault::NotMadeAvailable { at, .. }) => {
+                        broken = Some(GuestFault::TakenBack { at });
+                        (None, Recovery { fresh: true, ..Recovery::default() })
+                    }
+                    Err(fault) => return Err(fault.into()),
+                }
+            }
+            None => (None, Recovery { fresh: true, ..Recovery::default() }),
+        };
+        let plausible = match &mut ring {
+            Ring::Split(ring) => {
+                place_split(ring, view, &recovery, base as u16).map_err(unmapped)?
+            }
+            // After a crash the base is what was said last, however long ago
+            // that was. Where nobody has tracked anything it must not count
+            // requests that are in flight.
+            Ring::Packed(ring) => {
+                !recovery.fresh || broken.is_some() || ring.positions().ahead(size) == Some(0)
+            }
+        };
+        Ok(Taken { ring, region, recovery, base, plausible, broken })
+    }
 }

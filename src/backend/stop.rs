@@ -1,6 +1,7 @@
 //! Everything that ends: one vring, all of them, a connection, the program.
 
 use super::answer::Reply;
+use super::cache::WriteCache;
 use super::in_order::InOrder;
 use super::policy::Stop;
 use super::setup::{Pending, Stopping};
@@ -76,9 +77,14 @@ impl<M: GuestMemory> Backend<M> {
     pub(super) fn finish_waits(&mut self, now: Instant) {
         match self.pending.take() {
             Pending::Stop(stopping) => self.go_on_stopping(now, stopping),
+            Pending::Settle(settling) => self.go_on_settling(now, settling),
             Pending::Reset(reply) if self.requests.is_empty() => {
                 self.reset_vrings();
                 self.answer_ok(reply);
+            }
+            Pending::Invalidate(range, reply) if !self.is_used(range) => {
+                self.let_go();
+                self.answer(reply, FrontendReplyBody::U64(0));
             }
             Pending::Vacate(vacating) => self.go_on_vacating(vacating),
             other => self.pending = other,
@@ -137,6 +143,7 @@ impl<M: GuestMemory> Backend<M> {
         let format = self.session.ring_format();
         let v = &mut self.vrings[usize::from(vring)];
         if let Some(run) = v.run.take() {
+            self.cache.vring_stopped();
             let inflight = run.in_flight();
             // What was fetched is published or in flight. A head that broke the
             // ring before it got into the region is neither, and is fetched
@@ -159,13 +166,15 @@ impl<M: GuestMemory> Backend<M> {
         }
         v.started = false;
         v.polled = false;
+        let base = v.base;
         // A stopped vring has no right to its kick descriptor; call and err
         // stay, since not every front-end sends them again.
         if let Some(kick) = v.kick.take() {
             self.out.push_back(Output::WatchKick { vring, handle: None });
             self.out.push_back(Output::Release(kick));
         }
-        v.base.unwrap_or(format.first_base())
+        self.forget_translations(vring);
+        base.unwrap_or(format.first_base())
     }
 
     /// Connection, protocol features and memory stay; call and err as well,
@@ -181,7 +190,6 @@ impl<M: GuestMemory> Backend<M> {
         self.session.features = 0;
         self.session.status = 0;
         self.inflight = None;
-        self.writeback = true;
     }
 
     /// The front-end broke the protocol in a way it cannot be told.
@@ -224,7 +232,9 @@ impl<M: GuestMemory> Backend<M> {
         self.vacated = None;
         self.end_transfer();
         self.cancel_at = None;
-        self.writeback = true;
+        self.cache = WriteCache::default();
+        self.iommu.clear();
+        self.iommu.channel_given = false;
     }
 
     /// A session begins. QEMU may begin a second one over the same connection,

@@ -61,7 +61,7 @@ impl<M: GuestMemory> Backend<M> {
     }
 
     fn state(&self) -> SavedState {
-        SavedState { capacity: self.config.capacity, writeback: self.writeback }
+        SavedState { capacity: self.config.capacity, writeback: self.cache.is_on() }
     }
 
     pub(super) fn is_transferring(&self) -> bool {
@@ -101,7 +101,7 @@ impl<M: GuestMemory> Backend<M> {
         if capacity != expected {
             return Err(SavedStateFault::Capacity { expected, got: capacity });
         }
-        self.writeback = writeback;
+        self.cache.take_over(writeback);
         self.event(Event::StateLoaded { writeback });
         Ok(())
     }

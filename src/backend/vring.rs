@@ -11,13 +11,17 @@
 
 use super::FrontendFault;
 use super::in_order::InOrder;
+use super::iommu::VringIommu;
 use crate::Handle;
 use crate::bugs::{self, Bug};
+use crate::dirty::{DirtyLog, RingLog};
 use crate::inflight::Region;
+use crate::iommu::{Access, Range, RingMap};
 use crate::memory::MemoryTable;
 use crate::time::Instant;
 use crate::vring::{Ring, RingAddresses, RingFormat, Used};
 use crate::wire::VringAddr;
+use vm_memory::GuestMemory;
 
 /// A vring's settings, and its ring while it is started and was enabled.
 #[derive(Debug)]
@@ -38,6 +42,8 @@ pub(super) struct Vring {
     pub call: Option<Handle>,
     pub err: Option<Handle>,
     pub run: Option<Run>,
+    /// What it has to do with the front-end's IOMMU; nothing without one.
+    pub iommu: VringIommu,
 }
 
 /// What exists only from start to stop.
@@ -71,7 +77,8 @@ impl Run {
     /// A request has its status: it joins the batch, or waits for its turn.
     pub fn finished(&mut self, used: Used) {
         match &mut self.in_order {
-            Some(order) => order.finish(used),
+            Some(order) if !bugs::on(Bug::OrderIgnored) => order.finish(used),
+            Some(_) => self.batch.push(used),
             None => self.batch.push(used),
         }
     }
@@ -101,22 +108,31 @@ impl Vring {
             call: None,
             err: None,
             run: None,
+            iommu: VringIommu::default(),
         }
     }
 
     /// True if new chains may be fetched.
     pub fn fetches(&self) -> bool {
         let enabled = self.enabled || bugs::on_when(Bug::DisabledFetches, || self.run.is_some());
-        enabled && self.run.as_ref().is_some_and(|r| !r.stopping && !r.broken)
+        let may = enabled && !self.iommu.holds_fetching();
+        may && self.run.as_ref().is_some_and(|r| !r.stopping && !r.broken)
     }
 
-    /// The guest-physical address that the used ring's dirty bits are counted
-    /// from, if it is to be logged; of a packed ring those of the device event
-    /// area.
-    // spec: vhost-user, VHOST_USER_SET_VRING_ADDR: VHOST_VRING_F_LOG
-    pub fn used_log(&self) -> Option<u64> {
-        const F_LOG: u32 = 1;
-        self.addr.as_ref().filter(|addr| addr.flags & F_LOG != 0).map(|addr| addr.log)
+    /// The parts of the ring, by the addresses given, and what is done there.
+    pub fn parts(&self, format: RingFormat) -> Option<[(Range, Access); 3]> {
+        let addr = self.addr.as_ref()?;
+        let [desc, avail, used] = format.sizes(self.size);
+        let of_desc = match format {
+            RingFormat::Split => Access::READ,
+            // Used descriptors are written where available ones were.
+            RingFormat::Packed => Access::BOTH,
+        };
+        Some([
+            (Range::new(addr.desc, desc)?, of_desc),
+            (Range::new(addr.avail, avail)?, Access::READ),
+            (Range::new(addr.used, used)?, Access::BOTH),
+        ])
     }
 
     /// Where the ring lies by a memory table.
@@ -138,6 +154,27 @@ impl Vring {
             used: find(used, addr.used, used_len)?,
         })
     }
+}
+
+/// The log as a ring has it, if it is to be logged.
+///
+/// The bits of a used ring, or of a device event area, are counted from a
+/// guest-physical address of the front-end's choice. With an IOMMU that address
+/// is one of the guest's, the area's own: bits are counted where it really lies.
+// spec: vhost-user, VHOST_USER_SET_VRING_ADDR: VHOST_VRING_F_LOG
+pub(super) fn ring_log<'a, M: GuestMemory>(
+    log: Option<&'a DirtyLog<M>>,
+    addr: Option<&VringAddr>,
+    map: &'a RingMap,
+) -> Option<RingLog<'a, M>> {
+    const F_LOG: u32 = 1;
+    let addr = addr.filter(|addr| addr.flags & F_LOG != 0)?;
+    let log = log?;
+    Some(if map.is_empty() {
+        RingLog::new(log, addr.log)
+    } else {
+        RingLog::mapped(log, map, addr.used)
+    })
 }
 
 /// What the three addresses of SET_VRING_ADDR are of.

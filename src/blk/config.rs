@@ -3,7 +3,8 @@
 
 use virtio_bindings::virtio_blk as v;
 use virtio_bindings::virtio_config::{
-    VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1,
+    VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_RING_RESET,
+    VIRTIO_F_VERSION_1,
 };
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
@@ -48,6 +49,9 @@ pub struct DeviceConfig {
     pub discard: bool,
     /// The disk can write zeroes.
     pub write_zeroes: bool,
+    /// Offer VIRTIO_F_ACCESS_PLATFORM: the front-end may have an IOMMU between
+    /// the guest's memory and the device.
+    pub access_platform: bool,
     /// Requests are used in the order they became available. Off unless asked
     /// for: a guest that accepts it waits for the slowest.
     pub in_order: bool,
@@ -93,6 +97,7 @@ impl DeviceConfig {
             serial: [0; 20],
             discard: true,
             write_zeroes: true,
+            access_platform: false,
             in_order: false,
             ring_reset: false,
             packed: false,
@@ -133,6 +138,9 @@ impl DeviceConfig {
         ];
         if self.num_queues > 1 {
             bits.push(v::VIRTIO_BLK_F_MQ);
+        }
+        if self.access_platform {
+            bits.push(VIRTIO_F_ACCESS_PLATFORM);
         }
         if self.read_only {
             bits.push(v::VIRTIO_BLK_F_RO);

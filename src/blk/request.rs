@@ -74,7 +74,13 @@ pub fn parse<M: GuestMemory>(
 ) -> Result<Parsed, GuestFault> {
     let status_addr = take_status(mem, head, &mut chain.writable)?;
     let action = match take_header(mem, &mut chain.readable) {
-        Some(header) => Request { mem, config, durable, header }.action(chain),
+        Some(header) => {
+            let data_limit = match chain.data_limit {
+                0 => SEG_MAX as usize,
+                limit => limit,
+            };
+            Request { mem, config, durable, header, data_limit }.action(chain)
+        }
         None => IOERR,
     };
     Ok(Parsed { action, status_addr })
@@ -151,6 +157,8 @@ struct Request<'a, M> {
     config: &'a DeviceConfig,
     durable: bool,
     header: Header,
+    /// Data segments it may have.
+    data_limit: usize,
 }
 
 impl<M: GuestMemory> Request<'_, M> {
@@ -186,7 +194,7 @@ impl<M: GuestMemory> Request<'_, M> {
         access: Permissions,
         op: impl FnOnce(u64) -> DiskOp,
     ) -> Action {
-        if data.len() > SEG_MAX as usize {
+        if data.len() > self.data_limit {
             return IOERR;
         }
         if !data.iter().all(|s| reachable(self.mem, s.addr, s.len, access)) {

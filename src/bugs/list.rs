@@ -278,6 +278,8 @@ bugs! {
         NoLookAfterWish: "virtio, Available Buffer Notification Suppression", "cloud-hypervisor#928, #2179";
         /// What a predecessor published and did not live to tell stays untold.
         NoCallAfterRecovery: "vhost-user, Inflight I/O tracking", "cloud-hypervisor#7851";
+        /// Requests are used as the disk finishes them, though in-order use was agreed on.
+        OrderIgnored: "virtio, In-order use of descriptors", "";
         /// Requests that are answered without the disk are published without a call.
         NoCallForAnswers: "virtio, Used Buffer Notification Suppression", "";
         /// A call descriptor that is swapped is not signalled: what called the old one is lost.
@@ -298,6 +300,8 @@ bugs! {
         BaseNotKept: "vhost-user, VHOST_USER_SET_VRING_BASE", "";
         /// Memory that waits to be sent is not counted as sent when more changes.
         MemoryTwice: "vhost-user, VHOST_USER_ADD_MEM_REG", "";
+        /// A region outlives the reset of its device.
+        RegionKeptAtReset: "vhost-user, VHOST_USER_GET_INFLIGHT_FD", "";
         /// A destination starts without the region that came with the guest.
         AdoptedRegionDropped: "vhost-user, VHOST_USER_SET_INFLIGHT_FD", "QEMU 11.1.3, towards a back-end without the feature";
     }

@@ -10,6 +10,7 @@
 // spec: vhost-user, "Migration"
 
 use crate::bugs::{self, Bug};
+use crate::iommu::RingMap;
 use crate::marks::{self, Mark};
 use core::sync::atomic::{AtomicU8, Ordering};
 use vm_memory::bitmap::Bitmap;
@@ -121,13 +122,35 @@ impl<M: GuestMemory> DirtyLog<M> {
 #[derive(Debug)]
 pub struct RingLog<'a, M> {
     log: &'a DirtyLog<M>,
-    at: u64,
+    at: Place<'a>,
 }
+
+#[derive(Clone, Copy, Debug)]
+enum Place<'a> {
+    /// All of it follows this address.
+    Address(u64),
+    /// It begins at this I/O virtual address.
+    Mapped(&'a RingMap, u64),
+}
+
+impl<M> Clone for RingLog<'_, M> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<M> Copy for RingLog<'_, M> {}
 
 impl<'a, M: GuestMemory> RingLog<'a, M> {
     /// Bits for a ring whose first byte counts as `at`.
     pub fn new(log: &'a DirtyLog<M>, at: u64) -> Self {
-        Self { log, at }
+        Self { log, at: Place::Address(at) }
+    }
+
+    /// Bits for a ring whose addresses are I/O virtual, and its first byte's is
+    /// `at`: they are counted where the ring lies.
+    pub fn mapped(log: &'a DirtyLog<M>, map: &'a RingMap, at: u64) -> Self {
+        Self { log, at: Place::Mapped(map, at) }
     }
 
     /// Mark `len` bytes of the ring from `offset` on.
@@ -135,16 +158,27 @@ impl<'a, M: GuestMemory> RingLog<'a, M> {
         if bugs::on(Bug::UsedRingNotLogged) {
             return;
         }
-        self.log.mark(self.at.saturating_add(offset), len);
+        match self.at {
+            Place::Address(at) => self.log.mark(at.saturating_add(offset), len),
+            Place::Mapped(map, at) => {
+                map.ranges(at.saturating_add(offset), len)
+                    .for_each(|(at, len)| self.log.mark(at, len));
+            }
+        }
     }
 
-    /// Mark `len` bytes at a guest-physical address, which is known for the
-    /// part of a packed ring that the front-end names no other for.
+    /// Mark `len` bytes at the ring's own address, which is known for the part
+    /// of a packed ring that the front-end names no other for.
     pub fn mark_guest(&self, addr: u64, len: u64) {
         if bugs::on(Bug::UsedRingNotLogged) {
             return;
         }
-        self.log.mark(addr, len);
+        match self.at {
+            Place::Address(_) => self.log.mark(addr, len),
+            Place::Mapped(map, _) => {
+                map.ranges(addr, len).for_each(|(at, len)| self.log.mark(at, len));
+            }
+        }
     }
 }
 

@@ -9,20 +9,40 @@ use crate::time::Instant;
 use crate::wire::{
     BackendReply, BackendRequest, BackendRequests, Decoder, Dialect, Envelope, encode_backend_reply,
 };
+use std::collections::VecDeque;
 
 /// Status of an answer to what this front-end does not do.
 const NOT_DONE: u64 = 1;
+
+/// Requests that may wait for their answers.
+const MAX_DUE: usize = 1 << 16;
 
 #[derive(Debug)]
 pub(super) struct Channel {
     pub(super) decoder: Decoder<BackendRequests, Handle>,
     /// The back-end's end, until it is sent.
     pub(super) theirs: Option<Handle>,
+    /// Requests that are not answered yet. Answers go out in order, since
+    /// nothing else says which request they belong to.
+    pub(super) due: VecDeque<Due>,
+}
+
+/// A request that came and is not answered.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Due {
+    /// A miss that the owner knows the answer to.
+    Owner { code: u32, need_reply: bool },
+    /// A miss whose update is on its way.
+    Told { code: u32, need_reply: bool },
+    /// A change: the new content is being read.
+    Change { need_reply: bool },
+    /// The answer is known.
+    Known { code: u32, need_reply: bool, status: u64 },
 }
 
 impl Channel {
     pub(super) fn new(theirs: Handle, dialect: Dialect) -> Self {
-        Self { decoder: Decoder::new(dialect), theirs: Some(theirs) }
+        Self { decoder: Decoder::new(dialect), theirs: Some(theirs), due: VecDeque::new() }
     }
 }
 
@@ -44,6 +64,9 @@ impl Frontend {
         while let Some(channel) = &mut self.channel {
             match channel.decoder.next() {
                 None => break,
+                Some(Ok(_)) if channel.due.len() >= MAX_DUE => {
+                    self.fail(now, BackendFault::TooManyRequests(MAX_DUE as u32).into());
+                }
                 Some(Ok(envelope)) => self.take_backend_request(envelope),
                 Some(Err(refused)) => {
                     self.outputs.extend(refused.handles.into_iter().map(Output::Release));
@@ -66,10 +89,11 @@ impl Frontend {
                 // the main socket.
                 let len = self.config.config_len;
                 self.steps.push_back(get_config(0, len, ConfigFor::Change));
-                let seen = Milestone::ChangeSeen { need_reply };
-                self.steps.push_back(Step::Reached(seen));
+                self.owe(Due::Change { need_reply });
+                self.steps.push_back(Step::Reached(Milestone::ChangeSeen));
                 return;
             }
+            BackendRequest::IotlbMsg(message) => return self.take_iotlb(message, need_reply),
             BackendRequest::VringHostNotifierMsg(_, handle) => {
                 self.outputs.extend(handle.map(Output::Release));
             }
@@ -77,7 +101,6 @@ impl Frontend {
                 self.outputs.push_back(Output::Release(handle));
             }
             BackendRequest::ConfigChangeMsg
-            | BackendRequest::IotlbMsg(_)
             | BackendRequest::VringCall(_)
             | BackendRequest::VringErr(_)
             | BackendRequest::SharedObjectAdd(_)
@@ -85,13 +108,39 @@ impl Frontend {
             | BackendRequest::SharedObjectLookup(_)
             | BackendRequest::ShmemUnmap(_) => {}
         }
-        if need_reply || has_reply {
-            self.answer_backend(code, NOT_DONE);
-        }
+        self.owe(Due::Known { code, need_reply: need_reply || has_reply, status: NOT_DONE });
     }
 
+    /// The change that was told first has been looked at.
     pub(super) fn answer_change(&mut self) {
-        self.answer_backend(BackendRequest::<Handle>::ConfigChangeMsg.code(), 0);
+        let change = |due: &&mut Due| matches!(due, Due::Change { .. });
+        if let Some(due) = self.channel.as_mut().and_then(|c| c.due.iter_mut().find(change))
+            && let &mut Due::Change { need_reply } = due
+        {
+            let code = BackendRequest::<Handle>::ConfigChangeMsg.code();
+            *due = Due::Known { code, need_reply, status: 0 };
+        }
+        self.answer_dues();
+    }
+
+    /// A request is answered some time, after those before it.
+    pub(super) fn owe(&mut self, due: Due) {
+        if let Some(channel) = &mut self.channel {
+            channel.due.push_back(due);
+        }
+        self.answer_dues();
+    }
+
+    /// Send what can be answered.
+    pub(super) fn answer_dues(&mut self) {
+        while let Some(channel) = &mut self.channel
+            && let Some(&Due::Known { code, need_reply, status }) = channel.due.front()
+        {
+            channel.due.pop_front();
+            if need_reply {
+                self.answer_backend(code, status);
+            }
+        }
     }
 
     fn answer_backend(&mut self, code: u32, status: u64) {

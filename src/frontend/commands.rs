@@ -86,6 +86,9 @@ impl Frontend {
                     self.steps.push_back(Step::Reached(Milestone::ConfigWritten));
                 }
             }
+            Command::AnswerMiss(_) | Command::Translate(_) | Command::Invalidate { .. } => {
+                self.iommu_command(what, command)?;
+            }
             Command::Raw { request, need_reply } => {
                 self.expect_phase(what, self.phase.is_connected())?;
                 self.queue_checked(steps::raw(request, need_reply))?;
@@ -195,7 +198,9 @@ impl Frontend {
 
     /// What a reset of the device leaves behind: nothing in flight, fresh rings.
     pub(super) fn forget_requests(&mut self) {
-        if let Some((_, handle)) = self.device.inflight.take() {
+        if let Some((_, handle)) =
+            self.device.inflight.take_if(|_| !bugs::on(Bug::RegionKeptAtReset))
+        {
             self.outputs.push_back(Output::Release(handle));
         }
         self.device.bases.fill(KeptBase::Fresh);

@@ -48,6 +48,9 @@ pub enum BackendFault {
     /// It sent more than can be asked for, or descriptors without bytes.
     #[error(transparent)]
     Flood(#[from] PushReason),
+    /// More questions than anybody can be waiting for.
+    #[error("{0} requests are not answered on the back-end's channel")]
+    TooManyRequests(u32),
     /// An answer that nothing was waiting for.
     #[error("expected {}, got an answer to message {got}", expected.unwrap_or("no answer"))]
     UnexpectedReply {
@@ -133,6 +136,9 @@ pub enum ApiMisuse {
         /// Protocol feature.
         feature: &'static str,
     },
+    /// Nothing was asked that is not answered.
+    #[error("no miss waits for an answer")]
+    NoMiss,
     /// Features beyond those that were offered and let through.
     #[error("features {0:#x} were not offered")]
     FeaturesNotOffered(u64),

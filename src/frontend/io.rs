@@ -3,6 +3,7 @@
 use super::config::Start;
 use super::error::Failure;
 use super::handover::DeviceState;
+use super::iommu::Translation;
 use super::phase::Phase;
 use crate::Handle;
 use crate::time::Instant;
@@ -135,6 +136,19 @@ pub enum Command {
         /// At most 256 bytes.
         data: Bytes,
     },
+    /// Answer the oldest [`Event::IotlbMiss`] that is not answered: where the
+    /// page is, or `None` if the back-end may not have it.
+    AnswerMiss(Option<Translation>),
+    /// Tell the back-end where addresses lead, without being asked.
+    Translate(Translation),
+    /// Take translations back. The back-end uses them until
+    /// [`Event::IotlbInvalidated`].
+    Invalidate {
+        /// First I/O virtual address.
+        iova: u64,
+        /// Bytes, up to the end of the address space at most; 0 are none.
+        size: u64,
+    },
     /// Send this message, after those under way. The front-end does not
     /// understand it, with one exception: after SET_PROTOCOL_FEATURES it knows
     /// whether to wait for REPLY_ACK answers. An answer is [`Event::RawReply`].
@@ -164,6 +178,9 @@ impl Command {
             Self::Reset => "reset",
             Self::ReadConfig { .. } => "read config",
             Self::WriteConfig { .. } => "write config",
+            Self::AnswerMiss(_) => "answer miss",
+            Self::Translate(_) => "translate",
+            Self::Invalidate { .. } => "invalidate",
             Self::Raw { .. } => "raw message",
         }
     }
@@ -254,6 +271,28 @@ pub enum Event {
     StateChecked,
     /// The back-end has changed the configuration space, and this is the new one.
     ConfigChanged(Bytes),
+    /// The back-end needs a page that it has no translation for, and waits for
+    /// [`Command::AnswerMiss`].
+    IotlbMiss {
+        /// I/O virtual address.
+        iova: u64,
+        /// 1 read, 2 write, 3 both.
+        access: u8,
+    },
+    /// The back-end was refused an address.
+    IotlbAccessFail {
+        /// I/O virtual address.
+        iova: u64,
+        /// What it had to do there: 1 read, 2 write, 3 both.
+        access: u8,
+    },
+    /// The back-end uses these addresses no more.
+    IotlbInvalidated {
+        /// First I/O virtual address.
+        iova: u64,
+        /// Bytes.
+        size: u64,
+    },
     /// The back-end said no; the connection lives.
     Refused {
         /// Name of the message.

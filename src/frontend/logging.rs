@@ -153,7 +153,9 @@ pub(super) fn used_guest_addr(
     session: &Session,
     (index, used): (u16, u64),
 ) -> Result<u64, ApiMisuse> {
-    if session.has(dialect.gpa_addresses()) {
+    // An I/O virtual address is what peers send for an I/O virtual ring.
+    let translated = device.features.unwrap_or(0) & virtio::ACCESS_PLATFORM != 0;
+    if translated || session.has(dialect.gpa_addresses()) {
         return Ok(used);
     }
     let inside = |region: &MemRegion| {

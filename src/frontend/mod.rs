@@ -26,6 +26,7 @@ mod config;
 mod error;
 mod handover;
 mod io;
+mod iommu;
 mod logging;
 mod phase;
 mod progress;
@@ -42,6 +43,7 @@ pub use config::{Base, ConfigError, FrontendConfig, Start, VringStart, VringWiri
 pub use error::{ApiMisuse, BackendFault, Failure, Unfit};
 pub use handover::{DeviceState, StateFault};
 pub use io::{Command, Event, Input, Output, Timeout, TimerKind};
+pub use iommu::Translation;
 pub use phase::Phase;
 use phase::Trigger;
 use session::{Device, Session};

@@ -121,10 +121,8 @@ impl Frontend {
             Milestone::Logging => Event::Logging,
             Milestone::NotLogging => Event::NotLogging,
             Milestone::ConfigWritten => Event::ConfigWritten,
-            Milestone::ChangeSeen { need_reply } => {
-                if need_reply {
-                    self.answer_change();
-                }
+            Milestone::ChangeSeen => {
+                self.answer_change();
                 return;
             }
         };

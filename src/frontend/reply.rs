@@ -49,6 +49,17 @@ impl Frontend {
                 self.outputs.push_back(Output::Event(event));
                 Ok(())
             }
+            (Purpose::Translation { asked }, Body::U64(status)) => {
+                self.translated(awaited.message, asked, status);
+                Ok(())
+            }
+            (Purpose::Invalidation { .. }, Body::U64(status)) if status != 0 => {
+                Err(Failure::BackendRefused { message: awaited.message, status })
+            }
+            (Purpose::Invalidation { iova, size }, Body::U64(_)) => {
+                self.outputs.push_back(Output::Event(Event::IotlbInvalidated { iova, size }));
+                Ok(())
+            }
             (Purpose::StateChannel, Body::DeviceState(0, instead)) => {
                 self.outputs.push_back(Output::Event(Event::StateChannel { instead }));
                 Ok(())

@@ -52,6 +52,14 @@ pub(super) enum Purpose {
     Status(u64),
     Config(ConfigFor),
     WriteConfig,
+    /// Of the IOMMU; because the back-end has asked, or not.
+    Translation {
+        asked: bool,
+    },
+    Invalidation {
+        iova: u64,
+        size: u64,
+    },
     /// A channel for the device's state.
     StateChannel,
     /// What became of the transfer.
@@ -79,9 +87,7 @@ pub(super) enum Milestone {
     ResetDone,
     ConfigWritten,
     /// Tell the back-end on its channel that its notice was taken.
-    ChangeSeen {
-        need_reply: bool,
-    },
+    ChangeSeen,
 }
 
 pub(super) fn ask(request: Request, purpose: Purpose) -> Step {

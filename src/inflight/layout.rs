@@ -123,6 +123,13 @@ impl RegionShape {
         Ok(Self { format, ..self })
     }
 
+    /// Offset of eight bytes behind the entries of the first part, if it has
+    /// them.
+    pub(super) fn spare(&self) -> Option<u64> {
+        let at = self.stride - 8;
+        (at >= used_len(self.queue_size)).then_some(at)
+    }
+
     /// First byte of a vring's part.
     pub(super) fn base(&self, vring: u16) -> u64 {
         let short = bugs::on_when(Bug::SubRegionNotAdvanced, || vring > 0);

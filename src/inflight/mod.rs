@@ -4,11 +4,13 @@
 //! and this folder does not know who is asking. `split` and `packed` have one
 //! function for each step of the spec's algorithms; `recover` in each reads a
 //! region that somebody else left behind; `region` is either of the two; `view`
-//! is for whoever only looks. DESIGN.md, "Inflight region, store by store", has
+//! is for whoever only looks; `choice` keeps what the guest has said about its
+//! write cache. DESIGN.md, "Inflight region, store by store", has
 //! the argument why a kill between any two stores is safe, by the same step
 //! names.
 // spec: vhost-user, "Inflight I/O tracking"
 
+mod choice;
 mod layout;
 mod packed;
 mod recover;
@@ -16,6 +18,7 @@ mod region;
 mod split;
 mod view;
 
+pub use choice::{load_choice, store_choice};
 pub use layout::{RegionShape, region_size, region_size_of};
 pub use packed::{PackedHeader, PackedPlan, PackedRegion};
 pub use recover::{InflightFault, Plan, Recovery};

@@ -19,11 +19,11 @@ impl Region {
     /// Take over the part of a vring whose ring is in `guest`, see
     /// [`SplitRegion::attach`] and [`PackedRegion::attach`]. A packed ring is
     /// told where it goes on; where a split one does depends on its base too.
-    pub fn attach<M: GuestMemory>(
+    pub fn attach<M: GuestMemory, G: GuestMemory>(
         mem: &M,
         shape: &RegionShape,
         vring: u16,
-        guest: &M,
+        guest: &G,
         ring: &mut Ring,
     ) -> Result<(Self, Recovery), InflightFault> {
         match ring {

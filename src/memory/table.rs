@@ -154,6 +154,17 @@ impl MemoryTable {
             inside.then(|| o.guest_addr.wrapping_add(at))
         })
     }
+
+    /// Guest-physical address of a user address, and how many bytes from there
+    /// on lie in the same region, at least one.
+    pub fn find_user(&self, user_addr: u64) -> Option<(u64, u64)> {
+        self.regions.iter().find_map(|o| {
+            let o = &o.region;
+            let at = user_addr.checked_sub(o.user_addr)?;
+            let left = o.size.checked_sub(at).filter(|left| *left > 0)?;
+            Some((o.guest_addr.wrapping_add(at), left))
+        })
+    }
 }
 
 fn check(r: &MemRegion) -> Result<(), MemoryFault> {

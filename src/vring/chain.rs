@@ -24,6 +24,10 @@ pub struct Chain {
     pub readable: Vec<Segment>,
     /// Device-writable buffers, in order.
     pub writable: Vec<Segment>,
+    /// Data buffers it may have at most, if that is not
+    /// [`SEG_MAX`](crate::blk::SEG_MAX): one buffer of the guest may have become
+    /// many by translation. 0: not translated.
+    pub data_limit: usize,
 }
 
 impl Chain {
@@ -72,6 +76,7 @@ impl Chain {
     pub(super) fn clear(&mut self) {
         self.readable.clear();
         self.writable.clear();
+        self.data_limit = 0;
     }
 
     /// One more descriptor of a buffer.

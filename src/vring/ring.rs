@@ -179,6 +179,15 @@ impl Ring {
         either!(self, r => r.pop(mem))
     }
 
+    /// The chain that was popped last was not taken after all: it is the next
+    /// one again, as if it had not been looked at.
+    pub fn put_back(&mut self, slot: u16) {
+        match self {
+            Self::Split(r) => r.set_next_avail(r.next_avail().wrapping_sub(1)),
+            Self::Packed(r) => r.put_back(slot),
+        }
+    }
+
     /// Find the buffers of a chain in flight.
     pub fn walk<M: GuestMemory>(
         &self,
@@ -193,11 +202,11 @@ impl Ring {
     }
 
     /// C4: publish a batch by one store. Names nothing that is not in flight.
-    pub fn publish<M: GuestMemory>(
+    pub fn publish<M: GuestMemory, L: GuestMemory>(
         &mut self,
         mem: &M,
         batch: &[Used],
-        log: Option<RingLog<'_, M>>,
+        log: Option<RingLog<'_, L>>,
     ) -> Result<(), GuestFault> {
         either!(self, r => r.publish(mem, batch, log))
     }
@@ -210,25 +219,25 @@ impl Ring {
 
     /// Ask the guest for a kick when it makes more available. True if there is
     /// more already, in which case that kick may never come.
-    pub fn enable_kicks<M: GuestMemory>(
+    pub fn enable_kicks<M: GuestMemory, L: GuestMemory>(
         &mut self,
         mem: &M,
-        log: Option<RingLog<'_, M>>,
+        log: Option<RingLog<'_, L>>,
     ) -> Result<bool, GuestFault> {
         either!(self, r => r.enable_kicks(mem, log))
     }
 
     /// Tell the guest that kicks are not needed for now.
-    pub fn disable_kicks<M: GuestMemory>(
+    pub fn disable_kicks<M: GuestMemory, L: GuestMemory>(
         &mut self,
         mem: &M,
-        log: Option<RingLog<'_, M>>,
+        log: Option<RingLog<'_, L>>,
     ) -> Result<(), GuestFault> {
         either!(self, r => r.disable_kicks(mem, log))
     }
 
     /// Everything that a device writes of the ring counts as written.
-    pub fn log_all<M: GuestMemory>(&self, log: &RingLog<'_, M>) {
+    pub fn log_all<L: GuestMemory>(&self, log: &RingLog<'_, L>) {
         either!(self, r => r.log_all(log))
     }
 }

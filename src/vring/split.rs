@@ -146,11 +146,11 @@ impl SplitRing {
     /// right after it is stored: before, its page could be copied without it. A
     /// kill between the two is mended by whoever starts the ring next, who logs
     /// all of it.
-    pub fn publish<M: GuestMemory>(
+    pub fn publish<M: GuestMemory, L: GuestMemory>(
         &mut self,
         mem: &M,
         batch: &[Used],
-        log: Option<RingLog<'_, M>>,
+        log: Option<RingLog<'_, L>>,
     ) -> Result<(), GuestFault> {
         let gone = GuestFault::Ring { part: "used ring" };
         let (ring, size) = (self.queue.used_ring(), self.queue.size());
@@ -220,10 +220,10 @@ impl SplitRing {
 
     /// Ask the guest for a kick when it makes more available. True if there is
     /// more already, in which case that kick may never come.
-    pub fn enable_kicks<M: GuestMemory>(
+    pub fn enable_kicks<M: GuestMemory, L: GuestMemory>(
         &mut self,
         mem: &M,
-        log: Option<RingLog<'_, M>>,
+        log: Option<RingLog<'_, L>>,
     ) -> Result<bool, GuestFault> {
         let events = self.queue.event_idx_enabled();
         if bugs::on_when(Bug::AvailEventNotMoved, || events)
@@ -237,10 +237,10 @@ impl SplitRing {
     }
 
     /// Tell the guest that kicks are not needed for now.
-    pub fn disable_kicks<M: GuestMemory>(
+    pub fn disable_kicks<M: GuestMemory, L: GuestMemory>(
         &mut self,
         mem: &M,
-        log: Option<RingLog<'_, M>>,
+        log: Option<RingLog<'_, L>>,
     ) -> Result<(), GuestFault> {
         let told = self.queue.disable_notification(mem);
         // With indexes there is nothing to store: no index is passed.

@@ -12,9 +12,9 @@ use midflight::driver::{
 use midflight::time::Instant;
 use midflight::wire::features::{protocol, virtio};
 use midflight::wire::{
-    BackendReply, BackendRequest, BackendRequests, Decoder, Dialect, Envelope, FrontendReplies,
-    FrontendReply, FrontendReplyBody, FrontendRequest, InflightDescription, MemRegion, VringAddr,
-    VringFile, VringState, WireError, encode_backend_reply, encode_request,
+    BackendReply, BackendRequest, BackendRequests, ConfigPayload, Decoder, Dialect, Envelope,
+    FrontendReplies, FrontendReply, FrontendReplyBody, FrontendRequest, InflightDescription,
+    MemRegion, VringAddr, VringFile, VringState, WireError, encode_backend_reply, encode_request,
 };
 use std::collections::BTreeSet;
 use vm_memory::bitmap::NewBitmap;
@@ -153,6 +153,11 @@ impl<M: TestMemory> Rig<M> {
     /// Bring vring 0 up, with an inflight region; its driver.
     pub fn run(&mut self) -> BlkDriver {
         self.negotiate(FEATURES);
+        self.set_up()
+    }
+
+    /// The same after the negotiation.
+    pub fn set_up(&mut self) -> BlkDriver {
         self.get_inflight(1, RING);
         self.add_memory();
         let driver = BlkDriver::start(&self.guest, ring_layout(0), ring_features()).unwrap();
@@ -338,8 +343,18 @@ impl<M: TestMemory> Rig<M> {
         }
     }
 
-    /// Accept what is offered of these features, and every protocol feature.
+    /// Accept what is offered of these features, and every protocol feature;
+    /// read the configuration as a front-end does that connects for the first
+    /// time.
     pub fn negotiate(&mut self, features: u64) {
+        self.negotiate_again(features);
+        let data = vec![0; 60].into();
+        let read = FrontendRequest::GetConfig(ConfigPayload { offset: 0, flags: 0, data });
+        assert!(matches!(self.send(read, false), Some(FrontendReplyBody::Config(_))));
+    }
+
+    /// The same as one that was connected before.
+    pub fn negotiate_again(&mut self, features: u64) {
         let offered = match self.send(FrontendRequest::GetFeatures, false) {
             Some(FrontendReplyBody::U64(offered)) => offered,
             other => panic!("{other:?}"),

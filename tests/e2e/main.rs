@@ -19,12 +19,14 @@
 
 mod bench;
 mod blkio;
+mod cache;
 mod crash;
 mod daemon;
 mod guest;
 mod handover;
 mod in_order;
 mod initramfs;
+mod iommu;
 mod memory;
 mod migrate;
 mod migrate_file;
@@ -127,12 +129,14 @@ fn main() -> ExitCode {
     let all = [
         watch::scenarios(),
         steady::scenarios(),
+        cache::scenarios(),
         resize::scenarios(),
         plug::scenarios(),
         rebind::scenarios(),
         memory::scenarios(),
         in_order::scenarios(),
         crash::scenarios(),
+        iommu::scenarios(),
         migrate::scenarios(),
         migrate_file::scenarios(),
         migrate_trouble::scenarios(),

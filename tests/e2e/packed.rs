@@ -2,6 +2,7 @@
 
 use crate::Scenario;
 use crate::bench::{Bench, Figures, Spec};
+use crate::daemon::DiskOptions;
 use crate::{crash, migrate, migrate_file, steady};
 
 pub fn scenarios() -> Vec<Scenario> {
@@ -13,6 +14,10 @@ pub fn scenarios() -> Vec<Scenario> {
         Scenario { name: "packed_verified_io_with_four_queues", run: four_queues },
         Scenario { name: "packed_stop_and_cont_on_a_slow_disk", run: stop_cont },
         Scenario { name: "packed_kill_during_io_next_daemon_finishes", run: kill },
+        Scenario { name: "packed_kill_during_io_with_four_queues", run: kill_four_queues },
+        Scenario { name: "packed_chains_without_indirect_tables_io", run: direct_chains },
+        Scenario { name: "packed_chains_without_indirect_tables_kill", run: kill_direct_chains },
+        Scenario { name: "packed_without_event_idx", run: by_flags },
         Scenario { name: "packed_kill_again_before_recovery_is_over", run: kill_twice },
         Scenario { name: "packed_kill_while_stopped_then_cont", run: kill_while_stopped },
         Scenario { name: "packed_kill_storm_on_a_fast_disk", run: storm },
@@ -22,13 +27,23 @@ pub fn scenarios() -> Vec<Scenario> {
     ]
 }
 
-/// QEMU and the guest have agreed on what this file is about.
-fn check_packed(bench: &mut Bench, spec: &Spec) -> Result<(), String> {
-    let info = bench.rig(spec)?.vm.guest.ask("info disk=vda")?;
-    match info.number("features")? >> 34 & 1 {
-        1 => Ok(()),
-        _ => Err(format!("features {:#x} without RING_PACKED", info.number("features")?)),
+/// QEMU and the guest have agreed on what a scenario is about.
+// spec: virtio 1.2, "Reserved Feature Bits"
+fn check(bench: &mut Bench, spec: &Spec, on: &[u32], off: &[u32]) -> Result<(), String> {
+    let features = bench.rig(spec)?.vm.guest.ask("info disk=vda")?.number("features")?;
+    let has = |bit: &u32| features >> bit & 1 == 1;
+    if on.iter().all(has) && !off.iter().any(has) {
+        return Ok(());
     }
+    Err(format!("features {features:#x}, expected bits {on:?} and not {off:?}"))
+}
+
+const INDIRECT_DESC: u32 = 28;
+const EVENT_IDX: u32 = 29;
+const RING_PACKED: u32 = 34;
+
+fn check_packed(bench: &mut Bench, spec: &Spec) -> Result<(), String> {
+    check(bench, spec, &[INDIRECT_DESC, EVENT_IDX, RING_PACKED], &[])
 }
 
 fn one_queue(bench: &mut Bench) -> Result<Figures, String> {
@@ -62,6 +77,36 @@ fn stop_cont(bench: &mut Bench) -> Result<Figures, String> {
 
 fn kill(bench: &mut Bench) -> Result<Figures, String> {
     crash::kill_on(bench, &Spec::slow().packed())
+}
+
+fn kill_four_queues(bench: &mut Bench) -> Result<Figures, String> {
+    let slow = Spec::slow();
+    let disk = DiskOptions { queues: 4, ..slow.disk.clone() };
+    crash::kill_on(bench, &Spec { cpus: 4, disk, ..slow }.packed())
+}
+
+/// Every buffer is a descriptor of the ring: chains of several that go over
+/// its end, and used descriptors over what others have left.
+fn direct(spec: Spec) -> Spec {
+    Spec { device: ",indirect_desc=off", ..spec.packed() }
+}
+
+fn direct_chains(bench: &mut Bench) -> Result<Figures, String> {
+    let spec = direct(Spec::plain());
+    check(bench, &spec, &[RING_PACKED], &[INDIRECT_DESC])?;
+    steady::large_requests_on(bench, &spec)
+}
+
+fn kill_direct_chains(bench: &mut Bench) -> Result<Figures, String> {
+    let spec = direct(Spec::slow());
+    check(bench, &spec, &[RING_PACKED], &[INDIRECT_DESC])?;
+    crash::kill_on(bench, &spec)
+}
+
+fn by_flags(bench: &mut Bench) -> Result<Figures, String> {
+    let spec = Spec { device: ",event_idx=off", ..Spec::plain().packed() };
+    check(bench, &spec, &[RING_PACKED], &[EVENT_IDX])?;
+    steady::one_queue_on(bench, &spec)
 }
 
 fn kill_twice(bench: &mut Bench) -> Result<Figures, String> {

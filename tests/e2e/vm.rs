@@ -36,6 +36,8 @@ pub struct Disk {
     pub queue_size: u32,
     /// Whether requests in flight may move with the machine.
     pub inflight_migration: bool,
+    /// Whether the guest may use packed rings.
+    pub packed: bool,
     /// Further properties of the device.
     pub more: &'static str,
 }
@@ -48,6 +50,17 @@ pub struct Hardware {
     /// Places for memory that is plugged in later.
     pub memory_slots: u32,
     pub disk: Option<Disk>,
+    /// An IOMMU between memory and the disk.
+    pub iommu: Option<Iommu>,
+}
+
+/// What kind of IOMMU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Iommu {
+    /// As in Intel's chips; the disk has a translation cache of its own (ATS).
+    Intel,
+    /// The same without that cache.
+    IntelWithoutAts,
 }
 
 /// A running QEMU with a booted guest.
@@ -106,17 +119,32 @@ impl Vm {
         // The back-end maps the memory, so it has to be shared.
         let mib = hardware.memory_mib;
         command.arg("-object").arg(format!("memory-backend-memfd,id=memory,size={mib}M,share=on"));
-        command.args(["-machine", "q35,memory-backend=memory"]).arg("-m");
+        let machine = match hardware.iommu {
+            None => "q35,memory-backend=memory",
+            Some(_) => "q35,memory-backend=memory,kernel-irqchip=split",
+        };
+        command.args(["-machine", machine]).arg("-m");
         command.arg(match hardware.memory_slots {
             0 => format!("{mib}M"),
             slots => format!("{mib}M,slots={slots},maxmem={}M", mib + 1024),
         });
         command.args(["-smp", &hardware.cpus.to_string()]);
         command.arg("-kernel").arg(&boot.kernel).arg("-initrd").arg(&boot.initramfs);
-        command.args(["-append", "console=ttyS0 quiet panic=-1"]);
+        let strict = if hardware.iommu.is_some() { " intel_iommu=on iommu.strict=1" } else { "" };
+        command.arg("-append").arg(format!("console=ttyS0 quiet panic=-1{strict}"));
         command.arg("-serial").arg(format!("file:{}", console.display()));
         command.arg("-serial").arg(format!("unix:{},server=on,wait=off", channel.display()));
         command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", control.display()));
+        // Before whatever it is to translate for.
+        match hardware.iommu {
+            None => {}
+            Some(Iommu::Intel) => {
+                command.args(["-device", "intel-iommu,intremap=on,device-iotlb=on"]);
+            }
+            Some(Iommu::IntelWithoutAts) => {
+                command.args(["-device", "intel-iommu,intremap=on"]);
+            }
+        }
         // Places to plug disks into while the machine runs.
         for slot in 0..4 {
             command
@@ -138,6 +166,14 @@ impl Vm {
             );
             if disk.inflight_migration {
                 device += ",inflight-migration=on";
+            }
+            if disk.packed {
+                device += ",packed=on";
+            }
+            match hardware.iommu {
+                None => {}
+                Some(Iommu::Intel) => device += ",iommu_platform=on,ats=on",
+                Some(Iommu::IntelWithoutAts) => device += ",iommu_platform=on",
             }
             device += disk.more;
             command.arg("-device").arg(device);

@@ -122,6 +122,13 @@ impl Client {
                     let start = self.start_command(|layout| self.lost_base(layout));
                     self.frontend.handle_input(now, Input::Command(start))?;
                 }
+                Next::Translate(iova, access) => {
+                    let answer = self.translation(iova, access);
+                    // The connection may have ended meanwhile.
+                    if self.frontend.phase().is_connected() {
+                        self.frontend.handle_input(now, Input::Command(answer))?;
+                    }
+                }
                 Next::KickAll => {
                     for queue in &self.queues {
                         self.handles.signal(queue.kick);
@@ -160,6 +167,11 @@ impl Client {
                             self.next.push_back(Next::Restart);
                         }
                     }
+                    Event::IotlbMiss { iova, access } => {
+                        self.next.push_back(Next::Translate(*iova, *access));
+                        return;
+                    }
+                    Event::IotlbAccessFail { .. } => self.access_failed(),
                     Event::Running => self.next.push_back(Next::KickAll),
                     Event::Disconnected { failure, retry: false, .. }
                         if *failure != Failure::Disconnected =>

@@ -45,11 +45,11 @@ impl PackedRegion {
     /// flight and its positions from it; the returned slots are to be
     /// resubmitted in order. A fresh part takes the ring's used position. On
     /// failure nothing was stored.
-    pub fn attach<M: GuestMemory>(
+    pub fn attach<M: GuestMemory, G: GuestMemory>(
         mem: &M,
         shape: &RegionShape,
         vring: u16,
-        guest: &M,
+        guest: &G,
         ring: &mut PackedRing,
     ) -> Result<(Self, Recovery), InflightFault> {
         recover::attach(mem, shape, vring, guest, ring)

@@ -245,11 +245,11 @@ impl<'a, L: Loads> Reader<'a, L> {
     }
 }
 
-pub(super) fn attach<M: GuestMemory>(
+pub(super) fn attach<M: GuestMemory, G: GuestMemory>(
     mem: &M,
     shape: &RegionShape,
     vring: u16,
-    guest: &M,
+    guest: &G,
     ring: &mut PackedRing,
 ) -> Result<(PackedRegion, Recovery), InflightFault> {
     let published = |at| Ok(ring.was_published(guest, at)?);

@@ -58,9 +58,13 @@ impl PackedRing {
         if size == 0 || size > PACKED_SIZE_MAX || positions.ahead(size).is_none() {
             return Err(gone);
         }
-        let sizes = RingAddresses::packed_sizes(size);
-        for (addr, len) in [at.desc, at.avail, at.used].into_iter().zip(sizes) {
-            let there = mem.check_range(GuestAddress(addr), len as usize, Permissions::ReadWrite);
+        let [desc, driver, device] = RingAddresses::packed_sizes(size);
+        for (addr, len, access) in [
+            (at.desc, desc, Permissions::ReadWrite),
+            (at.avail, driver, Permissions::Read),
+            (at.used, device, Permissions::ReadWrite),
+        ] {
+            let there = mem.check_range(GuestAddress(addr), len as usize, access);
             if !there || !addr.is_multiple_of(4) {
                 return Err(gone);
             }
@@ -144,6 +148,13 @@ impl PackedRing {
         }
     }
 
+    /// The chain that was popped last is the next one again.
+    pub fn put_back(&mut self, slot: u16) {
+        let num = self.table.chain(slot).num;
+        self.positions.avail = self.positions.avail.before(num, self.size);
+        self.table.release(slot);
+    }
+
     /// Entries of the ring that are neither available nor in flight.
     fn room(&self) -> u16 {
         self.size - self.positions.ahead(self.size).unwrap_or(self.size)
@@ -203,11 +214,11 @@ impl PackedRing {
     ///
     /// The driver looks at used descriptors in ring order, so it sees none of a
     /// batch before the first. That one is stored last, in one piece.
-    pub fn publish<M: GuestMemory>(
+    pub fn publish<M: GuestMemory, L: GuestMemory>(
         &mut self,
         mem: &M,
         batch: &[Used],
-        log: Option<RingLog<'_, M>>,
+        log: Option<RingLog<'_, L>>,
     ) -> Result<(), GuestFault> {
         let Some((first, rest)) = batch.split_first() else { return Ok(()) };
         let begin = self.positions.used;
@@ -241,13 +252,13 @@ impl PackedRing {
         if bugs::on_when(Bug::PackedUsedByOne, || num > 1) { 1 } else { num }
     }
 
-    fn store_used<M: GuestMemory>(
+    fn store_used<M: GuestMemory, L: GuestMemory>(
         &self,
         mem: &M,
         at: Position,
         used: &Used,
         order: Ordering,
-        log: &Option<RingLog<'_, M>>,
+        log: &Option<RingLog<'_, L>>,
     ) -> Result<(), GuestFault> {
         let ChainInfo { mut id, num, .. } = self.table.chain(used.head);
         if bugs::on_when(Bug::PackedIdOfFirst, || num > 1) {

@@ -34,10 +34,10 @@ impl PackedRing {
 
     /// Ask the guest for a kick when it makes more available. True if there is
     /// more already, in which case that kick may never come.
-    pub fn enable_kicks<M: GuestMemory>(
+    pub fn enable_kicks<M: GuestMemory, L: GuestMemory>(
         &mut self,
         mem: &M,
-        log: Option<RingLog<'_, M>>,
+        log: Option<RingLog<'_, L>>,
     ) -> Result<bool, GuestFault> {
         let next = self.positions.avail;
         let wish = if self.event_idx { Wish::At(next) } else { Wish::Always };
@@ -48,19 +48,19 @@ impl PackedRing {
     }
 
     /// Tell the guest that kicks are not needed for now.
-    pub fn disable_kicks<M: GuestMemory>(
+    pub fn disable_kicks<M: GuestMemory, L: GuestMemory>(
         &mut self,
         mem: &M,
-        log: Option<RingLog<'_, M>>,
+        log: Option<RingLog<'_, L>>,
     ) -> Result<(), GuestFault> {
         self.store_wish(mem, Wish::Never, log)
     }
 
-    fn store_wish<M: GuestMemory>(
+    fn store_wish<M: GuestMemory, L: GuestMemory>(
         &self,
         mem: &M,
         wish: Wish,
-        log: Option<RingLog<'_, M>>,
+        log: Option<RingLog<'_, L>>,
     ) -> Result<(), GuestFault> {
         let at = GuestAddress(self.at.used);
         mem.store(wish.bits().to_le(), at, Ordering::Release)

@@ -36,6 +36,14 @@ impl Position {
         }
     }
 
+    /// So many entries back, at most one time around.
+    pub const fn before(self, count: u16, size: u16) -> Self {
+        match self.index.checked_sub(count) {
+            Some(index) => Self { index, wrap: self.wrap },
+            None => Self { index: self.index + (size - count), wrap: !self.wrap },
+        }
+    }
+
     /// Entries from here on to another place: less than two times around,
     /// since nothing tells more of them apart.
     pub const fn distance(self, to: Self, size: u16) -> u32 {

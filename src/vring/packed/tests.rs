@@ -5,6 +5,7 @@ use vm_memory::GuestMemoryMmap;
 const RING: u64 = 0x1000;
 const DRIVER: u64 = 0x90000;
 const DEVICE: u64 = 0x90010;
+const NO_LOG: Option<RingLog<'static, GuestMemoryMmap<()>>> = None;
 const AT: RingAddresses = RingAddresses { desc: RING, avail: DRIVER, used: DEVICE };
 
 /// The least a driver can be: it knows where it is, and what it has out.
@@ -94,13 +95,13 @@ fn packed_chain_is_walked_from_its_copy_after_its_place_was_overwritten() {
     assert_eq!((first, second), (Some(0), Some(1)));
     assert_eq!(ring.pop(&driver.mem).unwrap(), None);
     // The second is used first, in the place of the first.
-    ring.publish(&driver.mem, &[Used { head: 1, len: 3 }], None).unwrap();
+    ring.publish(&driver.mem, &[Used { head: 1, len: 3 }], NO_LOG).unwrap();
     assert_eq!(driver.reap(), Some((9, 3)));
     assert_eq!(
         walked(&ring, &driver.mem, 0).writable,
         [crate::memory::Segment { addr: 7 << 16, len: 1 }]
     );
-    ring.publish(&driver.mem, &[Used { head: 0, len: 0 }], None).unwrap();
+    ring.publish(&driver.mem, &[Used { head: 0, len: 0 }], NO_LOG).unwrap();
     assert_eq!(driver.reap(), Some((7, 0)));
     assert_eq!(driver.reap(), None);
     assert_eq!(ring.positions(), Positions { avail: driver.avail, used: driver.used });
@@ -169,15 +170,15 @@ fn packed_kicks_are_asked_for_by_position_or_by_flag() {
     let mut driver = Driver::new(6, Position { index: 4, wrap: false });
     let read = |d: &Driver| d.mem.read_obj::<u32>(GuestAddress(DEVICE)).unwrap();
     let mut ring = driver.device();
-    ring.disable_kicks(&driver.mem, None).unwrap();
+    ring.disable_kicks(&driver.mem, NO_LOG).unwrap();
     assert_eq!(read(&driver), 0x0001_0000);
-    assert!(!ring.enable_kicks(&driver.mem, None).unwrap());
+    assert!(!ring.enable_kicks(&driver.mem, NO_LOG).unwrap());
     assert_eq!(read(&driver), 0x0002_0004);
     driver.offer(0, 1);
-    assert!(ring.enable_kicks(&driver.mem, None).unwrap());
+    assert!(ring.enable_kicks(&driver.mem, NO_LOG).unwrap());
     let positions = ring.positions();
     let mut flags = PackedRing::new(&driver.mem, 6, AT, false, positions).unwrap();
-    assert!(flags.enable_kicks(&driver.mem, None).unwrap());
+    assert!(flags.enable_kicks(&driver.mem, NO_LOG).unwrap());
     assert_eq!(read(&driver), 0);
 }
 
@@ -195,7 +196,7 @@ fn packed_calls_follow_the_driver_event_area() {
     ] {
         driver.offer(1, 1);
         let slot = ring.pop(&driver.mem).unwrap().unwrap();
-        ring.publish(&driver.mem, &[Used { head: slot, len: 1 }], None).unwrap();
+        ring.publish(&driver.mem, &[Used { head: slot, len: 1 }], NO_LOG).unwrap();
         assert_eq!(driver.reap(), Some((1, 1)));
         driver.mem.write_obj(wish.to_le(), GuestAddress(DRIVER)).unwrap();
         assert_eq!(ring.needs_call(&driver.mem).unwrap(), wanted, "{wish:#x}");
@@ -256,7 +257,7 @@ proptest! {
                         batch.push(Used { head: slot, len: u32::from(a) });
                         expected.push((id, u32::from(a)));
                     }
-                    ring.publish(&driver.mem, &batch, None).unwrap();
+                    ring.publish(&driver.mem, &batch, NO_LOG).unwrap();
                     for used in expected {
                         prop_assert_eq!(driver.reap(), Some(used));
                     }
@@ -292,7 +293,7 @@ proptest! {
             taken += 1;
             prop_assert!(taken <= size);
             if taken % 2 == 0 {
-                ring.publish(&driver.mem, &[Used { head: slot, len: 1 }], None).unwrap();
+                ring.publish(&driver.mem, &[Used { head: slot, len: 1 }], NO_LOG).unwrap();
                 let _ = ring.needs_call(&driver.mem);
             }
             if taken == size {
