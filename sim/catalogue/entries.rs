@@ -268,8 +268,12 @@ pub static ENTRIES: &[Entry] = &[
     core(Bug::MemoryTwice, CONTROL, &["contract", "session"]),
     core(Bug::RegionNotKept, MIXED, &["base", "region", "ledger", "memory", "order", "rings"]),
     core(Bug::LogFlagForgotten, MIGRATES, &["dirty"]),
-    core(Bug::BaseNotKept, MIXED, &["base"]),
-    core(Bug::AdoptedRegionDropped, MIGRATES, &["base", "region", "ledger", "memory", "rings"]),
+    core(Bug::BaseNotKept, MIXED, &["base", "region"]),
+    core(
+        Bug::AdoptedRegionDropped,
+        MIGRATES,
+        &["base", "region", "ledger", "memory", "rings", "notification", "liveness"],
+    ),
     // Beside the core.
     entry(Mistake::World(Slip::EarlyImage), MIGRATES, &["region"]),
     entry(Mistake::World(Slip::Canary), MIXED, &["canary"]),

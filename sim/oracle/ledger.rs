@@ -415,7 +415,7 @@ impl Ledger {
             )));
         }
         let same = job.verb == ask.verb
-            && job.offset == ask.sector * SECTOR
+            && job.offset == ask.sector.wrapping_mul(SECTOR)
             && job.len == ask.sectors * SECTOR;
         if !same || ask.expect != Expect::Ok {
             return Err(broken(format!(

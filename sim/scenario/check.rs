@@ -33,8 +33,10 @@ impl Scenario {
         within("batch", t.batch, 1, 1 << 10)?;
         within("max_sectors", t.max_sectors, 1, t.sectors.min(128))?;
         within("gather", t.gather, 0, 1_000_000)?;
-        if t.ring == Ring::Split && !t.ring_size.is_power_of_two() {
-            return Err(format!("ring_size: expected a power of two, got {}", t.ring_size));
+        for (name, size) in [("ring_size", t.ring_size), ("region_size", t.region_size)] {
+            if t.ring == Ring::Split && !size.is_power_of_two() {
+                return Err(format!("{name}: expected a power of two, got {size}"));
+            }
         }
         let slots = t.depth.min(t.ring_size.into()) * u64::from(t.queues);
         within("bytes of all requests at once", slots * slot_len(t.max_sectors), 1, SLOTS)?;

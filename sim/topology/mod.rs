@@ -122,10 +122,11 @@ impl Topology {
     /// Sizes that were drawn for another layout or for another ring become such
     /// that they fit.
     pub fn fit(&mut self) {
+        self.region_size = self.region_size.max(self.ring_size);
         if self.ring == Ring::Split {
             self.ring_size = self.ring_size.next_power_of_two();
+            self.region_size = self.region_size.next_power_of_two();
         }
-        self.region_size = self.region_size.max(self.ring_size);
     }
 
     /// Change a setting by name, or one of the migration as in
