@@ -50,13 +50,14 @@ pub(super) struct WriteCache {
     used: bool,
     /// The region is still to hear that the cache was turned on.
     record_due: bool,
-    /// Writes from before it was turned off may be volatile still.
-    unsettled: bool,
+    /// It is off, and a flush has been done here since the last volatile write,
+    /// be it one of ours or of a predecessor.
+    settled: bool,
 }
 
 impl Default for WriteCache {
     fn default() -> Self {
-        Self { on: true, basis: Basis::Unknown, used: false, record_due: false, unsettled: false }
+        Self { on: true, basis: Basis::Unknown, used: false, record_due: false, settled: false }
     }
 }
 
@@ -144,16 +145,15 @@ impl<M: GuestMemory> Backend<M> {
         // gets the answer goes on with what was before.
         self.cache.record_due = on;
         if on {
+            self.cache.settled = false;
             return Ok(false);
         }
         self.record_cache(false);
         // A guest writes the byte while its vrings run, and the store is ours then.
         let means =
             self.session.features & virtio::BLK_CONFIG_WCE != 0 && self.running_vring().is_some();
-        let volatile = was_on || self.cache.unsettled;
-        let settles = means && volatile && !self.config.read_only;
+        let settles = means && !self.cache.settled && !self.config.read_only;
         if settles {
-            self.cache.unsettled = true;
             self.pending = Pending::Settle(Settling { flush: None, failed: false, reply });
         }
         Ok(settles)
@@ -222,7 +222,7 @@ impl<M: GuestMemory> Backend<M> {
             self.pending = Pending::Settle(Settling { flush: Some(id), failed, reply });
             return;
         }
-        self.cache.unsettled = failed;
+        self.cache.settled = !failed;
         if failed {
             self.answer_failure(reply);
         } else {
