@@ -56,6 +56,12 @@ fn sim_seeds_with_everything_that_can_go_wrong_keep_every_promise() {
 }
 
 #[test]
+fn sim_seeds_with_changes_while_vrings_run_keep_every_promise() {
+    let s = sweep(ProfileName::Control, seeds() / 2);
+    assert!(s.controls > 1_000 && s.resets > 50 && s.kills > 50, "{s:?}");
+}
+
+#[test]
 fn sim_seeds_with_in_order_use_keep_it_through_kills_stops_and_migrations() {
     let mut arena = Arena::new();
     for profile in [ProfileName::Mixed, ProfileName::Migration, ProfileName::Storm] {
