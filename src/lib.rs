@@ -54,5 +54,6 @@ pub mod migration;
 pub mod time;
 pub mod vring;
 pub mod wire;
+pub mod words;
 
 pub use handle::Handle;

@@ -18,7 +18,8 @@ const RULE: &[(&str, &[&str])] = &[
     ("memory", &["wire", "bugs"]),
     ("iommu", &["memory"]),
     ("dirty", &["iommu", "bugs", "marks"]),
-    ("vring", &["memory", "dirty", "bugs", "marks"]),
+    ("words", &[]),
+    ("vring", &["memory", "dirty", "words", "bugs", "marks"]),
     ("inflight", &["wire", "vring", "bugs", "marks"]),
     ("blk", &["vring", "memory", "bugs", "marks"]),
     (
@@ -30,7 +31,7 @@ const RULE: &[(&str, &[&str])] = &[
     ),
     ("migration", &["inflight", "vring"]),
     ("frontend", &["wire", "time", "handle", "bugs"]),
-    ("driver", &[]),
+    ("driver", &["words"]),
 ];
 
 /// Parts of the standard library that only `src/adapter` may name.

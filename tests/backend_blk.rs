@@ -6,10 +6,11 @@ mod common;
 
 use common::{FEATURES, Rig, guest_region, ring_features, ring_layout, slot_base, submit};
 use midflight::backend::Event;
-use midflight::blk::{DeviceConfig, DiskError, DiskOp};
+use midflight::blk::{DeviceConfig, DiskError, DiskOp, Lifetime};
 use midflight::driver::{BlkDone, BlkDriver, BlkOp, BlkStatus, Framing, RangeSegment};
 use midflight::wire::features::virtio;
 use midflight::wire::{ConfigPayload, FrontendReplyBody, FrontendRequest, VringState};
+use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
 
 const DISK: u64 = 1 << 20;
@@ -174,12 +175,180 @@ fn blk_ranges_obey_their_limits_and_flags() {
         submit(&rig, &mut driver, 0, op, 16, &Framing::CLASSIC);
         assert_eq!(done(&mut rig, &mut driver).status, BlkStatus::IoErr);
     }
-    // One range at a time, and whole ones.
-    let two = [RangeSegment { sector: 0, num_sectors: 8, flags: 0 }; 2];
-    assert_eq!(ask(disk(), BlkOp::Discard(&two), 32).0, BlkStatus::IoErr);
-    for len in [15, 17] {
+    for len in [0, 15, 17, 40] {
         let op = BlkOp::Other { kind: 11, sector: 0, writable: false };
         assert_eq!(ask(disk(), op, len).0, BlkStatus::IoErr);
+    }
+}
+
+#[test]
+fn blk_many_ranges_are_one_request_of_the_disk_and_one_completion() {
+    for framing in FRAMINGS {
+        for kind in 0..3 {
+            let config = DeviceConfig { secure_erase: true, ..disk() };
+            let (mut rig, mut driver) = Rig::running(config);
+            rig.disk.fill(0x5a);
+            let ranges: Vec<_> = (0..100u64)
+                .map(|i| RangeSegment {
+                    sector: i * 16,
+                    num_sectors: (i % 4) as u32 * 2,
+                    flags: u32::from(kind == 1 && i % 2 == 1),
+                })
+                .collect();
+            let op = match kind {
+                0 => BlkOp::Discard(&ranges),
+                1 => BlkOp::WriteZeroes(&ranges),
+                _ => BlkOp::SecureErase(&ranges),
+            };
+            submit(&rig, &mut driver, 0, op, 1600, &framing);
+            driver.publish(&rig.guest).unwrap();
+            rig.kick(0);
+            let [id] = rig.at_disk[..] else { panic!("{:?}", rig.at_disk) };
+            let request = rig.backend.request(id).unwrap();
+            assert_eq!(request.ranges.len(), 75, "those of no sectors are left out");
+            let unmap = request.ranges.iter().filter(|range| range.unmap).count();
+            assert_eq!(unmap, if kind == 1 { 50 } else { 0 });
+            rig.finish_all();
+            let d = driver.reap(&rig.guest).unwrap().expect("a completion");
+            assert_eq!((d.status, d.len), (BlkStatus::Ok, 1));
+            for (at, byte) in rig.disk.iter().enumerate() {
+                let (i, sector) = (at / 512 / 16, at / 512 % 16);
+                let gone = i < 100 && sector < i % 4 * 2;
+                assert_eq!(*byte, if gone { 0 } else { 0x5a }, "byte {at}");
+            }
+        }
+    }
+}
+
+#[test]
+fn blk_one_bad_range_refuses_them_all_and_the_unknown_comes_first() {
+    let good = RangeSegment { sector: 0, num_sectors: 8, flags: 0 };
+    let outside = RangeSegment { sector: DISK / 512, ..good };
+    let flagged = RangeSegment { flags: 4, ..good };
+    let unmap = RangeSegment { flags: 1, ..good };
+    for (ranges, discard, zeroes, erase) in [
+        (vec![good, outside], BlkStatus::IoErr, BlkStatus::IoErr, BlkStatus::IoErr),
+        (vec![outside, flagged], BlkStatus::Unsupp, BlkStatus::Unsupp, BlkStatus::Unsupp),
+        (vec![good, unmap], BlkStatus::Unsupp, BlkStatus::Ok, BlkStatus::Unsupp),
+        (vec![good; 4], BlkStatus::Ok, BlkStatus::Ok, BlkStatus::Ok),
+        (vec![good; 5], BlkStatus::IoErr, BlkStatus::IoErr, BlkStatus::IoErr),
+    ] {
+        let mut config = DeviceConfig { secure_erase: true, ..disk() };
+        config.limits.ranges = 4;
+        let len = ranges.len() as u32 * 16;
+        let ask = |op| ask(config.clone(), op, len).0;
+        assert_eq!(ask(BlkOp::Discard(&ranges)), discard, "{ranges:?}");
+        assert_eq!(ask(BlkOp::WriteZeroes(&ranges)), zeroes, "{ranges:?}");
+        assert_eq!(ask(BlkOp::SecureErase(&ranges)), erase, "{ranges:?}");
+    }
+}
+
+#[test]
+fn blk_secure_erase_and_lifetime_are_unsupp_unless_asked_for() {
+    let range = [RangeSegment { sector: 0, num_sectors: 8, flags: 0 }];
+    assert_eq!(ask(disk(), BlkOp::SecureErase(&range), 16).0, BlkStatus::Unsupp);
+    assert_eq!(ask(disk(), BlkOp::GetLifetime, 6), (BlkStatus::Unsupp, 1));
+    let lifetime = Some(Lifetime { pre_eol_info: 1, typ_a: 2, typ_b: 11 });
+    for (len, status, used) in
+        [(5, BlkStatus::IoErr, 1), (6, BlkStatus::Ok, 7), (64, BlkStatus::Ok, 7)]
+    {
+        let (mut rig, mut driver) = Rig::running(DeviceConfig { lifetime, ..disk() });
+        submit(&rig, &mut driver, 0, BlkOp::GetLifetime, len, &Framing::SHREDDED);
+        let d = done(&mut rig, &mut driver);
+        assert_eq!((d.status, d.len), (status, used), "room for {len}");
+        if status == BlkStatus::Ok {
+            let mut got = [0; 6];
+            rig.guest.read_slice(&mut got, GuestAddress(slot_base(0) + 16)).unwrap();
+            assert_eq!(got, [1, 0, 2, 0, 11, 0]);
+        }
+    }
+}
+
+fn any_range() -> impl Strategy<Value = RangeSegment> {
+    let end = DISK / 512;
+    let sector = prop_oneof![6 => 0..end, 1 => end - 4..end + 4, 1 => any::<u64>()];
+    let sectors = prop_oneof![6 => 0..64u32, 1 => 60..70u32, 1 => any::<u32>()];
+    let flags = prop_oneof![12 => Just(0), 4 => Just(1), 1 => any::<u32>()];
+    (sector, sectors, flags).prop_map(|(sector, num_sectors, flags)| RangeSegment {
+        sector,
+        num_sectors,
+        flags,
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 3000, ..ProptestConfig::default() })]
+
+    /// What a request for ranges comes to, said a second time: by sectors as
+    /// wide numbers that cannot overflow.
+    #[test]
+    fn blk_requests_for_any_ranges_come_to_what_the_document_says(
+        ranges in prop::collection::vec(any_range(), 0..10),
+        kind in 0..3,
+        framing in 0..FRAMINGS.len(),
+        block in prop::sample::select(vec![512u32, 4096]),
+    ) {
+        let mut config =
+            DeviceConfig { secure_erase: true, logical_block_size: block, ..disk() };
+        config.limits.ranges = 8;
+        config.limits.discard_sectors = 64;
+        config.limits.write_zeroes_sectors = 65;
+        config.limits.secure_erase_sectors = 66;
+        let (op, max, known) = match kind {
+            0 => (BlkOp::Discard(&ranges), 64, 0),
+            1 => (BlkOp::WriteZeroes(&ranges), 65, 1),
+            _ => (BlkOp::SecureErase(&ranges), 66, 0),
+        };
+        let unit = u128::from(block / 512);
+        let fits = |r: &RangeSegment| {
+            let (first, count) = (u128::from(r.sector), u128::from(r.num_sectors));
+            count <= max
+                && first + count <= u128::from(DISK / 512)
+                && first % unit == 0
+                && count % unit == 0
+        };
+        let status = if ranges.is_empty() || ranges.len() > 8 {
+            BlkStatus::IoErr
+        } else if ranges.iter().any(|r| r.flags & !known != 0) {
+            BlkStatus::Unsupp
+        } else if !ranges.iter().all(fits) {
+            BlkStatus::IoErr
+        } else {
+            BlkStatus::Ok
+        };
+        let (mut rig, mut driver) = Rig::running(config);
+        rig.disk.fill(0x5a);
+        submit(&rig, &mut driver, 0, op, ranges.len() as u32 * 16, &FRAMINGS[framing]);
+        let d = done(&mut rig, &mut driver);
+        prop_assert_eq!((d.status, d.len), (status, 1));
+        let mut expected = vec![0x5a; DISK as usize];
+        if status == BlkStatus::Ok {
+            for r in &ranges {
+                expected[r.sector as usize * 512..][..r.num_sectors as usize * 512].fill(0);
+            }
+        }
+        prop_assert!(rig.disk == expected);
+    }
+}
+
+#[test]
+fn blk_ranges_to_erase_may_be_where_linux_puts_them() {
+    let (mut rig, mut driver) = Rig::running(DeviceConfig { secure_erase: true, ..disk() });
+    rig.disk.fill(0x5a);
+    let mut ranges = Vec::new();
+    for sector in [8u64, 100] {
+        ranges.extend_from_slice(&sector.to_le_bytes());
+        ranges.extend_from_slice(&4u32.to_le_bytes());
+        ranges.extend_from_slice(&[0; 4]);
+    }
+    rig.guest.write_slice(&ranges, GuestAddress(slot_base(0) + 16)).unwrap();
+    let op = BlkOp::Other { kind: 14, sector: 0, writable: true };
+    submit(&rig, &mut driver, 0, op, 32, &Framing::CLASSIC);
+    let d = done(&mut rig, &mut driver);
+    assert_eq!((d.status, d.len), (BlkStatus::Ok, 1));
+    for (at, byte) in rig.disk.iter().enumerate() {
+        let gone = [8, 100].iter().any(|first| (at / 512).wrapping_sub(*first) < 4);
+        assert_eq!(*byte, if gone { 0 } else { 0x5a });
     }
 }
 

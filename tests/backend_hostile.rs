@@ -11,7 +11,7 @@ use midflight::Handle;
 use midflight::backend::Input;
 use midflight::blk::DeviceConfig;
 use midflight::driver::{BlkOp, Framing};
-use midflight::wire::features::virtio;
+use midflight::wire::features::{protocol, virtio};
 use midflight::wire::{
     ConfigPayload, Dialect, Envelope, FrontendRequest as R, InflightDescription, MAX_BUFFERED,
     MemRegion, VringAddr, VringFile, VringState, encode_request,
@@ -71,7 +71,9 @@ fn message() -> impl Strategy<Value = R<Handle>> {
         2 => Just(R::SetFeatures(FEATURES)),
         2 => Just(R::SetFeatures(FEATURES | virtio::RING_PACKED)),
         1 => any::<u64>().prop_map(R::SetFeatures),
-        2 => Just(R::SetProtocolFeatures(midflight::backend::OFFERED_PROTOCOL_FEATURES)),
+        2 => Just(R::SetProtocolFeatures(
+            midflight::backend::OFFERED_PROTOCOL_FEATURES | protocol::PAGEFAULT
+        )),
         1 => any::<u64>().prop_map(R::SetProtocolFeatures),
         3 => region.clone().prop_map(move |r| R::AddMemReg(r, h)),
         1 => region.clone().prop_map(|r| R::RemMemReg(r, None)),
@@ -95,6 +97,10 @@ fn message() -> impl Strategy<Value = R<Handle>> {
         1 => config.prop_map(R::SetConfig),
         1 => Just(R::GetMaxMemSlots),
         1 => Just(R::GetStatus),
+        2 => Just(R::PostcopyAdvise),
+        2 => Just(R::PostcopyListen),
+        1 => Just(R::PostcopyEnd),
+        1 => prop_oneof![Just(R::MemTableAck), Just(R::MemRegAck)],
     ]
 }
 
@@ -167,7 +173,7 @@ proptest! {
 
     #[test]
     fn hostile_messages_and_memory_never_break_the_back_end(acts in proptest::collection::vec(act(), 1..60)) {
-        let mut rig = Rig::new(disk());
+        let mut rig = Rig::new(disk()).offer_postcopy();
         rig.region = Some(common::memory(1 << 20));
         for act in &acts {
             step(&mut rig, act);

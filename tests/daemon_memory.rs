@@ -31,7 +31,7 @@ fn daemon_survives_guest_memory_that_is_truncated_under_it() {
     guest.driver.publish(&guest.memory).unwrap();
     ftruncate(&guest.file, 0).unwrap();
     rustix::io::write(&guest.kick, &1u64.to_ne_bytes()).unwrap();
-    daemon.wait_for("truncated memory that it shares");
+    daemon.wait_for("memory that the front-end shares is gone");
     assert!(client.receive().is_none(), "the connection is closed");
     serves_another(&scratch);
     assert_eq!(daemon.stop(), 0);
@@ -56,7 +56,7 @@ fn daemon_survives_an_inflight_region_that_is_truncated_under_it() {
     ftruncate(&own, 0).unwrap();
     guest.submit(BlkOp::Out { sector: 0 }, 2);
     guest.publish();
-    daemon.wait_for("truncated memory that it shares");
+    daemon.wait_for("memory that the front-end shares is gone");
     assert!(client.receive().is_none(), "the connection is closed");
     serves_another(&scratch);
     assert_eq!(daemon.stop(), 0);

@@ -399,3 +399,155 @@ fn frontend_goes_without_a_region_if_the_back_end_has_none() {
     assert!(!h.peer.log.iter().any(|l| l.starts_with("SET_INFLIGHT_FD")));
     assert_eq!(h.events, [Event::Running]);
 }
+
+/// Stopped, with DEVICE_STATE agreed on.
+fn with_device_state() -> Harness {
+    let mut h = Harness::new(FrontendConfig {
+        protocol_features: PROTOCOL | protocol::DEVICE_STATE,
+        ..config()
+    });
+    h.peer.protocol |= protocol::DEVICE_STATE;
+    h.command(Command::SetMemory(memory()));
+    h.command(Command::Connect);
+    h.connect();
+    h.clear();
+    h
+}
+
+#[test]
+fn frontend_device_state_goes_through_the_owners_pipe_or_the_back_ends() {
+    const PIPE: Handle = Handle(501);
+    let mut h = with_device_state();
+    h.command(Command::SaveState { handle: PIPE });
+    assert_eq!(h.peer.log, ["SET_DEVICE_STATE_FD(0,fd501)"]);
+    assert_eq!(h.events, [Event::StateChannel { instead: None }]);
+    assert_eq!(h.wishes, [], "the pipe is the owner's");
+    h.clear();
+    h.command(Command::CheckState);
+    assert_eq!(h.peer.log, ["CHECK_DEVICE_STATE"]);
+    assert_eq!(h.events, [Event::StateChecked]);
+    h.clear();
+    // A back-end may want a channel of its own used.
+    h.peer.state_answer = (0, Some(Handle(902)));
+    h.command(Command::LoadState { handle: PIPE });
+    assert_eq!(h.peer.log, ["SET_DEVICE_STATE_FD(1,fd501)"]);
+    assert_eq!(h.events, [Event::StateChannel { instead: Some(Handle(902)) }]);
+}
+
+#[test]
+fn frontend_device_state_that_is_refused_leaves_the_connection_as_it_is() {
+    let mut h = with_device_state();
+    h.peer.state_answer = (7, Some(Handle(903)));
+    h.command(Command::SaveState { handle: Handle(501) });
+    let refused = |message, status| Event::Refused { message, status };
+    assert_eq!(h.events, [refused("SET_DEVICE_STATE_FD", 7)]);
+    assert_eq!(h.wishes, [Output::Release(Handle(903))], "beside an error it is of no use");
+    h.clear();
+    h.peer.state_status = 3;
+    h.command(Command::CheckState);
+    assert_eq!(h.events, [refused("CHECK_DEVICE_STATE", 3)]);
+    // The guest can start all the same.
+    h.clear();
+    h.command(Command::Start(start(Base::Kept)));
+    assert_eq!(h.events, [Event::Running]);
+    let misuse = h.frontend.handle_input(h.now, Input::Command(Command::CheckState));
+    assert!(misuse.is_err(), "not while vrings run");
+    let mut h = Harness::ready();
+    let misuse = h.frontend.handle_input(h.now, Input::Command(Command::CheckState));
+    assert!(misuse.unwrap_err().to_string().contains("DEVICE_STATE"), "not agreed on");
+}
+
+/// Ready, with PAGEFAULT agreed on beside what else there is.
+fn postcopy_ready(protocol: u64) -> Harness {
+    let protocol = protocol | protocol::PAGEFAULT;
+    let mut h = Harness::new(FrontendConfig { protocol_features: protocol, ..config() });
+    h.peer.protocol = protocol;
+    h.command(Command::SetMemory(memory()));
+    h.command(Command::Connect);
+    h.connect();
+    h.clear();
+    h
+}
+
+fn mapped() -> Event {
+    let bases = memory().into_iter().map(|(region, _)| (region, region.guest_addr + BASE));
+    Event::PostcopyMapped { bases: bases.collect() }
+}
+
+#[test]
+fn sequence_of_postcopy_asks_for_addresses_and_acknowledges_them_before_vrings_start() {
+    for slots in [false, true] {
+        let without = if slots { 0 } else { protocol::CONFIGURE_MEM_SLOTS };
+        let mut h = postcopy_ready(PROTOCOL & !without);
+        h.command(Command::PostcopyAdvise);
+        assert_eq!(h.events, [Event::PostcopyFaults(FAULTS)]);
+        h.command(Command::PostcopyListen);
+        assert_eq!(h.peer.log, ["POSTCOPY_ADVISE", "POSTCOPY_LISTEN"]);
+        h.clear();
+        h.command(Command::Start(start(Base::Kept)));
+        assert_eq!(h.events, [mapped(), Event::Running]);
+        let memory = h.peer.log.iter().filter(|line| line.contains("MEM_"));
+        // Without NEED_REPLY: there is an answer, or there is none.
+        let expected: &[&str] = match slots {
+            true => &["ADD_MEM_REG(0x0)", "ADD_MEM_REG(0x100000000)", "ADD_MEM_REG(ack)"],
+            false => &["SET_MEM_TABLE(2)", "SET_MEM_TABLE(ack)"],
+        };
+        assert!(memory.eq(expected), "{:?}", h.peer.log);
+        let place = |text: &str| h.peer.log.iter().position(|line| line.starts_with(text));
+        assert!(place(expected[expected.len() - 1]) < place("SET_VRING_KICK"));
+        h.clear();
+        h.command(Command::PostcopyEnd);
+        assert_eq!(h.peer.log, ["POSTCOPY_END"]);
+        assert_eq!(h.events, [Event::PostcopyEnded]);
+        h.clear();
+        // Memory as ever.
+        h.command(Command::Stop);
+        h.command(Command::SetMemory(memory_of_one()));
+        h.command(Command::Start(start(Base::Kept)));
+        assert!(!h.peer.log.iter().any(|line| line.contains("ack")), "{:?}", h.peer.log);
+    }
+}
+
+fn memory_of_one() -> Vec<(midflight::wire::MemRegion, Handle)> {
+    memory().into_iter().take(1).collect()
+}
+
+#[test]
+fn sequence_of_postcopy_begins_again_with_each_back_end() {
+    let mut h = postcopy_ready(PROTOCOL);
+    h.command(Command::PostcopyAdvise);
+    h.command(Command::PostcopyListen);
+    h.command(Command::Start(start(Base::Kept)));
+    h.input(Input::PeerClosed);
+    h.peer.listens = false;
+    h.tick();
+    h.connect();
+    h.clear();
+    // A back-end that has not heard of it would take missing pages for zeroes.
+    let start_again = || Command::Start(start(Base::At(0)));
+    let refused = h.frontend.handle_input(h.now, Input::Command(start_again()));
+    let text = refused.unwrap_err().to_string();
+    assert_eq!(text, "start in postcopy, expected after it listens again");
+    h.command(Command::PostcopyAdvise);
+    h.command(Command::PostcopyListen);
+    h.command(start_again());
+    assert!(h.events.contains(&mapped()), "{:?}", h.events);
+    assert_eq!(h.events.last(), Some(&Event::Running));
+}
+
+#[test]
+fn sequence_of_postcopy_ends_with_a_back_end_that_names_other_memory() {
+    let mut h = postcopy_ready(PROTOCOL);
+    h.command(Command::PostcopyAdvise);
+    h.command(Command::PostcopyListen);
+    h.peer.shift = 0x1000;
+    h.command(Command::Start(start(Base::Kept)));
+    match h.events.last() {
+        Some(Event::Disconnected { failure, .. }) => assert_eq!(
+            failure.to_string(),
+            "back-end misbehaved: answer to ADD_MEM_REG names memory at 0x1000, \
+             expected that of a region it was sent"
+        ),
+        other => panic!("{other:?}"),
+    }
+}

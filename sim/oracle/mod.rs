@@ -120,6 +120,9 @@ pub struct Oracle {
     /// `VIRTIO_F_IN_ORDER` is agreed on.
     in_order: bool,
     write_through: bool,
+    /// The flush of the back-end's own that it owes for its cache being off has
+    /// done nothing, by a fault.
+    own_flush_lied: bool,
     /// Tick at which the latest flush that was acknowledged was asked for.
     flushed: u64,
     /// Completed in the middle of a step, to be checked at its end.
@@ -146,6 +149,7 @@ impl Oracle {
             order: order::Order::new(queues),
             in_order: false,
             write_through,
+            own_flush_lied: false,
             flushed: 0,
             unchecked: Vec::new(),
             calls,
@@ -355,6 +359,7 @@ impl Oracle {
         let excuses = &mut self.sectors.excuses;
         match injected {
             Injected::Fails { of, sector, .. } => self.ledger.fails(*of, *sector),
+            Injected::Lies { of } if of.request == u64::MAX => self.own_flush_lied = true,
             Injected::Lies { of } => self.ledger.lies(*of),
             Injected::Shows { sector, content, .. } => {
                 excuses.show(*sector, content.clone(), self.tick);
@@ -363,6 +368,27 @@ impl Oracle {
             Injected::Forgets { sector } => excuses.lapse(*sector, self.tick),
             // A second report excuses nothing.
             Injected::Again { .. } => {}
+        }
+    }
+
+    /// The guest was told that its write cache is off. It will not flush any more,
+    /// so everything that it was given back has to be durable.
+    // spec: virtio 1.2, "Block Device", "Device Operation": writeback
+    pub fn cache_off(&mut self, image: &Image) -> Result<(), Violation> {
+        if std::mem::take(&mut self.own_flush_lied) || !self.judges.cheap {
+            return Ok(());
+        }
+        self.tick += 1;
+        self.write_through = true;
+        durability::check(&self.sectors, image, self.tick, |_| true, "write-through")
+    }
+
+    /// The guest turns its write cache on: what is completed from here on is
+    /// promised by a flush only.
+    pub fn cache_on(&mut self) {
+        if std::mem::take(&mut self.write_through) {
+            self.tick += 1;
+            self.flushed = self.tick;
         }
     }
 

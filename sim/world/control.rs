@@ -92,6 +92,10 @@ impl World<'_> {
                 self.front_command(Command::LogOff)
             }
             Control::Cache(on) => {
+                if on && self.cache_means {
+                    self.oracle.borrow_mut().cache_on();
+                }
+                self.here.front.cache_writes.push_back(on);
                 let data = Bytes::copy_from_slice(&[u8::from(on)]);
                 self.front_command(Command::WriteConfig { offset: WRITEBACK, flags: 0, data })
             }
@@ -104,6 +108,19 @@ impl World<'_> {
                 self.raw(FrontendRequest::SetVringNum(state), false)
             }
         }
+    }
+
+    /// The answer to a write of the write cache byte; none that means anything
+    /// without acknowledgements.
+    pub(super) fn cache_written(&mut self, taken: bool) -> Result<(), Violation> {
+        let written = self.here.front.cache_writes.pop_front();
+        let off = written == Some(false) && taken && self.topology.reply_ack;
+        // What the guest has said since then counts.
+        let last = !self.here.front.cache_writes.contains(&true);
+        if off && last && self.cache_means && self.here.id == self.guest_at {
+            self.oracle.borrow_mut().cache_off(self.disk.image())?;
+        }
+        Ok(())
     }
 
     /// A vring was disabled long enough.

@@ -64,6 +64,8 @@ pub struct FrontProcess {
     pub gone_until: u64,
     /// The connection on which it has said nonsense, on purpose.
     pub nonsense_on: Option<u32>,
+    /// Values of the write cache byte that are on their way.
+    pub cache_writes: VecDeque<bool>,
     started_before: bool,
     /// What it said before it breaks its connection.
     pub parting: Option<Parting>,
@@ -170,6 +172,7 @@ pub fn new(
         unfit: false,
         gone_until: 0,
         nonsense_on: None,
+        cache_writes: VecDeque::new(),
         started_before: false,
         parting: None,
         forged: None,
@@ -269,7 +272,9 @@ impl World<'_> {
                 return self.changed(&reply);
             }
             E::RawReply(reply) => return self.parted(&reply),
-            E::ConfigWritten => return Ok(()),
+            E::ConfigWritten => return self.cache_written(true),
+            // Its flush has failed.
+            E::Refused { message: "SET_CONFIG", .. } => return self.cache_written(false),
             E::Disconnected { failure, .. } if self.is_unfit(&failure) => FrontEvent::Unfit,
             other => return Err(Violation::new("session", format!("front-end: {other:?}"))),
         };
@@ -366,7 +371,7 @@ impl World<'_> {
         front.bases_known = false;
         self.here.check.quiet.fill(false);
         self.here.check.resetting = false;
-        let features = accepted_features(&self.topology);
+        let features = accepted_features(&self.topology, self.cache_means);
         self.front_command(Command::Start(Start { features: Some(features), vrings }))
     }
 
@@ -457,6 +462,7 @@ impl World<'_> {
                     self.here.back.as_ref().is_some_and(|back| back.kind.is_unfit());
                 self.here.front.inbox = Inbox::default();
                 self.here.front.changes.clear();
+                self.here.front.cache_writes.clear();
                 self.here.front.own_logs = 0;
                 self.front_step(Input::Connected { channel: None })
             }
@@ -546,7 +552,7 @@ fn config(topology: &Topology) -> FrontendConfig {
         accepted |= protocol::CONFIGURE_MEM_SLOTS;
     }
     FrontendConfig {
-        virtio_features: accepted_features(topology),
+        virtio_features: accepted_features(topology, true),
         protocol_features: accepted,
         queue_size: topology.region_size,
         config_len: CONFIG_LEN,
@@ -571,7 +577,7 @@ fn first_base(topology: &Topology, size: u16) -> u32 {
 }
 
 /// What the guest's driver accepts.
-fn accepted_features(topology: &Topology) -> u64 {
+fn accepted_features(topology: &Topology, cache: bool) -> u64 {
     let mut features = virtio::VERSION_1
         | virtio::BLK_BLK_SIZE
         | virtio::BLK_SEG_MAX
@@ -581,6 +587,7 @@ fn accepted_features(topology: &Topology) -> u64 {
         (topology.event_idx, virtio::EVENT_IDX),
         (topology.indirect, virtio::INDIRECT_DESC),
         (topology.flush, virtio::BLK_FLUSH),
+        (cache, virtio::BLK_CONFIG_WCE),
         (topology.queues > 1, virtio::BLK_MQ),
         (topology.ring == Ring::Packed, virtio::RING_PACKED),
         (topology.in_order, virtio::IN_ORDER),

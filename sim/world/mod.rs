@@ -177,6 +177,8 @@ pub struct World<'a> {
     troubles: VecDeque<(u64, Trouble)>,
     /// Changes to come: microseconds after the last.
     controls: VecDeque<(u64, Control)>,
+    /// The guest has a write cache that it can turn off, and does so.
+    cache_means: bool,
     /// Losses of power to come: microseconds from the start.
     power_losses: VecDeque<u64>,
     host: Stream,
@@ -213,6 +215,7 @@ impl<'a> World<'a> {
     ) -> Result<Self, Violation> {
         let topology = scenario.topology.clone();
         let plan = Plan::of(scenario);
+        let cache_means = topology.flush && plan.turns_cache();
         arena.reset();
         let mut objects = Objects::default();
         let here = Box::new(Host::new(0, arena, &mut objects, &topology)?);
@@ -265,6 +268,7 @@ impl<'a> World<'a> {
             kill,
             pauses: plan.pauses,
             troubles: plan.troubles,
+            cache_means,
             controls: plan.controls,
             power_losses: plan.faults.power_losses().collect(),
             host: stream(Component::Host),

@@ -58,4 +58,9 @@ impl Plan {
         plan.faults = FaultPlan::new(on, at);
         plan
     }
+
+    /// The guest turns its write cache on or off.
+    pub fn turns_cache(&self) -> bool {
+        self.controls.iter().any(|(_, what)| matches!(what, Control::Cache(_)))
+    }
 }

@@ -26,6 +26,7 @@ impl World<'_> {
         };
         if let Output::Disk(id) = output
             && let Some(request) = back.core.request(id)
+            && !request.own
         {
             let (vring, head) = (request.vring, request.head);
             back.session.check_fetch(vring, head)?;
@@ -64,6 +65,9 @@ impl World<'_> {
                 back.mapped = true;
                 let delay = self.host_delay();
                 self.schedule(delay, Event::BackAnswer(conn, Answer::Map(regions)));
+            }
+            Output::OpenFaults | Output::MapMissing { .. } | Output::CloseFaults { .. } => {
+                return Err(contract("wants postcopy, which is not offered"));
             }
             Output::Unmap => {
                 back.mapped = false;
@@ -121,7 +125,7 @@ impl World<'_> {
                 )));
             }
             Output::Disk(id) => {
-                let vring = back.core.request(id).map_or(u16::MAX, |request| request.vring);
+                let vring = back.core.request(id).filter(|r| !r.own).map_or(u16::MAX, |r| r.vring);
                 back.vows.asks(id, vring)?;
                 if self.store == Some(self.here.id) {
                     self.issue(id)?;
@@ -183,7 +187,9 @@ impl World<'_> {
             .core
             .request(id)
             .ok_or_else(|| contract(format!("{id} goes to the disk, but nobody knows it")))?;
-        let name = self.chain_name(request.vring, request.head);
+        // No guest has asked for what is the back-end's own.
+        let own = request.own;
+        let name = self.chain_name(request.vring, request.head).filter(|_| !own);
         let holder =
             name.and_then(|name| self.oracle.borrow().ledger().holder(request.vring, name));
         if self.here.id != self.guest_at {
@@ -199,8 +205,10 @@ impl World<'_> {
         let Job { vring, head, verb, offset, len, .. } = job;
         let (sector, sectors) = (offset / 512, len / 512);
         self.trace.say(Lane::Disk, What::Issued { vring, head, verb, sector, sectors });
-        self.oracle.borrow_mut().issued(&job)?;
-        self.check_only_owner(&job)?;
+        if !own {
+            self.oracle.borrow_mut().issued(&job)?;
+            self.check_only_owner(&job)?;
+        }
         let plan = self.disk.submit(self.scheduler.now(), job);
         self.schedule(plan.apply_after, Event::DiskApply(plan.key));
         self.schedule(plan.done_after, Event::DiskDone(plan.key));
@@ -260,9 +268,9 @@ impl World<'_> {
                 self.stats.suspended += u64::from(inflight);
                 What::Back { event: BackEvent::Suspended, a: vring.into(), b: inflight.into() }
             }
-            E::WriteCache { .. }
-            | E::FlushFailed(_)
-            | E::CapacityChanged { .. }
+            // What comes of it is judged by what is durable.
+            E::WriteCache { .. } | E::FlushFailed(_) => return Ok(()),
+            E::CapacityChanged { .. }
             | E::ChannelLost(_)
             | E::RequestRefused { .. }
             | E::StateSaved
@@ -283,6 +291,9 @@ impl World<'_> {
             }
             E::VringBroken { vring, fault } => {
                 return Err(Violation::new("rings", format!("vring {vring} broken: {fault}")));
+            }
+            E::PostcopyListening | E::PostcopyEnded => {
+                return Err(contract("says postcopy, which is not offered"));
             }
             E::Refused(fault) if self.expects(&fault) => return Ok(()),
             E::Refused(_) if unfit => return Ok(()),
@@ -361,6 +372,9 @@ impl World<'_> {
     }
 }
 
+/// The vring of what is the back-end's own: there is none.
+const OWN: u16 = u16::MAX;
+
 /// The core's request in the words of the simulator.
 fn job(request: &DiskRequest<'_>, (life, conn): (u32, u32), head: u16, holder: u64) -> Job {
     let segments: Vec<_> = request.segments.iter().map(|s| (s.addr, s.len)).collect();
@@ -369,11 +383,29 @@ fn job(request: &DiskRequest<'_>, (life, conn): (u32, u32), head: u16, holder: u
         DiskOp::Read { offset } => (Verb::Read, offset, moved, false),
         DiskOp::Write { offset, durable } => (Verb::Write, offset, moved, durable),
         DiskOp::Flush => (Verb::Flush, 0, 0, false),
-        DiskOp::Discard { offset, len, durable } => (Verb::Discard, offset, len, durable),
-        DiskOp::WriteZeroes { offset, len, durable, .. } => {
+        DiskOp::Discard { durable } => {
+            let (offset, len) = only_range(request);
+            (Verb::Discard, offset, len, durable)
+        }
+        DiskOp::WriteZeroes { durable } => {
+            let (offset, len) = only_range(request);
             (Verb::WriteZeroes, offset, len, durable)
         }
+        // Not offered by the devices of this world.
+        DiskOp::SecureErase
+        | DiskOp::ZoneAppend { .. }
+        | DiskOp::ZoneReport { .. }
+        | DiskOp::Zone { .. } => panic!("{:?} was never asked for", request.op),
     };
-    let DiskRequest { id, vring, .. } = *request;
+    let DiskRequest { id, own, vring, .. } = *request;
+    let vring = if own { OWN } else { vring };
     Job { id, life, conn, request: holder, vring, head, verb, offset, len, durable, segments }
+}
+
+/// This world's guests name one range at a time.
+fn only_range(request: &DiskRequest<'_>) -> (u64, u64) {
+    match request.ranges {
+        [one] => (one.offset, one.len),
+        other => panic!("{} ranges, of which one was asked for", other.len()),
+    }
 }

@@ -1,6 +1,7 @@
 //! The command line: what can be asked for, and how a refusal looks.
 
 use super::disk::EngineChoice;
+use super::disk_args::DiskArgs;
 use super::error::Refusal;
 use super::{capabilities, inspect, serve};
 use crate::wire::Dialect;
@@ -88,6 +89,10 @@ pub struct ServeArgs {
     /// or what --direct needs]
     #[arg(long, value_name = "N", value_parser = block_size)]
     pub logical_block_size: Option<u32>,
+    /// Offer kicks and calls by message, for front-ends that cannot share event
+    /// descriptors
+    #[arg(long)]
+    pub inband_notifications: bool,
     /// Hold each request for 0.6 to 1.4 times N microseconds: a slow disk for
     /// tests
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=60_000_000))]
@@ -127,6 +132,9 @@ pub struct ServeArgs {
     /// Print what this program can do as JSON, and exit
     #[arg(long)]
     pub print_capabilities: bool,
+    /// What else the guest sees of the disk
+    #[command(flatten)]
+    pub disk: DiskArgs,
 }
 
 /// Values of `--io-engine`.

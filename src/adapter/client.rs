@@ -10,6 +10,7 @@ mod control;
 mod iommu;
 mod link;
 mod migration;
+mod postcopy;
 mod requests;
 mod state;
 
@@ -30,6 +31,8 @@ use iommu::Iommu;
 pub use iommu::IommuUse;
 use migration::DirtyLog;
 pub use migration::Handover;
+use postcopy::Postcopy;
+pub use postcopy::{PageCounts, PageSource};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use rustix::io::Errno;
@@ -129,12 +132,25 @@ enum Next {
     Translate(u64, u8),
 }
 
+/// How guest and back-end wake each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Notify {
+    /// By event descriptors.
+    #[default]
+    Events,
+    /// Not at all: the back-end polls for requests, the guest for completions.
+    Polled,
+    /// By messages, if the back-end has them and the configuration lets the
+    /// feature through; else as [`Notify::Polled`].
+    Inband,
+}
+
 /// One vring of the guest.
 struct Queue {
     layout: RingLayout,
-    kick: Handle,
-    call: Handle,
-    err: Handle,
+    kick: Option<Handle>,
+    call: Option<Handle>,
+    err: Option<Handle>,
     /// `None` until the first start.
     driver: Option<BlkDriver>,
 }
@@ -155,11 +171,15 @@ pub struct Client {
     channel: Option<Socket>,
     /// Offered and let through.
     features: u64,
+    /// In-band notifications are in force.
+    inband: bool,
     /// What the guest accepted at its first start.
     accepted: Option<u64>,
     /// The owner wants the vrings to run, whatever the back-end does.
     wanted: bool,
     log: Option<DirtyLog>,
+    /// Memory is still coming.
+    postcopy: Option<Postcopy>,
     iommu: Iommu,
     next: VecDeque<Next>,
     events: Vec<Event>,
@@ -167,21 +187,30 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connect and negotiate.
+    /// Connect and negotiate; kick and be called by event descriptors.
     pub fn connect(config: ClientConfig) -> Result<Self, ClientError> {
+        Self::connect_notified(config, Notify::Events)
+    }
+
+    /// Connect and negotiate.
+    pub fn connect_notified(config: ClientConfig, notify: Notify) -> Result<Self, ClientError> {
         let mut handles = Handles::default();
         let event = |handles: &mut Handles| {
             let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
             let fd = eventfd(0, flags).map_err(|e| system("cannot make an eventfd", e))?;
-            Ok::<_, ClientError>(handles.insert(fd))
+            Ok::<_, ClientError>(Some(handles.insert(fd)))
         };
         let mut queues = Vec::new();
         let (mut wiring, mut wired) = (Vec::new(), Vec::new());
         for q in 0..config.frontend.num_queues {
-            let (kick, call) = (event(&mut handles)?, event(&mut handles)?);
-            let err = event(&mut handles)?;
-            wired.extend([call, err]);
-            wiring.push(VringWiring { call: Some(call), err: Some(err) });
+            let [kick, call, err] = match notify {
+                Notify::Events => {
+                    [event(&mut handles)?, event(&mut handles)?, event(&mut handles)?]
+                }
+                Notify::Polled | Notify::Inband => [None; 3],
+            };
+            wired.extend([call, err].into_iter().flatten());
+            wiring.push(VringWiring { call, err });
             let packed = config.frontend.virtio_features & virtio::RING_PACKED != 0;
             let layout = ring_layout(q, config.ring_size, packed)?;
             queues.push(Queue { layout, kick, call, err, driver: None });
@@ -201,9 +230,11 @@ impl Client {
             socket: None,
             channel: None,
             features: 0,
+            inband: false,
             accepted: None,
             wanted: false,
             log: None,
+            postcopy: None,
             iommu: Iommu::default(),
             next: VecDeque::new(),
             events: Vec::new(),
@@ -382,8 +413,8 @@ impl Client {
             avail: name + queue.layout.avail,
             used: name + queue.layout.used,
             base: base(&queue.layout),
-            kick: Some(queue.kick),
-            call: Some(queue.call),
+            kick: queue.kick,
+            call: queue.call,
         });
         Command::Start(Start { features: self.accepted, vrings: vrings.collect() })
     }

@@ -5,6 +5,7 @@ mod state;
 
 use super::clock::Clock;
 use super::disk::Disk;
+use super::error::Refusal;
 use super::handles::Handles;
 use super::listener::Listener;
 use super::lock::StoreLock;
@@ -14,9 +15,12 @@ use super::signals::Signals;
 use super::size::SizeWatch;
 use super::socket::{Received, Socket};
 use super::spin::Spin;
+use super::userfault::Postcopy;
 use super::{events, sigbus};
 use crate::Handle;
-use crate::backend::{ApiMisuse, Backend, CHAINS_PER_CALL, Command, Input, MapFailed, Output};
+use crate::backend::{
+    ApiMisuse, Backend, CHAINS_PER_CALL, Command, Event, Input, MapFailed, MissingMemory, Output,
+};
 use crate::blk::Completion;
 use crate::time::Instant;
 use bytes::Bytes;
@@ -32,6 +36,8 @@ pub struct EventLoop {
     /// is working on, and the memory has to be there until then.
     disk: Disk,
     memory: Memory,
+    /// After the memory, which leaves it when it is unmapped.
+    faults: Postcopy,
     /// Whose the image is.
     store: StoreLock,
     /// How large it is.
@@ -61,6 +67,8 @@ pub struct EventLoop {
 
 enum Answer {
     Mapped(Result<GuestMem, MapFailed>),
+    MappedMissing(Result<MissingMemory<GuestMem>, MapFailed>),
+    FaultsOpened(Result<Handle, MapFailed>),
     InflightMapped(Result<GuestMem, MapFailed>),
     LogMapped(Result<GuestMem, MapFailed>),
     InflightAllocated(Result<Handle, MapFailed>),
@@ -97,6 +105,7 @@ impl EventLoop {
             handles: Handles::default(),
             kicks: Vec::new(),
             memory: Memory::default(),
+            faults: Postcopy::default(),
             store,
             size,
             disk,
@@ -144,7 +153,7 @@ impl EventLoop {
             self.own_store(now);
             self.pump(now)?;
             if sigbus::take_hit() {
-                say!("the front-end truncated memory that it shares, closing its connection");
+                say!("memory that the front-end shares is gone, closing the connection");
                 self.disconnect(now);
             }
             if self.socket.as_ref().is_some_and(|s| s.broken) {
@@ -322,16 +331,24 @@ impl EventLoop {
             // connection before it lets go of the store there.
             Ok(true) if self.socket.as_ref().is_some_and(Socket::is_hung_up) => {
                 self.disconnect(now);
-                self.disk.open(now);
+                self.open_disk(now);
             }
-            Ok(true) => self.disk.open(now),
+            Ok(true) => self.open_disk(now),
             Ok(false) => {}
-            Err(refusal) => {
-                say!("closing the connection: {refusal}");
-                self.disconnect(now);
-                self.disk.give_up();
-            }
+            Err(refusal) => self.refuse_store(now, &refusal),
         }
+    }
+
+    fn open_disk(&mut self, now: Instant) {
+        if let Err(refusal) = self.disk.open(now) {
+            self.refuse_store(now, &refusal);
+        }
+    }
+
+    fn refuse_store(&mut self, now: Instant, why: &Refusal) {
+        say!("closing the connection: {why}");
+        self.disconnect(now);
+        self.disk.give_up();
     }
 
     /// Work on the disk; everything that is finished by now is one batch.
@@ -380,6 +397,8 @@ impl EventLoop {
             };
             let input = match answer {
                 Answer::Mapped(result) => Input::Mapped(result),
+                Answer::MappedMissing(result) => Input::MappedMissing(result),
+                Answer::FaultsOpened(result) => Input::FaultsOpened(result),
                 Answer::InflightMapped(result) => Input::InflightMapped(result),
                 Answer::LogMapped(result) => Input::LogMapped(result),
                 Answer::InflightAllocated(result) => Input::InflightAllocated(result),
@@ -399,7 +418,12 @@ impl EventLoop {
     fn obey(&mut self, now: Instant, output: Output) {
         match output {
             Output::Disk(id) => {
-                if let Some(request) = self.backend.request(id) {
+                let Some(request) = self.backend.request(id) else { return };
+                // Zeroes in place of memory that is gone may have made it what
+                // it is: the guest never asked for that.
+                if sigbus::is_hit() {
+                    self.disk.refuse(&request);
+                } else {
                     self.disk.start(now, &request, &mut self.memory);
                 }
             }
@@ -427,6 +451,19 @@ impl EventLoop {
                 self.answers.push_back(Answer::Mapped(mapped));
             }
             Output::Unmap => self.memory.unmap(),
+            Output::OpenFaults => {
+                let opened = self.faults.open(self.socket.as_ref());
+                let opened = opened.map(|fd| self.handles.insert(fd));
+                self.answers.push_back(Answer::FaultsOpened(opened));
+            }
+            Output::MapMissing { regions } => {
+                let mapped = self
+                    .faults
+                    .current()
+                    .and_then(|faults| self.memory.map_missing(&regions, &self.handles, faults));
+                self.answers.push_back(Answer::MappedMissing(mapped));
+            }
+            Output::CloseFaults { all_there } => self.faults.close(all_there),
             Output::AllocInflight { size } => {
                 let allocated = memory::alloc_inflight(size).map(|fd| self.handles.insert(fd));
                 self.answers.push_back(Answer::InflightAllocated(allocated));
@@ -450,7 +487,12 @@ impl EventLoop {
                 say!("closing the connection: {reason}");
                 self.drop_socket();
             }
-            Output::Event(event) => events::say(&event),
+            Output::Event(event) => {
+                if let Event::VringRunning { vring, resubmitted, .. } = event {
+                    self.disk.vring_runs(vring, resubmitted);
+                }
+                events::say(&event);
+            }
         }
     }
 
@@ -507,6 +549,7 @@ impl EventLoop {
 
     /// Nothing of a client survives it, whatever the back-end forgot.
     fn forget_client(&mut self) {
+        self.faults.close(false);
         for vring in 0..self.kicks.len() {
             self.watch(vring as u16, None);
         }

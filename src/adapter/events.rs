@@ -32,6 +32,10 @@ pub fn say(event: &Event) {
         Event::Suspended { vring, inflight } => {
             say_limited!("vring {vring} was suspended, {inflight} requests left in the region");
         }
+        Event::PostcopyListening => {
+            say_limited!("postcopy: memory comes when it is touched");
+        }
+        Event::PostcopyEnded => say_limited!("postcopy: all memory is there"),
         Event::CapacityChanged { from, to } => {
             say_limited!("the image has {to} bytes, {from} before");
         }

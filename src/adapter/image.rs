@@ -1,6 +1,7 @@
 //! The file or block device that is served.
 
 use super::error::{Refusal, describe};
+use super::limits::{self, DiskLimits};
 use super::memory::Iov;
 use rustix::fs::{
     AtFlags, FallocateFlags, FileType, Mode, OFlags, SeekFrom, StatxFlags, fallocate, fstat,
@@ -8,7 +9,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// File systems that are memory: tmpfs, ramfs, hugetlbfs.
@@ -28,6 +29,9 @@ const SHARED: [u64; 10] = [
     0x7461_636f,
     0x0116_1970,
 ];
+
+/// File systems that write over data where it is: ext2 to ext4, XFS.
+const IN_PLACE: [u64; 2] = [0xef53, 0x5846_5342];
 
 /// What a store can promise about a request that is cancelled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +66,14 @@ pub struct Image {
     in_memory: bool,
     /// No other host can have it open.
     local: bool,
+    /// Writing over data destroys it.
+    in_place: bool,
     can_discard: bool,
+    /// Where the kernel describes it, if it is a device, and what it says.
+    sysfs: Option<PathBuf>,
+    limits: DiskLimits,
+    /// A file that has to be as durable as this one.
+    companion: Option<OwnedFd>,
     /// Modes of fallocate(2) that have not failed so far.
     punch: AtomicBool,
     zero_range: AtomicBool,
@@ -105,7 +116,11 @@ impl Image {
         let size = measure(&fd, kind).map_err(|e| cannot("measure", e))?;
         let direct = options.direct.then(|| direct_alignment(&fd, kind));
         let needed = direct.map_or(512, |(_, offset)| offset.max(512));
-        let block_size = options.logical_block_size.unwrap_or(needed);
+        let sysfs = (kind == FileType::BlockDevice).then(|| limits::sysfs(file.st_rdev));
+        let said =
+            sysfs.as_ref().map_or_else(DiskLimits::default, |at| DiskLimits::of(fd.as_fd(), at));
+        let usual = said.logical.map_or(needed, |size| size.clamp(needed, 4096));
+        let block_size = options.logical_block_size.unwrap_or(usual);
         if block_size < needed || needed > 4096 {
             return Err(Refusal(format!(
                 "--direct on {name} needs --logical-block-size {needed} or more, got {block_size}"
@@ -125,11 +140,15 @@ impl Image {
             direct,
             in_memory: kind == FileType::RegularFile && IN_MEMORY.contains(&magic),
             local: kind == FileType::RegularFile && !SHARED.contains(&magic),
+            in_place: IN_PLACE.contains(&magic),
             can_discard: false,
+            sysfs,
+            limits: said,
+            companion: None,
             punch: AtomicBool::new(true),
             zero_range: AtomicBool::new(true),
         };
-        image.can_discard = !options.read_only && image.probe_discard(file.st_rdev);
+        image.can_discard = !options.read_only && image.probe_discard();
         Ok(image)
     }
 
@@ -163,9 +182,58 @@ impl Image {
         self.in_memory
     }
 
+    /// No other host can have it open.
+    pub fn is_local(&self) -> bool {
+        self.local
+    }
+
     /// Discard does something.
     pub fn can_discard(&self) -> bool {
         self.can_discard
+    }
+
+    /// What the device says of itself; nothing if it is a file.
+    pub fn limits(&self) -> DiskLimits {
+        self.limits
+    }
+
+    /// Where the kernel describes the device.
+    pub fn sysfs(&self) -> Option<&Path> {
+        self.sysfs.as_deref()
+    }
+
+    /// Whatever makes this image durable does so with this file too.
+    pub fn set_companion(&mut self, file: OwnedFd) {
+        self.companion = Some(file);
+    }
+
+    /// A file that has to be as durable as this one.
+    pub fn companion(&self) -> Option<BorrowedFd<'_>> {
+        self.companion.as_ref().map(|file| file.as_fd())
+    }
+
+    /// From now on what was in this image must not be left behind anywhere: see
+    /// to it that erasing can be meant, or say why it cannot.
+    ///
+    /// A device must be able to do it itself. A file is written over, which
+    /// means something only where the file system writes in place, and only for
+    /// blocks that are the file's still, so it does not discard any more. What a
+    /// drive keeps below its own file system, nobody here can know.
+    pub fn prepare_erase(&mut self) -> Result<(), &'static str> {
+        if self.is_block() {
+            // A range that no device accepts: one that can erase at all finds
+            // that wrong, one that cannot says so first.
+            return match self.block_secure_discard(1, 1) {
+                Err(Errno::INVAL) => Ok(()),
+                _ => Err("the device cannot do it"),
+            };
+        }
+        if !self.in_place && !self.in_memory {
+            return Err("the file system may write new data elsewhere and keep the old");
+        }
+        self.can_discard = false;
+        self.punch.store(false, Ordering::Relaxed);
+        Ok(())
     }
 
     /// What is known about requests that are cancelled.
@@ -227,23 +295,27 @@ impl Image {
     pub fn block_discard(&self, offset: u64, len: u64) -> Result<(), Errno> {
         /// `_IO(0x12, 119)`
         const BLKDISCARD: libc::c_ulong = 0x1277;
+        self.ranged(BLKDISCARD, offset, len)
+    }
+
+    /// Discard a range of a block device so that its content is gone.
+    pub fn block_secure_discard(&self, offset: u64, len: u64) -> Result<(), Errno> {
+        /// `_IO(0x12, 125)`
+        const BLKSECDISCARD: libc::c_ulong = 0x127d;
+        self.ranged(BLKSECDISCARD, offset, len)
+    }
+
+    fn ranged(&self, request: libc::c_ulong, offset: u64, len: u64) -> Result<(), Errno> {
         let range = [offset, len];
-        // SAFETY: the request reads two 64-bit numbers from its argument.
-        let code = unsafe { libc::ioctl(self.fd.as_raw_fd(), BLKDISCARD as _, range.as_ptr()) };
+        // SAFETY: these requests read two 64-bit numbers from their argument.
+        let code = unsafe { libc::ioctl(self.fd.as_raw_fd(), request as _, range.as_ptr()) };
         if code == 0 { Ok(()) } else { Err(super::disk::last_errno()) }
     }
 
     /// Ask whether discard works, without discarding anything.
-    fn probe_discard(&self, device: u64) -> bool {
+    fn probe_discard(&self) -> bool {
         if self.is_block() {
-            let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
-            let queue = |up: &str| {
-                let path = format!("/sys/dev/block/{major}:{minor}/{up}queue/discard_max_bytes");
-                std::fs::read_to_string(path).ok()
-            };
-            // A partition has the queue of its disk.
-            let max = queue("").or_else(|| queue("../"));
-            return max.is_some_and(|max| max.trim() != "0");
+            return self.limits.discard_max.is_some();
         }
         // Behind its end the file has nothing to lose.
         fallocate(&self.fd, Self::punch_mode(), self.size, 4096).is_ok()

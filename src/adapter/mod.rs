@@ -8,6 +8,7 @@
 //!   socket.rs  ── bytes, handles ──►             ──► socket.rs     Send
 //!   poller.rs  ── kick ────────────►   Backend   ──► handles.rs    Call, Err, Release
 //!   memory.rs  ── mapped ──────────►             ──► memory.rs     Map, Unmap, AllocInflight
+//!   userfault.rs ─ opened ─────────►             ──► userfault.rs  OpenFaults, CloseFaults
 //!   disk/      ── completions ─────►             ──► disk/         Disk
 //!              event_loop.rs holds them together
 //! ```
@@ -22,12 +23,14 @@ mod cli;
 pub mod client;
 mod clock;
 pub mod disk;
+mod disk_args;
 mod error;
 mod event_loop;
 mod events;
 mod handles;
 pub mod image;
 mod inspect;
+mod limits;
 mod listener;
 mod lock;
 pub mod memory;
@@ -38,5 +41,6 @@ mod signals;
 mod size;
 mod socket;
 mod spin;
+pub mod userfault;
 
 pub use cli::run;

@@ -1,7 +1,7 @@
 //! `midflight serve`: from options to a running loop.
 
 use super::cli::ServeArgs;
-use super::disk::Disk;
+use super::disk::{Disk, ZoneFile};
 use super::error::Refusal;
 use super::event_loop::EventLoop;
 use super::image::{CancelPromise, Image, ImageOptions};
@@ -10,6 +10,7 @@ use super::lock::StoreLock;
 use super::sigbus;
 use super::signals::Signals;
 use super::size::SizeWatch;
+use super::userfault;
 use crate::backend::{Backend, SuspendPolicy};
 use crate::blk::DeviceConfig;
 use crate::time::Duration;
@@ -36,7 +37,16 @@ pub fn serve(args: &ServeArgs) -> Result<ExitCode, Refusal> {
         direct: args.direct,
         logical_block_size: args.logical_block_size,
     };
-    let image = Arc::new(Image::open(path, options)?);
+    let mut image = Image::open(path, options)?;
+    if args.disk.secure_erase {
+        if args.read_only {
+            return Err(Refusal("--secure-erase: the disk is only read".into()));
+        }
+        image.prepare_erase().map_err(|why| Refusal(format!("--secure-erase: {why}")))?;
+    }
+    let logical = image.block_size();
+    let limits = args.disk.limits(&image);
+    let zones = args.disk.zones(path, logical);
     let config = DeviceConfig {
         capacity: image.size(),
         logical_block_size: image.block_size(),
@@ -46,20 +56,39 @@ pub fn serve(args: &ServeArgs) -> Result<ExitCode, Refusal> {
         serial: args.serial.0,
         discard: image.can_discard(),
         write_zeroes: !args.read_only,
+        secure_erase: args.disk.secure_erase,
+        limits: limits.ranges(logical),
+        topology: Some(limits.topology(logical)),
+        lifetime: args.disk.lifetime(&image)?,
+        zoned: zones.as_ref().map(|(zoned, _)| *zoned),
         access_platform: !args.no_iommu,
+        inband: args.inband_notifications,
         in_order: args.in_order,
         ring_reset: args.ring_reset,
         packed: !args.no_packed,
     };
+    config.validate().map_err(|e| Refusal(e.to_string()))?;
+    let zones = match zones {
+        None => None,
+        Some((zoned, at)) => {
+            let file = ZoneFile::open(&at, zoned, &image)?;
+            let companion = file.fd().try_clone_to_owned();
+            image.set_companion(companion.map_err(|e| Refusal(format!("cannot start: {e}")))?);
+            Some(file)
+        }
+    };
+    let image = Arc::new(image);
     let backend =
         match suspend_policy(image.promise(), args.suspend_grace_ms, args.skip_drain_dialect)? {
             Some(policy) => Backend::with_suspend(config, policy),
             None => Backend::new(config),
         };
     let backend = backend.map_err(|e| Refusal(e.to_string()))?;
+    // QEMU accepts whatever is offered, and then relies on it.
+    let backend = if userfault::is_available() { backend.offering_postcopy() } else { backend };
     let store = StoreLock::new(Arc::clone(&image), path.display().to_string(), args.read_only);
     let (disk, line) =
-        Disk::new(Arc::clone(&image), args.io_engine.into(), args.throttle_latency_us)
+        Disk::new(Arc::clone(&image), args.io_engine.into(), args.throttle_latency_us, zones)
             .map_err(|e| Refusal(format!("cannot set up disk I/O: {e}")))?;
     if let Some(line) = line {
         say!("{line}");

@@ -8,6 +8,7 @@
 //!
 //! System calls that touch such memory fail with EFAULT and raise nothing.
 
+use core::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// Mappings that can exist at once, old memory tables that requests still use
@@ -36,6 +37,12 @@ static TABLE: [Slot; SLOTS] = [const {
 static HIGH: AtomicUsize = AtomicUsize::new(0);
 /// A fault was caught since the last [`take_hit`].
 static HIT: AtomicBool = AtomicBool::new(false);
+
+thread_local! {
+    /// Faults of this thread that were caught. Without destructor and
+    /// initialised at compile time, so that a signal handler may touch it.
+    static HITS: Cell<u32> = const { Cell::new(0) };
+}
 
 /// A registered range; dropping it ends the protection, so it must go before
 /// the mapping does.
@@ -71,6 +78,18 @@ pub fn take_hit() -> bool {
     HIT.load(Ordering::Relaxed) && HIT.swap(false, Ordering::Relaxed)
 }
 
+/// Whether [`take_hit`] would say so. What was read from the peer's memory since
+/// the last time may be zeroes that were never there.
+pub fn is_hit() -> bool {
+    HIT.load(Ordering::Relaxed)
+}
+
+/// How many faults of this thread were caught so far. If there are more after
+/// it has copied memory, the copy may have zeroes that were never there.
+pub fn hits() -> u32 {
+    HITS.get()
+}
+
 /// Install the handler for the rest of the process's life.
 pub fn install() -> std::io::Result<()> {
     // SAFETY: an all-zero `sigaction` is a valid value; every field that
@@ -87,7 +106,7 @@ pub fn install() -> std::io::Result<()> {
     if code == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }
 
-/// Only atomics, mmap(2), write(2) and sigaction(2): all may be called here.
+/// Only atomics, a thread's counter, mmap(2), write(2) and sigaction(2): all may be called here.
 extern "C" fn handler(
     _signal: libc::c_int,
     info: *mut libc::siginfo_t,
@@ -125,6 +144,7 @@ fn replace(address: usize) -> bool {
             )
         };
         HIT.store(true, Ordering::Relaxed);
+        HITS.set(HITS.get().wrapping_add(1));
         return mapped != libc::MAP_FAILED;
     }
     false

@@ -23,7 +23,7 @@ use super::answer::Reply;
 use super::setup::Pending;
 use super::{Backend, Event, FrontendFault, Output};
 use crate::blk::{DiskOp, ReqId, WRITEBACK_OFFSET};
-use crate::inflight::{load_choice, store_choice};
+use crate::inflight::{RegionShape, load_choice, store_choice};
 use crate::time::Instant;
 use crate::wire::ConfigPayload;
 use crate::wire::features::virtio;
@@ -50,13 +50,14 @@ pub(super) struct WriteCache {
     used: bool,
     /// The region is still to hear that the cache was turned on.
     record_due: bool,
-    /// Writes from before it was turned off may be volatile still.
-    unsettled: bool,
+    /// It is off, and a flush has been done here since the last volatile write,
+    /// be it one of ours or of a predecessor.
+    settled: bool,
 }
 
 impl Default for WriteCache {
     fn default() -> Self {
-        Self { on: true, basis: Basis::Unknown, used: false, record_due: false, unsettled: false }
+        Self { on: true, basis: Basis::Unknown, used: false, record_due: false, settled: false }
     }
 }
 
@@ -66,7 +67,7 @@ impl WriteCache {
         self.on
     }
 
-    /// Another back-end knew it.
+    /// Another back-end has handed its guest's choice over.
     pub fn take_over(&mut self, on: bool) {
         self.set(on, Basis::Told);
     }
@@ -144,16 +145,15 @@ impl<M: GuestMemory> Backend<M> {
         // gets the answer goes on with what was before.
         self.cache.record_due = on;
         if on {
+            self.cache.settled = false;
             return Ok(false);
         }
         self.record_cache(false);
         // A guest writes the byte while its vrings run, and the store is ours then.
         let means =
             self.session.features & virtio::BLK_CONFIG_WCE != 0 && self.running_vring().is_some();
-        let volatile = was_on || self.cache.unsettled;
-        let settles = means && volatile && !self.config.read_only;
+        let settles = means && !self.cache.settled && !self.config.read_only;
         if settles {
-            self.cache.unsettled = true;
             self.pending = Pending::Settle(Settling { flush: None, failed: false, reply });
         }
         Ok(settles)
@@ -168,26 +168,33 @@ impl<M: GuestMemory> Backend<M> {
     }
 
     fn record_cache(&mut self, on: bool) {
-        if let Some(i) = &self.inflight
-            && load_choice(&i.memory, &i.shape) != Some(on)
+        if let Some((memory, shape)) = self.region_of_choice()
+            && load_choice(memory, &shape) != Some(on)
         {
             // A region that cannot be written is found out by the next request.
-            let _ = store_choice(&i.memory, &i.shape, on);
+            let _ = store_choice(memory, &shape, on);
         }
     }
 
-    /// A vring with this used index is about to run: decide by the table above.
-    pub(super) fn start_cache(&mut self, used_idx: u16) {
+    /// The region, by the kind of its vrings: where the entries end depends on it.
+    fn region_of_choice(&self) -> Option<(&M, RegionShape)> {
+        let i = self.inflight.as_ref()?;
+        Some((&i.memory, i.shape.taken_for(self.session.ring_format()).ok()?))
+    }
+
+    /// A vring is about to run, at the place where a new ring begins or elsewhere:
+    /// decide by the table above.
+    pub(super) fn start_cache(&mut self, is_new: bool) {
         if self.session.features & virtio::BLK_CONFIG_WCE == 0 {
             return;
         }
-        let recorded = self.inflight.as_ref().and_then(|i| load_choice(&i.memory, &i.shape));
+        let recorded = self.region_of_choice().and_then(|(m, shape)| load_choice(m, &shape));
         let before = self.cache;
         match (recorded, before.basis) {
             (Some(false), _) => self.cache.set(false, Basis::Told),
             (Some(true), Basis::Unknown) => self.cache.set(true, Basis::Told),
             (Some(true), _) | (None, Basis::Told) => {}
-            (None, Basis::Read) if before.used || used_idx == 0 => {}
+            (None, Basis::Read) if before.used || is_new => {}
             (None, _) => self.cache.set(false, Basis::Unknown),
         }
         let WriteCache { on, basis, .. } = self.cache;
@@ -203,7 +210,9 @@ impl<M: GuestMemory> Backend<M> {
     /// fetched meanwhile, so that is as long as one turn of the disk.
     pub(super) fn go_on_settling(&mut self, now: Instant, settling: Settling) {
         let Settling { flush, failed, reply } = settling;
-        if !self.requests.is_empty() {
+        // An end leaves the question open: the region says off, and the guest, who
+        // gets no answer, goes on flushing.
+        if !self.requests.is_empty() || self.shutdown && flush.is_none() {
             self.pending = Pending::Settle(settling);
             return;
         }
@@ -213,7 +222,7 @@ impl<M: GuestMemory> Backend<M> {
             self.pending = Pending::Settle(Settling { flush: Some(id), failed, reply });
             return;
         }
-        self.cache.unsettled = failed;
+        self.cache.settled = !failed;
         if failed {
             self.answer_failure(reply);
         } else {

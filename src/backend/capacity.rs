@@ -25,8 +25,12 @@ impl<M: GuestMemory> Backend<M> {
     }
 
     /// The store has another size now; half a block at its end is no part of the
-    /// device.
+    /// device. A zoned device stays as it is: somebody would have to say in what
+    /// state the zones at its end are.
     pub(super) fn set_capacity(&mut self, bytes: u64) {
+        if self.config.zoned.is_some() {
+            return;
+        }
         let from = self.config.capacity;
         let to = bytes - bytes % u64::from(self.config.logical_block_size);
         if to != from {

@@ -63,6 +63,10 @@ pub(super) enum Asked {
     Miss(Question),
     /// IOTLB_MSG, an access that failed; nothing follows from the answer.
     AccessFail,
+    /// VRING_CALL for this vring.
+    Call(u16),
+    /// VRING_ERR.
+    Err,
 }
 
 /// A channel that the front-end has given.
@@ -70,7 +74,7 @@ pub(super) enum Asked {
 pub(super) struct Channel {
     handle: Handle,
     decoder: Decoder<BackendReplies, Handle>,
-    /// Requests whose answers are due. A front-end answers in order.
+    /// Requests whose answers are due, oldest first.
     due: VecDeque<Due>,
 }
 
@@ -99,6 +103,7 @@ impl<M: GuestMemory> Backend<M> {
         self.channel = Some(Channel { handle, decoder, due: VecDeque::new() });
         self.out.push_back(Output::WatchChannel { handle: Some(handle) });
         self.channel_opened();
+        self.ask_again();
     }
 
     /// Send a request, if there is a channel. With REPLY_ACK its answer comes
@@ -165,28 +170,28 @@ impl<M: GuestMemory> Backend<M> {
         let BackendReply { code, status, handle } = reply;
         self.release(handle);
         let Some(channel) = &mut self.channel else { return };
-        match channel.due.pop_front() {
-            Some(due) if due.code == code => self.answered(due.asked, status),
-            due => {
-                let expected = due.map(|due| due.name);
+        // What takes a front-end longer may be answered later than what came
+        // after it; answers to requests of one kind are in order.
+        let at = channel.due.iter().position(|due| due.code == code);
+        match at.and_then(|at| channel.due.remove(at)) {
+            Some(due) => self.answered(due, status),
+            None => {
+                let expected = channel.due.front().map(|due| due.name);
                 self.end_channel(ChannelEnd::UnexpectedAnswer { expected, got: code });
             }
         }
     }
 
     /// The front-end has answered; 0 is success.
-    fn answered(&mut self, asked: Asked, status: u64) {
-        match asked {
-            Asked::Change => {
-                if status != 0 {
-                    self.event(Event::RequestRefused {
-                        request: "BACKEND_CONFIG_CHANGE_MSG",
-                        status,
-                    });
-                }
-            }
+    fn answered(&mut self, due: Due, status: u64) {
+        let told = !matches!(due.asked, Asked::Miss(_) | Asked::AccessFail);
+        if status != 0 && told {
+            self.event(Event::RequestRefused { request: due.name, status });
+        }
+        match due.asked {
+            Asked::Change | Asked::Err | Asked::AccessFail => {}
             Asked::Miss(question) => self.miss_answered(question, status),
-            Asked::AccessFail => {}
+            Asked::Call(vring) => self.call_inband(vring),
         }
     }
 
@@ -196,6 +201,9 @@ impl<M: GuestMemory> Backend<M> {
             Asked::Change => self.change_due = true,
             Asked::Miss(question) => self.iommu.forget(question),
             Asked::AccessFail => {}
+            Asked::Call(vring) => self.vrings[usize::from(vring)].call_due = true,
+            // The vring is silent, which says it as well.
+            Asked::Err => {}
         }
     }
 

@@ -4,7 +4,7 @@ use super::fetch::Broken;
 use super::setup::Pending;
 use super::vring::ring_log;
 use super::{Backend, Event, Output};
-use crate::blk::{Completion, DiskError, DiskOp, Status};
+use crate::blk::{Completion, DiskError, Status};
 use crate::bugs::{self, Bug};
 use crate::dirty::DirtyLog;
 use crate::iommu::{Space, Translator};
@@ -37,9 +37,11 @@ impl<M: GuestMemory> Backend<M> {
         let log = self.session.log_in_force(&self.log);
         if let Some(log) = log
             && let Some(request) = self.requests.get(completion.id)
-            && matches!(request.op, DiskOp::Read { .. })
+            && request.op.fills_memory()
             && !bugs::on_when(Bug::FailedReadNotLogged, || completion.result.is_err())
         {
+            // Of an append also what the guest wrote: that it is sent once more
+            // than needed does no harm.
             log_data(log, request.segments, u32::MAX);
         }
         let Some(request) = self.requests.finish(completion.id) else {
@@ -78,6 +80,8 @@ impl<M: GuestMemory> Backend<M> {
                 }
                 return Ok(());
             }
+            // The guest's own fault is its own business.
+            Err(DiskError::Zone(fault)) => (Status::of_zones(fault, self.session.knows_zones()), 1),
             Err(_) if bugs::on(Bug::ErrorSucceeds) => (Status::Ok, request.written + 1),
             Err(error) => {
                 marks::hit(Mark::DiskFails);
@@ -98,11 +102,7 @@ impl<M: GuestMemory> Backend<M> {
     /// Publish a vring's batch, and call the guest if it wants that.
     pub(super) fn publish(&mut self, vring: u16) {
         match self.try_publish(vring) {
-            Ok(true) => {
-                if let Some(handle) = self.vrings[usize::from(vring)].call {
-                    self.out.push_back(Output::Call { vring, handle });
-                }
-            }
+            Ok(true) => self.call(vring),
             Ok(false) => {}
             Err(broken) => self.broken(vring, broken),
         }

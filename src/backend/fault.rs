@@ -53,6 +53,16 @@ pub enum FrontendFault {
         /// Bits offered.
         offered: u64,
     },
+    /// A protocol feature without those that it builds on.
+    #[error("{feature} is in protocol features {got:#x}, expected it only with {needed:#x}")]
+    FeaturesMissing {
+        /// Name of the feature.
+        feature: &'static str,
+        /// Bits asked for.
+        got: u64,
+        /// Bits that it takes.
+        needed: u64,
+    },
     /// Ring features would change under running vrings.
     #[error("SET_FEATURES changes {from:#x} to {to:#x} while vring {vring} runs")]
     FeaturesWhileRunning {
@@ -159,6 +169,23 @@ pub enum FrontendFault {
     MemoryInUse {
         /// Name of the message.
         message: &'static str,
+        /// Vring index.
+        vring: u16,
+    },
+    /// A message that has no place where postcopy stands.
+    #[error("{message} came while {state}, expected it {expected}")]
+    Postcopy {
+        /// Name of the message.
+        message: &'static str,
+        /// Where postcopy stands.
+        state: &'static str,
+        /// Where it belongs.
+        expected: &'static str,
+    },
+    /// The vring should start, but nobody has said that page faults in its
+    /// memory will be resolved.
+    #[error("vring {vring} starts before the memory sent in postcopy was acknowledged")]
+    MemoryNotAcknowledged {
         /// Vring index.
         vring: u16,
     },

@@ -2,13 +2,13 @@
 
 use super::complete::{log_data, log_status};
 use super::iommu::VringIommu;
-use super::requests::Requests;
+use super::requests::{NewRequest, Requests};
 use super::translate::{AddressSpace, Direct, Prepared, Translated};
 use super::vring::{Run, ring_log};
 use super::{
     Backend, CHAINS_PER_CALL, CHAINS_UNDIVIDED, Event, FrontendFault, Output, POLL_INTERVAL,
 };
-use crate::blk::{self, Action, DeviceConfig, Status};
+use crate::blk::{self, Action, ByteRange, DeviceConfig, DiskOp, Mode, Status};
 use crate::bugs::{self, Bug};
 use crate::dirty::{DirtyLog, RingLog};
 use crate::inflight::InflightFault;
@@ -65,10 +65,11 @@ struct Fetcher<'a, M, S> {
     log: Option<&'a DirtyLog<M>>,
     ring_log: Option<RingLog<'a, M>>,
     config: &'a DeviceConfig,
-    durable: bool,
+    mode: Mode,
     run: &'a mut Run,
     requests: &'a mut Requests,
     chain: &'a mut Chain,
+    ranges: &'a mut Vec<ByteRange>,
     out: &'a mut VecDeque<Output>,
 }
 
@@ -76,7 +77,7 @@ impl<M: GuestMemory> Backend<M> {
     /// True if no stop, memory change or shutdown keeps all vrings from
     /// fetching.
     pub(super) fn may_fetch(&self) -> bool {
-        !self.shutdown && !self.pending.holds_fetching()
+        !self.shutdown && !self.pending.holds_fetching() && !self.postcopy.holds_fetching()
     }
 
     /// Look for available chains, and start what they ask for.
@@ -162,7 +163,10 @@ impl<M: GuestMemory> Backend<M> {
     }
 
     fn fetcher(&mut self, vring: u16) -> Option<Fetcher<'_, M, Direct<'_, M>>> {
-        let durable = self.session.writes_are_durable(self.cache.is_on());
+        let mode = Mode {
+            durable: self.session.writes_are_durable(self.cache.is_on()),
+            zoned: self.session.knows_zones(),
+        };
         let v = &mut self.vrings[usize::from(vring)];
         let mem = self.memory.as_ref()?;
         Some(Fetcher {
@@ -173,16 +177,20 @@ impl<M: GuestMemory> Backend<M> {
             log: self.session.log_in_force(&self.log),
             ring_log: ring_log(self.session.log_in_force(&self.log), v.addr.as_ref(), &v.iommu.map),
             config: &self.config,
-            durable,
+            mode,
             run: v.run.as_mut()?,
             requests: &mut self.requests,
             chain: &mut self.chain,
+            ranges: &mut self.ranges,
             out: &mut self.out,
         })
     }
 
     fn translating_fetcher(&mut self, vring: u16) -> Option<Fetcher<'_, M, Translated<'_, M>>> {
-        let durable = self.session.writes_are_durable(self.cache.is_on());
+        let mode = Mode {
+            durable: self.session.writes_are_durable(self.cache.is_on()),
+            zoned: self.session.knows_zones(),
+        };
         let v = &mut self.vrings[usize::from(vring)];
         let mem = self.memory.as_ref()?;
         let VringIommu { map, refused, .. } = &mut v.iommu;
@@ -196,10 +204,11 @@ impl<M: GuestMemory> Backend<M> {
             log: self.session.log_in_force(&self.log),
             ring_log: ring_log(self.session.log_in_force(&self.log), v.addr.as_ref(), map),
             config: &self.config,
-            durable,
+            mode,
             run: v.run.as_mut()?,
             requests: &mut self.requests,
             chain: &mut self.chain,
+            ranges: &mut self.ranges,
             out: &mut self.out,
         })
     }
@@ -213,9 +222,7 @@ impl<M: GuestMemory> Backend<M> {
                 if let Some(run) = &mut v.run {
                     run.broken = true;
                 }
-                if let Some(handle) = v.err {
-                    self.out.push_back(Output::Err { vring, handle });
-                }
+                self.err(vring);
                 self.event(Event::VringBroken { vring, fault });
             }
             Broken::Frontend(fault) => self.close(fault),
@@ -274,17 +281,17 @@ impl<M: GuestMemory, S: AddressSpace> Fetcher<'_, M, S> {
             Some(prepared) => prepared?,
             None => self.prepare(head)?,
         };
-        self.begin(head, prepared)?;
+        self.begin(head, prepared, false)?;
         Ok(true)
     }
 
-    /// Turn a head that the region knows into a request, or answer it. False if
-    /// it has to wait for pages.
+    /// Turn a head that a predecessor has left in the region into a request, or
+    /// answer it. False if it has to wait for pages.
     fn start(&mut self, head: u16) -> Result<bool, Broken> {
         self.run.taken[usize::from(head)] = true;
         match self.prepare(head)? {
             Prepared::Missing => return Ok(false),
-            prepared => self.begin(head, prepared)?,
+            prepared => self.begin(head, prepared, true)?,
         }
         Ok(true)
     }
@@ -295,7 +302,8 @@ impl<M: GuestMemory, S: AddressSpace> Fetcher<'_, M, S> {
         self.space.translate(head, self.chain, walk)
     }
 
-    fn begin(&mut self, head: u16, prepared: Prepared) -> Result<(), Broken> {
+    /// `again`: a predecessor may have done all of it.
+    fn begin(&mut self, head: u16, prepared: Prepared, again: bool) -> Result<(), Broken> {
         if let Some(order) = &mut self.run.in_order {
             order.fetch(head);
         }
@@ -305,17 +313,35 @@ impl<M: GuestMemory, S: AddressSpace> Fetcher<'_, M, S> {
                 let action = Action::Answer { status: Status::IoErr, written: 0 };
                 blk::Parsed { action, status_addr }
             }
-            _ => blk::parse(mem, self.config, self.durable, head, self.chain)?,
+            _ => blk::parse(mem, self.config, self.mode, head, self.chain, self.ranges)?,
         };
         match parsed.action {
             Action::Disk(op) => {
-                marks::hit_when(Mark::WriteThrough, || self.durable);
+                marks::hit_when(Mark::WriteThrough, || self.mode.durable);
+                let (readable, writable) = (&self.chain.readable[..], &self.chain.writable[..]);
+                let none = &[][..];
                 let data = match op {
-                    blk::DiskOp::Read { .. } => &self.chain.writable[..],
-                    blk::DiskOp::Write { .. } => &self.chain.readable[..],
-                    _ => &[],
+                    DiskOp::Write { .. } => [readable, none],
+                    DiskOp::Read { .. } | DiskOp::ZoneReport { .. } => [none, writable],
+                    DiskOp::ZoneAppend { .. } => [readable, writable],
+                    _ => [none, none],
                 };
-                let id = self.requests.insert(self.vring, head, op, data, parsed.status_addr);
+                let order = match (op, &self.run.region, self.region_mem) {
+                    (DiskOp::ZoneAppend { .. }, Some(region), Some(mem)) => {
+                        region.order_of(mem, head)
+                    }
+                    _ => None,
+                };
+                let id = self.requests.insert(NewRequest {
+                    vring: self.vring,
+                    head,
+                    op,
+                    data,
+                    ranges: self.ranges,
+                    again,
+                    order,
+                    status_addr: parsed.status_addr,
+                });
                 if S::WAITS {
                     self.requests.name(id, self.space.named());
                 }
@@ -330,6 +356,7 @@ impl<M: GuestMemory, S: AddressSpace> Fetcher<'_, M, S> {
                     Status::Ok => {}
                     Status::IoErr => marks::hit(Mark::RefusedIoErr),
                     Status::Unsupp => marks::hit(Mark::RefusedUnsupp),
+                    _ => {}
                 }
                 let at = parsed.status_addr;
                 mem.write_obj(status as u8, GuestAddress(at))

@@ -42,6 +42,11 @@ pub enum Input<'a, M> {
     PeerClosed,
     /// Answer to [`Output::Map`].
     Mapped(Result<M, MapFailed>),
+    /// Answer to [`Output::MapMissing`].
+    MappedMissing(Result<MissingMemory<M>, MapFailed>),
+    /// Answer to [`Output::OpenFaults`]: a handle of the userfaultfd to give to
+    /// the front-end. The driver keeps one of its own.
+    FaultsOpened(Result<Handle, MapFailed>),
     /// Answer to [`Output::AllocInflight`]: a handle to give to the front-end.
     /// The memory itself comes back by SET_INFLIGHT_FD.
     InflightAllocated(Result<Handle, MapFailed>),
@@ -70,6 +75,16 @@ pub enum Input<'a, M> {
     Timeout,
     /// The operator wants something.
     Command(Command),
+}
+
+/// Memory whose pages come when they are touched.
+#[derive(Clone, Debug)]
+pub struct MissingMemory<M> {
+    /// The memory. Nothing of it has been touched.
+    pub memory: M,
+    /// For each region of [`Output::MapMissing`], in its order, the name that
+    /// its first byte has in page faults. Only ever told to the front-end.
+    pub bases: Vec<u64>,
 }
 
 /// What an operator may ask of a running back-end.
@@ -124,6 +139,25 @@ pub enum Output {
     },
     /// Drop the guest memory and every mapping of it.
     Unmap,
+    /// Open a userfaultfd, in place of the one before; answer with
+    /// [`Input::FaultsOpened`].
+    OpenFaults,
+    /// Like [`Output::Map`], but have every access to a page that is not there
+    /// wait until the front-end has put it there, by the userfaultfd opened
+    /// last. Nothing of new regions may be touched. Answer with
+    /// [`Input::MappedMissing`].
+    MapMissing {
+        /// The whole new table.
+        regions: Vec<MapRegion>,
+    },
+    /// No access is to wait for the front-end any more; close the userfaultfd.
+    CloseFaults {
+        /// Every page is there, so memory is ordinary from now on. Otherwise
+        /// nobody will ever put the missing ones there: accesses fail, those
+        /// that wait as well. None may find zeroes instead, since what a guest
+        /// has written would become zeroes on the disk.
+        all_there: bool,
+    },
     /// Make zeroed, sealed memory for an inflight region; answer with
     /// [`Input::InflightAllocated`].
     AllocInflight {
@@ -349,6 +383,10 @@ pub enum Event {
         /// Requests in flight by the region.
         inflight: u16,
     },
+    /// Postcopy has begun: pages of guest memory come when they are touched.
+    PostcopyListening,
+    /// Postcopy is over: all pages are there.
+    PostcopyEnded,
     /// The store has another size; requests are held against it from now on.
     CapacityChanged {
         /// Bytes before.

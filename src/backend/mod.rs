@@ -3,6 +3,7 @@
 //! ```text
 //! session   what the front-end says      -> settings, answer, pending wishes
 //! channel   what the back-end asks          -> the front-end's answers
+//! notify    kicks and calls, by descriptor or by message
 //! setup     memory and inflight region   -> what a vring needs to run
 //! iommu     translations told             -> addresses that can be reached
 //! status    the device status
@@ -13,6 +14,7 @@
 //! complete  disk done to used entry
 //! in_order  holds back what finished before its turn
 //! policy    which stop drains, which suspends, and for how long it waits
+//! postcopy  memory whose pages come when they are touched
 //! stop      drain, suspend, reset, disconnect, shut down
 //! ```
 
@@ -27,7 +29,9 @@ mod in_order;
 mod io;
 mod iommu;
 mod late;
+mod notify;
 mod policy;
+mod postcopy;
 mod requests;
 mod session;
 mod settings;
@@ -48,7 +52,7 @@ pub use policy::SuspendPolicy;
 pub use session::OFFERED_PROTOCOL_FEATURES;
 
 use crate::Handle;
-use crate::blk::{ConfigError, DeviceConfig, DiskRequest, ReqId};
+use crate::blk::{ByteRange, ConfigError, DeviceConfig, DiskRequest, ReqId};
 use crate::dirty::DirtyLog;
 use crate::marks::{self, Mark};
 use crate::memory::MemoryTable;
@@ -60,6 +64,7 @@ use cache::WriteCache;
 use channel::Channel;
 use iommu::Iommu;
 use late::Late;
+use postcopy::Postcopy;
 use requests::Requests;
 use session::Session;
 use setup::{InflightMemory, Pending};
@@ -111,6 +116,9 @@ pub struct Backend<M> {
     offered: u64,
     /// How vrings are suspended; `None`: never, every stop drains.
     suspend: Option<SuspendPolicy>,
+    /// The driver can have page faults resolved by the front-end.
+    offers_postcopy: bool,
+    postcopy: Postcopy,
     decoder: Decoder<FrontendRequests, Handle>,
     link: Link,
     session: Session,
@@ -140,6 +148,8 @@ pub struct Backend<M> {
     transfer: Transfer,
     /// Buffers of the chain being looked at.
     chain: Chain,
+    /// Ranges of the request being looked at.
+    ranges: Vec<ByteRange>,
     iommu: Iommu,
     scratch: Scratch,
     out: VecDeque<Output>,
@@ -173,6 +183,8 @@ impl<M: GuestMemory> Backend<M> {
             config,
             offered,
             suspend,
+            offers_postcopy: false,
+            postcopy: Postcopy::Off,
             decoder: Decoder::new(suspend.map_or(Dialect::default(), |s| s.dialect)),
             link: Link::Idle,
             session: Session::default(),
@@ -192,6 +204,7 @@ impl<M: GuestMemory> Backend<M> {
             cache: WriteCache::default(),
             transfer: Transfer::None,
             chain: Chain::default(),
+            ranges: Vec::new(),
             iommu,
             scratch: Scratch::default(),
             out: VecDeque::new(),
@@ -232,6 +245,8 @@ impl<M: GuestMemory> Backend<M> {
                 self.disconnect();
             }
             Input::Mapped(result) => self.mapped(now, result)?,
+            Input::MappedMissing(result) => self.mapped_missing(now, result)?,
+            Input::FaultsOpened(result) => self.faults_opened(result)?,
             Input::InflightAllocated(result) => self.inflight_allocated(result)?,
             Input::StateSaved(result) => self.state_saved(result)?,
             Input::StateLoaded(result) => self.state_loaded(result)?,

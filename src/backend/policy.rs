@@ -18,6 +18,7 @@ use super::Backend;
 use super::session::OFFERED_PROTOCOL_FEATURES;
 use crate::time::Duration;
 use crate::wire::Dialect;
+use crate::wire::features::protocol;
 use vm_memory::GuestMemory;
 
 /// How vrings are suspended.
@@ -47,7 +48,11 @@ impl<M: GuestMemory> Backend<M> {
 
     /// Protocol features offered to front-ends.
     pub fn offered_protocol_features(&self) -> u64 {
+        let inband = if self.config.inband { protocol::INBAND_NOTIFICATIONS } else { 0 };
+        let postcopy = if self.offers_postcopy { protocol::PAGEFAULT } else { 0 };
         OFFERED_PROTOCOL_FEATURES
+            | inband
+            | postcopy
             | self.dialect().gpa_addresses()
             | self.suspend.map_or(0, |policy| needed(policy.dialect))
     }

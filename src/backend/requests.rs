@@ -1,6 +1,6 @@
 //! The requests the disk works on.
 
-use crate::blk::{DiskOp, DiskRequest, ReqId, Segment};
+use crate::blk::{ByteRange, DiskOp, DiskRequest, ReqId, Segment};
 use crate::bugs::{self, Bug};
 use crate::iommu::Range;
 use slab::Slab;
@@ -13,6 +13,9 @@ pub(super) struct Request {
     pub head: u16,
     op: DiskOp,
     segments: Vec<Segment>,
+    ranges: Vec<ByteRange>,
+    again: bool,
+    order: Option<u64>,
     /// Its buffers as the guest named them, where that is another address.
     named: Vec<Segment>,
     /// Where its status byte goes.
@@ -21,6 +24,8 @@ pub(super) struct Request {
     pub written: u32,
     /// Its vring is gone: nothing may be written to guest memory for it.
     orphan: bool,
+    /// It never had one.
+    own: bool,
     /// It uses memory that is not in the table any more.
     vacates: bool,
 }
@@ -31,10 +36,27 @@ pub(super) struct Request {
 pub(super) struct Requests {
     slots: Slab<Request>,
     spare: Vec<Vec<Segment>>,
+    spare_ranges: Vec<Vec<ByteRange>>,
     /// Epoch for the next request; never reset, so that an id is never reused.
     epoch: u64,
     /// Requests that use memory which is not in the table any more.
     vacating: usize,
+}
+
+/// A request as it was read out of its chain.
+#[derive(Debug)]
+pub(super) struct NewRequest<'a> {
+    pub vring: u16,
+    pub head: u16,
+    pub op: DiskOp,
+    /// Guest memory of the data: what is read, what is written.
+    pub data: [&'a [Segment]; 2],
+    pub ranges: &'a [ByteRange],
+    /// A predecessor had fetched it.
+    pub again: bool,
+    /// Its counter in the inflight region, where that matters.
+    pub order: Option<u64>,
+    pub status_addr: u64,
 }
 
 /// What a finished request leaves to do.
@@ -58,19 +80,16 @@ impl Requests {
         self.slots.is_empty()
     }
 
-    pub fn insert(
-        &mut self,
-        vring: u16,
-        head: u16,
-        op: DiskOp,
-        data: &[Segment],
-        status_addr: u64,
-    ) -> ReqId {
+    pub fn insert(&mut self, new: NewRequest<'_>) -> ReqId {
+        let NewRequest { vring, head, op, data, again, order, status_addr, .. } = new;
         let mut segments = self.spare.pop().unwrap_or_default();
-        segments.extend_from_slice(data);
-        let written = match op {
-            DiskOp::Read { .. } => data.iter().map(|s| s.len).sum(),
-            _ => 0,
+        let mut ranges = self.spare_ranges.pop().unwrap_or_default();
+        data.iter().for_each(|part| segments.extend_from_slice(part));
+        ranges.extend_from_slice(new.ranges);
+        let [_, stored] = data;
+        let written = match op.fills_memory() {
+            true => stored.iter().map(|s| s.len).sum(),
+            false => 0,
         };
         let epoch = self.epoch;
         self.epoch += 1;
@@ -80,10 +99,14 @@ impl Requests {
             head,
             op,
             segments,
+            ranges,
+            again,
+            order,
             named: Vec::new(),
             status_addr,
             written,
             orphan: false,
+            own: false,
             vacates: false,
         };
         ReqId { slot: self.slots.insert(request) as u32, epoch }
@@ -91,15 +114,25 @@ impl Requests {
 
     /// A request of the back-end's own, which no vring is waiting for.
     pub fn insert_own(&mut self, op: DiskOp) -> ReqId {
-        let id = self.insert(0, 0, op, &[], 0);
-        self.slots[id.slot as usize].orphan = true;
+        let id = self.insert(NewRequest {
+            vring: 0,
+            head: 0,
+            op,
+            data: [&[], &[]],
+            ranges: &[],
+            again: false,
+            order: None,
+            status_addr: 0,
+        });
+        let request = &mut self.slots[id.slot as usize];
+        (request.orphan, request.own) = (true, true);
         id
     }
 
     pub fn get(&self, id: ReqId) -> Option<DiskRequest<'_>> {
         let r = self.slots.get(id.slot as usize).filter(|r| r.epoch == id.epoch)?;
-        let Request { vring, head, op, ref segments, .. } = *r;
-        Some(DiskRequest { id, vring, head, op, segments })
+        let Request { vring, head, op, ref segments, ref ranges, again, order, own, .. } = *r;
+        Some(DiskRequest { id, own, vring, head, op, segments, ranges, again, order })
     }
 
     /// Take a request out; `None` if this id is not, or no longer, in flight.
@@ -110,7 +143,9 @@ impl Requests {
             .filter(|r| r.epoch == id.epoch || bugs::on(Bug::SecondCompletionTaken))?;
         let mut r = self.slots.remove(slot);
         r.segments.clear();
+        r.ranges.clear();
         self.spare.push(r.segments);
+        self.spare_ranges.push(r.ranges);
         if r.named.capacity() > 0 {
             r.named.clear();
             self.spare.push(r.named);
@@ -184,9 +219,19 @@ mod tests {
     #[test]
     fn requests_a_late_completion_is_not_taken_for_the_new_request_in_its_slot() {
         let mut t = Requests::default();
-        let old = t.insert(0, 1, DiskOp::Flush, &[], 0);
+        let flush = |head| NewRequest {
+            vring: 0,
+            head,
+            op: DiskOp::Flush,
+            data: [&[], &[]],
+            ranges: &[],
+            again: false,
+            order: None,
+            status_addr: 0,
+        };
+        let old = t.insert(flush(1));
         assert!(t.finish(old).is_some());
-        let new = t.insert(0, 2, DiskOp::Flush, &[], 0);
+        let new = t.insert(flush(2));
         assert_eq!(old.slot, new.slot);
         assert!(t.get(old).is_none());
         assert!(t.finish(old).is_none());

@@ -67,6 +67,11 @@ impl Session {
         let durable = !has(virtio::BLK_FLUSH) || has(virtio::BLK_CONFIG_WCE) && !writeback;
         durable && !bugs::on(Bug::WriteThroughIgnored)
     }
+
+    /// The driver has said that it can handle zones.
+    pub fn knows_zones(&self) -> bool {
+        self.features & virtio::BLK_ZONED != 0
+    }
 }
 
 /// What comes of a message that was understood.
@@ -131,7 +136,14 @@ impl<M: GuestMemory> Backend<M> {
             R::GetProtocolFeatures => {
                 return Ok(Answer(FrontendReplyBody::U64(self.offered_protocol_features())));
             }
-            R::SetProtocolFeatures(features) => self.set_protocol_features(features)?,
+            R::SetProtocolFeatures(features) => {
+                if let Err(fault) = Self::check_inband(features) {
+                    // The document wants the connection closed for this.
+                    self.close(fault);
+                    return Ok(Later);
+                }
+                self.set_protocol_features(features)?;
+            }
             R::SetOwner => self.set_owner(),
             // Deprecated; the document lets a back-end ignore it.
             R::ResetOwner => {}
@@ -169,6 +181,19 @@ impl<M: GuestMemory> Backend<M> {
                 self.need(protocol::CONFIGURE_MEM_SLOTS, "CONFIGURE_MEM_SLOTS", reply)?;
                 self.rem_mem_reg(region, extra, reply)?;
                 return Ok(Later);
+            }
+            R::MemTableAck | R::MemRegAck => {
+                self.memory_acknowledged(now, reply)?;
+                return Ok(Later);
+            }
+            R::PostcopyAdvise => {
+                self.postcopy_advise(reply)?;
+                return Ok(Later);
+            }
+            R::PostcopyListen => self.postcopy_listen(reply)?,
+            R::PostcopyEnd => {
+                self.postcopy_end(now, reply)?;
+                return Ok(Answer(FrontendReplyBody::U64(0)));
             }
             R::GetInflightFd(asked) => {
                 self.need(protocol::INFLIGHT_SHMFD, "INFLIGHT_SHMFD", reply)?;
@@ -244,16 +269,13 @@ impl<M: GuestMemory> Backend<M> {
                     false => Later,
                 });
             }
+            R::VringKick(state) => self.vring_kick(now, state, reply)?,
             R::SendRarp(_)
             | R::NetSetMtu(_)
             | R::SetVringEndian(_)
             | R::CreateCryptoSession(_)
             | R::CloseCryptoSession(_)
-            | R::PostcopyAdvise
-            | R::PostcopyListen
-            | R::PostcopyEnd
             | R::GpuSetSocket(_)
-            | R::VringKick(_)
             | R::GetSharedObject(_)
             | R::GetShmemConfig => {
                 return Err(FrontendFault::NotOffered { message: reply.message });
@@ -262,7 +284,12 @@ impl<M: GuestMemory> Backend<M> {
         Ok(Done)
     }
 
-    fn need(&self, bit: u64, feature: &'static str, reply: Reply) -> Result<(), FrontendFault> {
+    pub(super) fn need(
+        &self,
+        bit: u64,
+        feature: &'static str,
+        reply: Reply,
+    ) -> Result<(), FrontendFault> {
         if self.session.protocol & bit == 0 {
             return Err(FrontendFault::NotNegotiated { message: reply.message, feature });
         }

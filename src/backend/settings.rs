@@ -113,6 +113,9 @@ impl<M: GuestMemory> Backend<M> {
         let vring = self.vring_index(u32::from(file.index), reply)?;
         let v = &mut self.vrings[usize::from(vring)];
         let old = core::mem::replace(&mut v.call, file.handle);
+        v.call_polled = file.handle.is_none();
+        // The descriptor, or the guest's own look, is for this as well.
+        v.call_due = false;
         // What was published just before the swap may have called the old one,
         // which nobody listens to any more.
         if let (Some(handle), Some(_)) = (v.call, &v.run)
@@ -132,6 +135,11 @@ impl<M: GuestMemory> Backend<M> {
         let vring = self.vring_index(u32::from(file.index), reply)?;
         let v = &mut self.vrings[usize::from(vring)];
         let old = core::mem::replace(&mut v.err, file.handle);
+        v.err_polled = file.handle.is_none();
+        // The same as for a call: the news may have gone to the old one.
+        if v.err.is_some() && v.run.as_ref().is_some_and(|run| run.broken) {
+            self.err(vring);
+        }
         self.release(old);
         Ok(())
     }

@@ -26,6 +26,10 @@ pub(super) enum Pending {
     None,
     /// The driver maps a new table.
     Map(MemoryChange),
+    /// The driver maps a new table whose pages are to come later.
+    MapMissing(MemoryChange),
+    /// The driver opens a userfaultfd.
+    OpenFaults(Reply),
     /// A region is out of the table; requests that use it have to finish.
     Vacate(Vacating),
     /// The driver allocates an inflight region.
@@ -61,7 +65,7 @@ impl Pending {
 
     /// True if no vring may fetch until this is over.
     pub fn holds_fetching(&self) -> bool {
-        matches!(self, Self::Map(_) | Self::Settle(_) | Self::Reset(_))
+        matches!(self, Self::Map(_) | Self::MapMissing(_) | Self::Settle(_) | Self::Reset(_))
     }
 
     pub fn take(&mut self) -> Self {
@@ -85,10 +89,17 @@ pub(super) struct MemoryChange {
     table: MemoryTable,
     /// Handles that are not needed if it is refused.
     new: Vec<Handle>,
-    reply: Reply,
+    /// Regions that came with it, as they came.
+    pub(super) sent: Vec<MemRegion>,
+    pub(super) reply: Reply,
 }
 
 impl MemoryChange {
+    /// The table.
+    pub fn table(&self) -> &MemoryTable {
+        &self.table
+    }
+
     /// The handles that came with it.
     pub fn into_new(self) -> Vec<Handle> {
         self.new
@@ -109,9 +120,10 @@ impl<M: GuestMemory> Backend<M> {
         reply: Reply,
     ) -> Result<(), FrontendFault> {
         let new: Vec<Handle> = regions.iter().map(|(_, handle)| *handle).collect();
+        let sent = regions.iter().map(|(region, _)| *region).collect();
         let regions = regions.into_iter().map(|(region, handle)| MapRegion { region, handle });
         let table = MemoryTable::from_regions(regions)?;
-        self.change_memory("SET_MEM_TABLE", MemoryChange { table, new, reply })
+        self.change_memory("SET_MEM_TABLE", MemoryChange { table, new, sent, reply })
     }
 
     pub(super) fn add_mem_reg(
@@ -122,7 +134,7 @@ impl<M: GuestMemory> Backend<M> {
     ) -> Result<(), FrontendFault> {
         let mut table = self.table.clone();
         table.add(MapRegion { region, handle })?;
-        let change = MemoryChange { table, new: vec![handle], reply };
+        let change = MemoryChange { table, new: vec![handle], sent: vec![region], reply };
         self.change_memory("ADD_MEM_REG", change)
     }
 
@@ -134,7 +146,7 @@ impl<M: GuestMemory> Backend<M> {
     ) -> Result<(), FrontendFault> {
         let mut table = self.table.clone();
         table.remove(&region)?;
-        let change = MemoryChange { table, new: Vec::new(), reply };
+        let change = MemoryChange { table, new: Vec::new(), sent: Vec::new(), reply };
         self.change_memory("REM_MEM_REG", change)?;
         self.release(extra);
         Ok(())
@@ -160,8 +172,13 @@ impl<M: GuestMemory> Backend<M> {
             }
         }
         let regions = change.table.regions().to_vec();
-        self.out.push_back(Output::Map { regions });
-        self.pending = Pending::Map(change);
+        if self.postcopy.listens() {
+            self.out.push_back(Output::MapMissing { regions });
+            self.pending = Pending::MapMissing(change);
+        } else {
+            self.out.push_back(Output::Map { regions });
+            self.pending = Pending::Map(change);
+        }
         Ok(())
     }
 
@@ -177,12 +194,25 @@ impl<M: GuestMemory> Backend<M> {
                 return Err(ApiMisuse::NotAskedFor("a memory mapping"));
             }
         };
+        self.take_memory(change, result, None);
+        self.fetch_all(now);
+        Ok(())
+    }
+
+    /// Put a new table in force and answer, in postcopy with what is to be told,
+    /// or refuse it.
+    pub(super) fn take_memory(
+        &mut self,
+        change: MemoryChange,
+        result: Result<M, MapFailed>,
+        told: Option<FrontendReplyBody<Handle>>,
+    ) {
         match result {
             Ok(memory) => {
                 marks::hit_when(Mark::MemoryAdded, || self.memory.is_some());
                 let stale = bugs::on_when(Bug::StaleMemoryTable, || self.memory.is_some());
                 let before = if stale { None } else { self.memory.replace(memory) };
-                self.vacate(before, change.table, change.reply);
+                self.vacate(before, change.table, change.reply, told);
             }
             Err(MapFailed(why)) => {
                 self.release(change.new);
@@ -190,10 +220,12 @@ impl<M: GuestMemory> Backend<M> {
                 self.refuse(change.reply, FrontendFault::Map { message, why });
             }
         }
+    }
+
+    pub(super) fn fetch_all(&mut self, now: Instant) {
         for vring in 0..self.config.num_queues {
             self.fetch(now, vring);
         }
-        Ok(())
     }
 
     // spec: vhost-user, VHOST_USER_GET_INFLIGHT_FD

@@ -83,6 +83,9 @@ impl<M: GuestMemory> Backend<M> {
     /// Everything that can be refused. What is stored into the inflight region
     /// here is recovery, which may be done any number of times.
     fn take_up(&self, vring: u16) -> Result<Taken, FrontendFault> {
+        if self.postcopy.holds_fetching() {
+            return Err(FrontendFault::MemoryNotAcknowledged { vring });
+        }
         if self.is_transferring() {
             return Err(FrontendFault::Transferring { message: "a start" });
         }
@@ -175,7 +178,11 @@ impl<M: GuestMemory> Backend<M> {
         }
         // A stop is over when a vring starts; the next one has its own grace.
         self.cancel_at = None;
-        self.start_cache(used);
+        // The lower half of a base is the used index of a split ring at 0, and of
+        // a packed one the available position, where used is as well at first.
+        // And whoever has had a region in use has had a guest.
+        let is_first = used == self.session.ring_format().first_base() as u16;
+        self.start_cache(is_first && recovery.fresh);
         if !self.store {
             self.store = true;
             self.out.push_back(Output::AcquireStore);
@@ -186,10 +193,8 @@ impl<M: GuestMemory> Backend<M> {
         // Resubmission is complete before anything new is fetched.
         self.resubmit(vring, &recovery.resubmit);
         // A predecessor may have died between publishing and calling.
-        if let Some(handle) = self.vrings[usize::from(vring)].call
-            && !bugs::on(Bug::NoCallAfterRecovery)
-        {
-            self.out.push_back(Output::Call { vring, handle });
+        if !bugs::on(Bug::NoCallAfterRecovery) {
+            self.call(vring);
         }
     }
 }

@@ -140,6 +140,7 @@ impl<M: GuestMemory> Backend<M> {
 
     /// Stop a vring that the disk does nothing for; its base.
     pub(super) fn stop_vring(&mut self, vring: u16) -> u32 {
+        self.call_last(vring);
         let format = self.session.ring_format();
         let v = &mut self.vrings[usize::from(vring)];
         if let Some(run) = v.run.take() {
@@ -184,7 +185,8 @@ impl<M: GuestMemory> Backend<M> {
             self.stop_vring(vring);
             let size = self.config.queue_size_max;
             let v = &mut self.vrings[usize::from(vring)];
-            *v = Vring { call: v.call, err: v.err, ..Vring::new(size) };
+            let (call_polled, err_polled) = (v.call_polled, v.err_polled);
+            *v = Vring { call: v.call, call_polled, err: v.err, err_polled, ..Vring::new(size) };
         }
         self.end_transfer();
         self.session.features = 0;
@@ -210,7 +212,7 @@ impl<M: GuestMemory> Backend<M> {
         self.drop_channel();
         self.requests.orphan_all();
         let waiting = match self.pending.take() {
-            Pending::Map(change) => change.into_new(),
+            Pending::Map(change) | Pending::MapMissing(change) => change.into_new(),
             Pending::Vacate(vacating) => vacating.into_gone(),
             Pending::MapInflight(_, handle, _) | Pending::MapLog(_, handle, _) => vec![handle],
             _ => Vec::new(),
@@ -229,6 +231,7 @@ impl<M: GuestMemory> Backend<M> {
         }
         self.inflight = None;
         self.log = None;
+        self.close_faults(false);
         self.vacated = None;
         self.end_transfer();
         self.cancel_at = None;
@@ -243,6 +246,7 @@ impl<M: GuestMemory> Backend<M> {
     // spec: vhost-user, VHOST_USER_SET_OWNER
     pub(super) fn set_owner(&mut self) {
         if self.requests.is_empty() && self.running_vring().is_none() {
+            self.close_faults(false);
             self.forget_memory();
             self.inflight = None;
             self.log = None;

@@ -12,6 +12,7 @@ use super::setup::Pending;
 use super::{Backend, FrontendFault};
 use crate::Handle;
 use crate::memory::{MapRegion, MemoryTable};
+use crate::wire::FrontendReplyBody;
 use crate::wire::features::virtio;
 use vm_memory::GuestMemory;
 
@@ -20,6 +21,8 @@ use vm_memory::GuestMemory;
 pub(super) struct Vacating {
     gone: Vec<Handle>,
     reply: Reply,
+    /// The answer, if it is more than an acknowledgement.
+    told: Option<FrontendReplyBody<Handle>>,
 }
 
 impl Vacating {
@@ -55,7 +58,13 @@ impl<M: GuestMemory> Backend<M> {
     }
 
     /// A new table is mapped; `before` is the memory that it replaces.
-    pub(super) fn vacate(&mut self, before: Option<M>, table: MemoryTable, reply: Reply) {
+    pub(super) fn vacate(
+        &mut self,
+        before: Option<M>,
+        table: MemoryTable,
+        reply: Reply,
+        told: Option<FrontendReplyBody<Handle>>,
+    ) {
         let old = core::mem::replace(&mut self.table, table);
         let left = |r: &&MapRegion| !self.table.regions().contains(r);
         let gone: Vec<MapRegion> = old.regions().iter().filter(left).copied().collect();
@@ -72,7 +81,7 @@ impl<M: GuestMemory> Backend<M> {
             self.vacated = before;
         }
         let gone = gone.iter().map(|r| r.handle).collect();
-        self.go_on_vacating(Vacating { gone, reply });
+        self.go_on_vacating(Vacating { gone, reply, told });
     }
 
     pub(super) fn go_on_vacating(&mut self, vacating: Vacating) {
@@ -82,6 +91,9 @@ impl<M: GuestMemory> Backend<M> {
         }
         self.vacated = None;
         self.release(vacating.gone);
-        self.answer_ok(vacating.reply);
+        match vacating.told {
+            Some(body) => self.answer(vacating.reply, body),
+            None => self.answer_ok(vacating.reply),
+        }
     }
 }

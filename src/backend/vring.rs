@@ -2,7 +2,7 @@
 //!
 //! | event | stopped | started, disabled | running |
 //! |---|---|---|---|
-//! | SET_VRING_KICK | started, or running if enabled | same | same, new descriptor |
+//! | SET_VRING_KICK, VRING_KICK | started, or running if enabled | same | same, new descriptor |
 //! | SET_VRING_ENABLE 1 | remembered | running | same |
 //! | SET_VRING_ENABLE 0 | remembered | same | fetches no more, completes what it has |
 //! | GET_VRING_BASE | same | stopped | stopped once nothing is at the disk |
@@ -40,7 +40,13 @@ pub(super) struct Vring {
     /// Started without a kick descriptor: look for work by the clock.
     pub polled: bool,
     pub call: Option<Handle>,
+    /// The guest looks for used entries by itself.
+    pub call_polled: bool,
+    /// A call by message is to be sent.
+    pub call_due: bool,
     pub err: Option<Handle>,
+    /// Nobody wants to know that the vring is broken.
+    pub err_polled: bool,
     pub run: Option<Run>,
     /// What it has to do with the front-end's IOMMU; nothing without one.
     pub iommu: VringIommu,
@@ -106,7 +112,10 @@ impl Vring {
             kick: None,
             polled: false,
             call: None,
+            call_polled: false,
+            call_due: false,
             err: None,
+            err_polled: false,
             run: None,
             iommu: VringIommu::default(),
         }

@@ -1,5 +1,6 @@
 //! The boundary between the core and whatever runs the disk.
 
+use super::zones::ZoneFault;
 use crate::memory::Segment;
 use core::fmt;
 
@@ -39,26 +40,68 @@ pub enum DiskOp {
     },
     /// Make every write that completed before this was issued durable.
     Flush,
-    /// The range may lose its content.
+    /// The ranges may lose their content.
     Discard {
-        /// First byte on the disk.
-        offset: u64,
-        /// Bytes.
-        len: u64,
         /// Durable before completion: the write cache is off.
         durable: bool,
     },
-    /// The range reads as zeroes afterwards.
+    /// The ranges read as zeroes afterwards.
     WriteZeroes {
-        /// First byte on the disk.
-        offset: u64,
-        /// Bytes.
-        len: u64,
-        /// The range may be deallocated.
-        unmap: bool,
         /// Durable before completion: the write cache is off.
         durable: bool,
     },
+    /// What the ranges held can be had from the disk by no means afterwards, and
+    /// that is so at the completion.
+    SecureErase,
+    /// Write to a zone wherever its write pointer is.
+    ZoneAppend {
+        /// First byte of the zone.
+        offset: u64,
+        /// Bytes of data. The segments hold these, and behind them 8 bytes where
+        /// the disk stores the sector at which the data went, little endian.
+        len: u64,
+        /// Durable before completion: the write cache is off.
+        durable: bool,
+    },
+    /// Fill the segments with a report of as many zones as there is room for.
+    ZoneReport {
+        /// A byte of the first zone to report.
+        offset: u64,
+    },
+    /// Change the state of a zone, or of all.
+    Zone {
+        /// What to do.
+        action: ZoneAction,
+        /// First byte of the zone, if `action` is about one, as the guest said
+        /// it: any sector of the disk.
+        offset: u64,
+    },
+}
+
+/// What is done to a zone as such.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ZoneAction {
+    /// Open it explicitly.
+    Open,
+    /// Close it.
+    Close,
+    /// Fill it up without writing.
+    Finish,
+    /// Make it empty.
+    Reset,
+    /// Make every zone empty.
+    ResetAll,
+}
+
+/// A part of the disk that a DISCARD, WRITE_ZEROES or SECURE_ERASE is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ByteRange {
+    /// First byte on the disk.
+    pub offset: u64,
+    /// Bytes, not 0.
+    pub len: u64,
+    /// Write zeroes: it may be deallocated.
+    pub unmap: bool,
 }
 
 impl DiskOp {
@@ -71,8 +114,18 @@ impl DiskOp {
             | Self::Write { .. }
             | Self::Flush
             | Self::Discard { .. }
-            | Self::WriteZeroes { .. } => true,
+            | Self::WriteZeroes { .. }
+            | Self::SecureErase
+            | Self::ZoneReport { .. } => true,
+            // An append would be in the zone twice. The others change where
+            // writes may go, and a zone that is half reset is good for nothing.
+            Self::ZoneAppend { .. } | Self::Zone { .. } => false,
         }
+    }
+
+    /// The disk stores to the request's segments, or to the end of them.
+    pub fn fills_memory(&self) -> bool {
+        matches!(self, Self::Read { .. } | Self::ZoneReport { .. } | Self::ZoneAppend { .. })
     }
 }
 
@@ -81,6 +134,9 @@ impl DiskOp {
 pub struct DiskRequest<'a> {
     /// Identity to report it done with.
     pub id: ReqId,
+    /// It is the back-end's own: no vring waits for it, and the next two fields
+    /// mean nothing.
+    pub own: bool,
     /// Vring it came from.
     pub vring: u16,
     /// Head of its descriptor chain, for traces.
@@ -89,8 +145,17 @@ pub struct DiskRequest<'a> {
     pub op: DiskOp,
     /// Guest memory to move data from or to, in order, none of 0 bytes, all
     /// inside the memory that was current at the fetch; empty unless the
-    /// operation is `Read` or `Write`, whose length is their sum.
+    /// operation is `Read`, `Write` (whose length is their sum), `ZoneAppend` or
+    /// `ZoneReport`.
     pub segments: &'a [Segment],
+    /// At least one range for `Discard`, `WriteZeroes` and `SecureErase`, in the
+    /// order of the request; none otherwise.
+    pub ranges: &'a [ByteRange],
+    /// It was fetched by a predecessor, who may have done all of it.
+    pub again: bool,
+    /// Its counter in the inflight region, by which a disk can tell whether it
+    /// has seen an append before. Only known for `ZoneAppend`.
+    pub order: Option<u64>,
 }
 
 /// Why the disk could not do what it was asked. The guest sees IOERR.
@@ -110,6 +175,9 @@ pub enum DiskError {
     /// The disk cannot do this at all.
     #[error("operation not supported by the disk")]
     Unsupported,
+    /// The guest has broken a rule of zones, and sees which.
+    #[error("{0}")]
+    Zone(ZoneFault),
     /// The back-end asked for it to be cancelled, and from now on it touches
     /// neither disk nor guest memory. Not an error: nobody is told, the request
     /// is in flight still and will be executed again.

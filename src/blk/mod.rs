@@ -2,11 +2,14 @@
 
 mod config;
 mod disk;
+mod limits;
 mod request;
 mod state;
+pub mod zones;
 
 pub use crate::memory::Segment;
 pub use config::{CONFIG_SIZE, ConfigError, DeviceConfig, SECTOR_SIZE, SEG_MAX, WRITEBACK_OFFSET};
-pub use disk::{Completion, DiskError, DiskOp, DiskRequest, ReqId};
-pub use request::{Action, Parsed, Status, parse};
+pub use disk::{ByteRange, Completion, DiskError, DiskOp, DiskRequest, ReqId, ZoneAction};
+pub use limits::{Lifetime, MAX_RANGES, RangeLimits, Topology};
+pub use request::{Action, Mode, Parsed, Status, parse};
 pub use state::{STATE_MAX, SavedState, SavedStateFault};

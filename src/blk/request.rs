@@ -6,7 +6,8 @@
 // spec: virtio 1.2, "Block Device", "Device Operation"
 
 use super::config::{DeviceConfig, SECTOR_SIZE, SEG_MAX};
-use super::disk::DiskOp;
+use super::disk::{ByteRange, DiskOp, ZoneAction};
+use super::zones::{self, ZoneFault, ZonedConfig};
 use crate::bugs::{self, Bug};
 use crate::marks::{self, Mark};
 use crate::memory::Segment;
@@ -18,8 +19,14 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
 /// Bytes of the request header: type, reserved, sector.
 const HEADER_SIZE: usize = 16;
 
-/// Bytes of a discard or write zeroes segment.
-const RANGE_SIZE: u64 = 16;
+/// Bytes of a discard, write zeroes or secure erase segment.
+const RANGE_SIZE: usize = 16;
+
+/// Bytes in front of the status of an append, for the sector it went to.
+const APPEND_SECTOR_SIZE: u32 = 8;
+
+/// Type of GET_LIFETIME, which the kernel's header does not name.
+const VIRTIO_BLK_T_GET_LIFETIME: u32 = 10;
 
 /// The status byte that ends every request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,13 +38,45 @@ pub enum Status {
     IoErr = v::VIRTIO_BLK_S_IOERR as u8,
     /// Not something this device does.
     Unsupp = v::VIRTIO_BLK_S_UNSUPP as u8,
+    /// Nothing that can be done to this zone.
+    ZoneInvalidCmd = v::VIRTIO_BLK_S_ZONE_INVALID_CMD as u8,
+    /// Not at the write pointer.
+    ZoneUnalignedWp = v::VIRTIO_BLK_S_ZONE_UNALIGNED_WP as u8,
+    /// Too many zones would be open.
+    ZoneOpenResource = v::VIRTIO_BLK_S_ZONE_OPEN_RESOURCE as u8,
+    /// Too many zones would be active.
+    ZoneActiveResource = v::VIRTIO_BLK_S_ZONE_ACTIVE_RESOURCE as u8,
+}
+
+impl Status {
+    /// How a guest is told that it broke a rule of zones. One that has not
+    /// accepted VIRTIO_BLK_F_ZONED knows only that it failed.
+    pub fn of_zones(fault: ZoneFault, zoned: bool) -> Self {
+        match fault {
+            _ if !zoned => Self::IoErr,
+            ZoneFault::InvalidCommand => Self::ZoneInvalidCmd,
+            ZoneFault::UnalignedWritePointer => Self::ZoneUnalignedWp,
+            ZoneFault::OpenResource => Self::ZoneOpenResource,
+            ZoneFault::ActiveResource => Self::ZoneActiveResource,
+        }
+    }
+}
+
+/// What was agreed on with the driver, as far as it matters to a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mode {
+    /// The write cache is off.
+    pub durable: bool,
+    /// The driver knows zones.
+    pub zoned: bool,
 }
 
 /// What a request comes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// The disk has to do something. The chain's readable or writable part now
-    /// holds exactly the data segments of a write or read.
+    /// holds exactly the data segments of a write or read; of an append the
+    /// writable part holds the place of its sector.
     Disk(DiskOp),
     /// The answer is known. `written` data bytes are in the buffer.
     Answer {
@@ -64,14 +103,16 @@ const DONE: Action = Action::Answer { status: Status::Ok, written: 0 };
 /// Read a request out of its chain. Only a chain that leaves no way to answer
 /// is a fault; everything else becomes a status.
 ///
-/// `durable` says that the write cache is off.
+/// `ranges` is filled with those of a DISCARD, WRITE_ZEROES or SECURE_ERASE.
 pub fn parse<M: GuestMemory>(
     mem: &M,
     config: &DeviceConfig,
-    durable: bool,
+    mode: Mode,
     head: u16,
     chain: &mut Chain,
+    ranges: &mut Vec<ByteRange>,
 ) -> Result<Parsed, GuestFault> {
+    ranges.clear();
     let status_addr = take_status(mem, head, &mut chain.writable)?;
     let action = match take_header(mem, &mut chain.readable) {
         Some(header) => {
@@ -79,7 +120,7 @@ pub fn parse<M: GuestMemory>(
                 0 => SEG_MAX as usize,
                 limit => limit,
             };
-            Request { mem, config, durable, header, data_limit }.action(chain)
+            Request { mem, config, mode, header, data_limit }.action(chain, ranges)
         }
         None => IOERR,
     };
@@ -155,35 +196,61 @@ struct Header {
 struct Request<'a, M> {
     mem: &'a M,
     config: &'a DeviceConfig,
-    durable: bool,
+    mode: Mode,
     header: Header,
     /// Data segments it may have.
     data_limit: usize,
 }
 
 impl<M: GuestMemory> Request<'_, M> {
-    fn action(&self, chain: &mut Chain) -> Action {
+    fn action(&self, chain: &mut Chain, ranges: &mut Vec<ByteRange>) -> Action {
         // A device that is read only is so for every guest, also for one that
         // did not accept VIRTIO_BLK_F_RO.
         let read_only = self.config.read_only;
+        let durable = self.mode.durable;
         match self.header.kind {
             v::VIRTIO_BLK_T_IN => {
                 self.transfer(&chain.writable, Permissions::Write, |offset| DiskOp::Read { offset })
             }
             v::VIRTIO_BLK_T_OUT if read_only => IOERR,
             v::VIRTIO_BLK_T_OUT => self.transfer(&chain.readable, Permissions::Read, |offset| {
-                DiskOp::Write { offset, durable: self.durable }
+                DiskOp::Write { offset, durable }
             }),
             v::VIRTIO_BLK_T_FLUSH if bugs::on(Bug::FlushAtOnce) => DONE,
             v::VIRTIO_BLK_T_FLUSH => Action::Disk(DiskOp::Flush),
-            v::VIRTIO_BLK_T_GET_ID => self.get_id(&chain.writable),
-            v::VIRTIO_BLK_T_DISCARD | v::VIRTIO_BLK_T_WRITE_ZEROES if read_only => IOERR,
-            v::VIRTIO_BLK_T_DISCARD if self.config.discard => self.discard(&chain.readable),
-            v::VIRTIO_BLK_T_WRITE_ZEROES if self.config.write_zeroes => {
-                self.write_zeroes(&chain.readable)
+            v::VIRTIO_BLK_T_GET_ID => self.fill(&chain.writable, &self.config.serial),
+            VIRTIO_BLK_T_GET_LIFETIME => match self.config.lifetime {
+                Some(lifetime) => self.get_lifetime(&chain.writable, &lifetime.bytes()),
+                None => UNSUPP,
+            },
+            v::VIRTIO_BLK_T_DISCARD
+            | v::VIRTIO_BLK_T_WRITE_ZEROES
+            | v::VIRTIO_BLK_T_SECURE_ERASE
+                if read_only =>
+            {
+                IOERR
             }
-            _ if bugs::on(Bug::UnknownTypeSucceeds) => DONE,
-            _ => UNSUPP,
+            v::VIRTIO_BLK_T_DISCARD if self.config.can_discard() => {
+                self.discard(&chain.readable, ranges)
+            }
+            v::VIRTIO_BLK_T_WRITE_ZEROES if self.config.can_write_zeroes() => {
+                self.write_zeroes(&chain.readable, ranges)
+            }
+            v::VIRTIO_BLK_T_SECURE_ERASE if self.config.can_secure_erase() => {
+                let max = self.config.limits.secure_erase_sectors;
+                // Linux takes the lowest bit of a type for the direction of its
+                // data. That is right for every other request; of this one it
+                // says that the device fills the buffers, and the ranges are in
+                // what the device is to write.
+                let data =
+                    if chain.readable.is_empty() { &chain.writable } else { &chain.readable };
+                self.ranged(data, ranges, (0, max), DiskOp::SecureErase)
+            }
+            kind => match &self.config.zoned {
+                Some(zoned) if self.mode.zoned => self.zoned(kind, zoned, chain),
+                _ if bugs::on(Bug::UnknownTypeSucceeds) => DONE,
+                _ => UNSUPP,
+            },
         }
     }
 
@@ -204,8 +271,26 @@ impl<M: GuestMemory> Request<'_, M> {
         match self.place(self.header.sector, len) {
             Some(_) if len == 0 => DONE,
             Some(offset) => Action::Disk(op(offset)),
+            None if access == Permissions::Read && self.ends_within_a_block_of_a_zone(len) => {
+                self.refuse(ZoneFault::UnalignedWritePointer)
+            }
             None => IOERR,
         }
+    }
+
+    /// A write to a zone that is not a whole number of blocks, but on the disk.
+    fn ends_within_a_block_of_a_zone(&self, len: u64) -> bool {
+        let Some(zoned) = &self.config.zoned else { return false };
+        let geometry = zoned.geometry(self.config.capacity / SECTOR_SIZE);
+        let start = self.header.sector;
+        let end = start.checked_add(len.div_ceil(SECTOR_SIZE));
+        end.is_some_and(|end| end <= geometry.capacity)
+            && len > 0
+            && !geometry.is_conventional(geometry.zone_of(start))
+    }
+
+    fn refuse(&self, fault: ZoneFault) -> Action {
+        Action::Answer { status: Status::of_zones(fault, self.mode.zoned), written: 0 }
     }
 
     /// Byte offset of `len` bytes at `sector`, if that is a place on the disk.
@@ -227,8 +312,8 @@ impl<M: GuestMemory> Request<'_, M> {
     }
 
     /// GET_ID: 20 bytes, or as many as there is room for.
-    fn get_id(&self, data: &[Segment]) -> Action {
-        let mut left = &self.config.serial[..];
+    fn fill(&self, data: &[Segment], answer: &[u8]) -> Action {
+        let mut left = answer;
         for segment in data {
             let (now, later) = left.split_at(left.len().min(segment.len as usize));
             if self.mem.write_slice(now, GuestAddress(segment.addr)).is_err() {
@@ -240,77 +325,178 @@ impl<M: GuestMemory> Request<'_, M> {
             }
             left = later;
         }
-        let written = self.config.serial.len() - left.len();
+        let written = answer.len() - left.len();
         Action::Answer { status: Status::Ok, written: written as u32 }
     }
 
-    fn discard(&self, data: &[Segment]) -> Action {
-        let range = match self.range(data) {
-            Ok(range) => range,
-            Err(answer) => return answer,
-        };
+    /// GET_LIFETIME: three numbers, and not half of one.
+    fn get_lifetime(&self, data: &[Segment], answer: &[u8]) -> Action {
+        let room: u64 = data.iter().map(|s| u64::from(s.len)).sum();
+        if room < answer.len() as u64 { IOERR } else { self.fill(data, answer) }
+    }
+
+    fn discard(&self, data: &[Segment], ranges: &mut Vec<ByteRange>) -> Action {
         // No flag has a meaning for a discard.
-        if range.flags != 0 && !bugs::on(Bug::DiscardFlagAccepted) {
-            return UNSUPP;
-        }
-        self.ranged(range, self.config.max_discard_sectors(), |offset, len| DiskOp::Discard {
-            offset,
-            len,
-            durable: self.durable,
-        })
+        let flags = if bugs::on(Bug::DiscardFlagAccepted) { u32::MAX } else { 0 };
+        let op = DiskOp::Discard { durable: self.mode.durable };
+        self.ranged(data, ranges, (flags, self.config.max_discard_sectors()), op)
     }
 
-    fn write_zeroes(&self, data: &[Segment]) -> Action {
-        let range = match self.range(data) {
-            Ok(range) => range,
-            Err(answer) => return answer,
+    fn write_zeroes(&self, data: &[Segment], ranges: &mut Vec<ByteRange>) -> Action {
+        let durable = self.mode.durable;
+        let op = match bugs::on(Bug::WriteZeroesDiscards) {
+            true => DiskOp::Discard { durable },
+            false => DiskOp::WriteZeroes { durable },
         };
-        if range.flags & !v::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0 {
-            return UNSUPP;
-        }
-        let unmap = range.flags != 0;
-        if bugs::on(Bug::WriteZeroesDiscards) {
-            return self.ranged(range, self.config.max_write_zeroes_sectors(), |offset, len| {
-                DiskOp::Discard { offset, len, durable: self.durable }
-            });
-        }
-        self.ranged(range, self.config.max_write_zeroes_sectors(), |offset, len| {
-            DiskOp::WriteZeroes { offset, len, unmap, durable: self.durable }
-        })
+        let flags = v::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP;
+        self.ranged(data, ranges, (flags, self.config.max_write_zeroes_sectors()), op)
     }
 
-    fn ranged(&self, range: Range, max: u32, op: impl FnOnce(u64, u64) -> DiskOp) -> Action {
-        let len = u64::from(range.num_sectors) * SECTOR_SIZE;
-        match self.place(range.sector, len) {
-            _ if range.num_sectors > max => IOERR,
-            Some(_) if len == 0 => DONE,
-            Some(offset) => Action::Disk(op(offset, len)),
-            None => IOERR,
-        }
-    }
-
-    /// The one range of a discard or write zeroes request.
-    fn range(&self, data: &[Segment]) -> Result<Range, Action> {
+    /// A request for ranges, which have only these flags and at most so many
+    /// sectors each. It is refused as a whole or done as a whole.
+    fn ranged(
+        &self,
+        data: &[Segment],
+        ranges: &mut Vec<ByteRange>,
+        (flags, max): (u32, u32),
+        op: DiskOp,
+    ) -> Action {
         let len: u64 = data.iter().map(|s| u64::from(s.len)).sum();
-        // max_discard_seg and max_write_zeroes_seg are 1.
-        if len != RANGE_SIZE {
-            return Err(IOERR);
+        let most = u64::from(self.config.limits.ranges) * RANGE_SIZE as u64;
+        if len == 0 || !len.is_multiple_of(RANGE_SIZE as u64) || len > most {
+            return IOERR;
         }
-        let mut bytes = [0; RANGE_SIZE as usize];
-        let mut at = 0;
-        for s in data {
-            let end = at + s.len as usize;
-            let read = self.mem.read_slice(&mut bytes[at..end], GuestAddress(s.addr));
-            read.map_err(|_| IOERR)?;
-            at = end;
+        let (mut unknown_flag, mut misplaced) = (false, false);
+        let (mut bytes, mut filled) = ([0; RANGE_SIZE], 0);
+        for segment in data {
+            let (mut addr, mut left) = (segment.addr, segment.len as usize);
+            while left > 0 {
+                let take = left.min(RANGE_SIZE - filled);
+                let to = &mut bytes[filled..filled + take];
+                if self.mem.read_slice(to, GuestAddress(addr)).is_err() {
+                    return IOERR;
+                }
+                (addr, left) = (addr.wrapping_add(take as u64), left - take);
+                filled = (filled + take) % RANGE_SIZE;
+                if filled > 0 {
+                    continue;
+                }
+                let range = Range::read(&bytes);
+                unknown_flag |= range.flags & !flags != 0;
+                let len = u64::from(range.num_sectors) * SECTOR_SIZE;
+                match self.place(range.sector, len) {
+                    Some(offset) if range.num_sectors <= max => {
+                        let unmap = range.flags & v::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0;
+                        if len > 0 {
+                            ranges.push(ByteRange { offset, len, unmap });
+                        }
+                    }
+                    _ => misplaced = true,
+                }
+            }
         }
-        let [s0, s1, s2, s3, s4, s5, s6, s7, n0, n1, n2, n3, flags @ ..] = bytes;
-        Ok(Range {
-            sector: u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]),
-            num_sectors: u32::from_le_bytes([n0, n1, n2, n3]),
-            flags: u32::from_le_bytes(flags),
-        })
+        match () {
+            // What the device does not know comes before what it does not like.
+            () if unknown_flag => UNSUPP,
+            () if misplaced => IOERR,
+            () if ranges.is_empty() => DONE,
+            () => Action::Disk(op),
+        }
     }
+
+    // spec: virtio 1.3, "Device Operation": requests of zoned devices
+    fn zoned(&self, kind: u32, zoned: &ZonedConfig, chain: &mut Chain) -> Action {
+        let action = match kind {
+            v::VIRTIO_BLK_T_ZONE_REPORT => return self.zone_report(zoned, chain),
+            v::VIRTIO_BLK_T_ZONE_APPEND if self.config.read_only => return IOERR,
+            v::VIRTIO_BLK_T_ZONE_APPEND => return self.zone_append(zoned, chain),
+            v::VIRTIO_BLK_T_ZONE_OPEN => ZoneAction::Open,
+            v::VIRTIO_BLK_T_ZONE_CLOSE => ZoneAction::Close,
+            v::VIRTIO_BLK_T_ZONE_FINISH => ZoneAction::Finish,
+            v::VIRTIO_BLK_T_ZONE_RESET => ZoneAction::Reset,
+            v::VIRTIO_BLK_T_ZONE_RESET_ALL => ZoneAction::ResetAll,
+            _ => return UNSUPP,
+        };
+        if self.config.read_only {
+            return IOERR;
+        }
+        match self.header.sector {
+            _ if action == ZoneAction::ResetAll => Action::Disk(DiskOp::Zone { action, offset: 0 }),
+            sector if sector < self.config.capacity / SECTOR_SIZE => {
+                Action::Disk(DiskOp::Zone { action, offset: sector * SECTOR_SIZE })
+            }
+            _ => self.refuse(ZoneFault::InvalidCommand),
+        }
+    }
+
+    fn zone_report(&self, zoned: &ZonedConfig, chain: &mut Chain) -> Action {
+        let data = &mut chain.writable;
+        if !data.iter().all(|s| reachable(self.mem, s.addr, s.len, Permissions::Write)) {
+            return IOERR;
+        }
+        let room = data.iter().map(|s| u64::from(s.len)).sum();
+        let geometry = zoned.geometry(self.config.capacity / SECTOR_SIZE);
+        let sector = self.header.sector;
+        let Some(count) = zones::reported(&geometry, sector, room) else {
+            return self.refuse(ZoneFault::InvalidCommand);
+        };
+        // Nothing is written behind the last zone.
+        let size = zones::HEADER_SIZE + count as usize * zones::DESCRIPTOR_SIZE;
+        keep_front(data, size as u32);
+        Action::Disk(DiskOp::ZoneReport { offset: sector * SECTOR_SIZE })
+    }
+
+    fn zone_append(&self, zoned: &ZonedConfig, chain: &mut Chain) -> Action {
+        let room: u32 = chain.writable.iter().map(|s| s.len).sum();
+        let Some(unused) = room.checked_sub(APPEND_SECTOR_SIZE) else { return IOERR };
+        // The sector is right in front of the status.
+        skip_front(&mut chain.writable, unused);
+        let accessible = |data: &[Segment], access| {
+            data.iter().all(|s| reachable(self.mem, s.addr, s.len, access))
+        };
+        if chain.readable.len() > self.data_limit
+            || !accessible(&chain.writable, Permissions::Write)
+            || !accessible(&chain.readable, Permissions::Read)
+        {
+            return IOERR;
+        }
+        let len: u64 = chain.readable.iter().map(|s| u64::from(s.len)).sum();
+        let block = u64::from(self.config.logical_block_size);
+        let sector = self.header.sector;
+        match zoned.max_append_sectors {
+            0 => UNSUPP,
+            max if len > u64::from(max) * SECTOR_SIZE => self.refuse(ZoneFault::InvalidCommand),
+            _ if len == 0 || sector >= self.config.capacity / SECTOR_SIZE => {
+                self.refuse(ZoneFault::InvalidCommand)
+            }
+            _ if !len.is_multiple_of(block) => self.refuse(ZoneFault::UnalignedWritePointer),
+            _ => Action::Disk(DiskOp::ZoneAppend {
+                offset: sector * SECTOR_SIZE,
+                len,
+                durable: self.mode.durable,
+            }),
+        }
+    }
+}
+
+/// Leave the first `keep` bytes.
+fn keep_front(segments: &mut Vec<Segment>, mut keep: u32) {
+    segments.retain_mut(|segment| {
+        segment.len = segment.len.min(keep);
+        keep -= segment.len;
+        segment.len > 0
+    });
+}
+
+/// Take away the first `skip` bytes.
+fn skip_front(segments: &mut Vec<Segment>, mut skip: u32) {
+    segments.retain_mut(|segment| {
+        let cut = segment.len.min(skip);
+        skip -= cut;
+        segment.addr = segment.addr.wrapping_add(u64::from(cut));
+        segment.len -= cut;
+        segment.len > 0
+    });
 }
 
 /// struct virtio_blk_discard_write_zeroes
@@ -318,4 +504,15 @@ struct Range {
     sector: u64,
     num_sectors: u32,
     flags: u32,
+}
+
+impl Range {
+    fn read(bytes: &[u8; RANGE_SIZE]) -> Self {
+        let [s0, s1, s2, s3, s4, s5, s6, s7, n0, n1, n2, n3, flags @ ..] = *bytes;
+        Self {
+            sector: u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]),
+            num_sectors: u32::from_le_bytes([n0, n1, n2, n3]),
+            flags: u32::from_le_bytes(flags),
+        }
+    }
 }

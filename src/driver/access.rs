@@ -3,8 +3,9 @@
 use super::chain::Buffer;
 use super::error::DriverError;
 use super::layout::DESC_SIZE;
+use crate::words::Words;
 use core::sync::atomic::Ordering;
-use vm_memory::{Bytes, GuestAddress, GuestMemory};
+use vm_memory::GuestMemory;
 
 pub(super) const F_NEXT: u16 = 1;
 pub(super) const F_WRITE: u16 = 2;
@@ -105,56 +106,54 @@ pub(super) fn zero<M: GuestMemory + ?Sized>(
     Ok(())
 }
 
-pub(super) fn write<M: GuestMemory + ?Sized>(
-    mem: &M,
+pub(super) fn write<W: Words + ?Sized>(
+    mem: &W,
     addr: u64,
     bytes: &[u8],
 ) -> Result<(), DriverError> {
-    mem.write_slice(bytes, GuestAddress(addr)).map_err(|_| no_memory(addr, bytes.len()))
+    mem.copy_in(addr, bytes).ok_or_else(|| no_memory(addr, bytes.len()))
 }
 
-pub(super) fn read<M: GuestMemory + ?Sized>(
-    mem: &M,
+pub(super) fn read<W: Words + ?Sized>(
+    mem: &W,
     addr: u64,
     bytes: &mut [u8],
 ) -> Result<(), DriverError> {
-    mem.read_slice(bytes, GuestAddress(addr)).map_err(|_| no_memory(addr, bytes.len()))
+    mem.copy_out(addr, bytes).ok_or_else(|| no_memory(addr, bytes.len()))
 }
 
-pub(super) fn load_u16<M: GuestMemory + ?Sized>(
-    mem: &M,
+pub(super) fn load_u16<W: Words + ?Sized>(
+    mem: &W,
     addr: u64,
     order: Ordering,
 ) -> Result<u16, DriverError> {
-    let raw: u16 = mem.load(GuestAddress(addr), order).map_err(|_| no_memory(addr, 2))?;
-    Ok(u16::from_le(raw))
+    mem.load_u16(addr, order).ok_or_else(|| no_memory(addr, 2))
 }
 
-pub(super) fn load_u32<M: GuestMemory + ?Sized>(
-    mem: &M,
+pub(super) fn load_u32<W: Words + ?Sized>(
+    mem: &W,
     addr: u64,
     order: Ordering,
 ) -> Result<u32, DriverError> {
-    let raw: u32 = mem.load(GuestAddress(addr), order).map_err(|_| no_memory(addr, 4))?;
-    Ok(u32::from_le(raw))
+    mem.load_u32(addr, order).ok_or_else(|| no_memory(addr, 4))
 }
 
-pub(super) fn store_u32<M: GuestMemory + ?Sized>(
-    mem: &M,
+pub(super) fn store_u32<W: Words + ?Sized>(
+    mem: &W,
     addr: u64,
     value: u32,
     order: Ordering,
 ) -> Result<(), DriverError> {
-    mem.store(value.to_le(), GuestAddress(addr), order).map_err(|_| no_memory(addr, 4))
+    mem.store_u32(addr, value, order).ok_or_else(|| no_memory(addr, 4))
 }
 
-pub(super) fn store_u16<M: GuestMemory + ?Sized>(
-    mem: &M,
+pub(super) fn store_u16<W: Words + ?Sized>(
+    mem: &W,
     addr: u64,
     value: u16,
     order: Ordering,
 ) -> Result<(), DriverError> {
-    mem.store(value.to_le(), GuestAddress(addr), order).map_err(|_| no_memory(addr, 2))
+    mem.store_u16(addr, value, order).ok_or_else(|| no_memory(addr, 2))
 }
 
 fn no_memory(addr: u64, len: usize) -> DriverError {

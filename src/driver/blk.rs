@@ -36,6 +36,30 @@ pub enum BlkOp<'a> {
     Discard(&'a [RangeSegment]),
     /// Zero these ranges; data as for `Discard`.
     WriteZeroes(&'a [RangeSegment]),
+    /// Make sure that the content of these ranges is gone; data as for
+    /// `Discard`.
+    SecureErase(&'a [RangeSegment]),
+    /// Read how worn the disk is, into at least 6 bytes of data.
+    GetLifetime,
+    /// Append what the data buffers hold to a zone. The status takes
+    /// [`APPEND_STATUS_LEN`] bytes: in front of it is where the data went.
+    // spec: virtio 1.3, "Device Operation", struct virtio_blk_req_za
+    ZoneAppend {
+        /// First sector of the zone.
+        sector: u64,
+    },
+    /// Read descriptors of zones into the data buffers.
+    ZoneReport {
+        /// A sector of the first one.
+        sector: u64,
+    },
+    /// Do something to a zone. No data.
+    Zone {
+        /// What.
+        action: ZoneOp,
+        /// First sector of the zone; 0 for all zones.
+        sector: u64,
+    },
     /// Any other type, known to the device or not.
     Other {
         /// Number in the header.
@@ -47,7 +71,25 @@ pub enum BlkOp<'a> {
     },
 }
 
-/// One range of DISCARD or WRITE_ZEROES.
+/// Bytes that the status of a [`BlkOp::ZoneAppend`] takes.
+pub const APPEND_STATUS_LEN: u32 = 9;
+
+/// What can be done to a zone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ZoneOp {
+    /// Open it explicitly.
+    Open,
+    /// Close it.
+    Close,
+    /// Fill it up.
+    Finish,
+    /// Empty it.
+    Reset,
+    /// Empty all zones.
+    ResetAll,
+}
+
+/// One range of DISCARD, WRITE_ZEROES or SECURE_ERASE.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RangeSegment {
     /// First sector.
@@ -75,7 +117,7 @@ pub struct RequestBuffers<'a> {
     pub header: u64,
     /// Data, in order; its length is that of the request.
     pub data: &'a [Span],
-    /// One byte for the status.
+    /// One byte for the status, or [`APPEND_STATUS_LEN`] for an append.
     pub status: u64,
     /// Room for an indirect table, 16 bytes for each descriptor, if the framing
     /// asks for one.
@@ -91,6 +133,14 @@ pub enum BlkStatus {
     IoErr,
     /// Not a request that this device knows.
     Unsupp,
+    /// Nothing that can be done to this zone.
+    ZoneInvalidCmd,
+    /// Not at the write pointer.
+    ZoneUnalignedWp,
+    /// Too many zones would be open.
+    ZoneOpenResource,
+    /// Too many zones would be active.
+    ZoneActiveResource,
 }
 
 impl BlkStatus {
@@ -100,6 +150,10 @@ impl BlkStatus {
             Self::Ok => 0,
             Self::IoErr => 1,
             Self::Unsupp => 2,
+            Self::ZoneInvalidCmd => 3,
+            Self::ZoneUnalignedWp => 4,
+            Self::ZoneOpenResource => 5,
+            Self::ZoneActiveResource => 6,
         }
     }
 
@@ -108,6 +162,10 @@ impl BlkStatus {
             0 => Some(Self::Ok),
             1 => Some(Self::IoErr),
             2 => Some(Self::Unsupp),
+            3 => Some(Self::ZoneInvalidCmd),
+            4 => Some(Self::ZoneUnalignedWp),
+            5 => Some(Self::ZoneOpenResource),
+            6 => Some(Self::ZoneActiveResource),
             _ => None,
         }
     }
@@ -124,12 +182,16 @@ pub struct BlkDone {
     pub status: BlkStatus,
     /// Bytes the device says it wrote, status byte included.
     pub len: u32,
+    /// Sector that an append went to.
+    pub appended: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Pending {
     token: u64,
     status: u64,
+    /// The status is behind the sector of an append.
+    append: bool,
     /// `used.len` that a success must report at least.
     expected_len: u64,
 }
@@ -141,6 +203,8 @@ pub struct BlkDriver {
     /// By the ring's place for the chain.
     pending: Vec<Option<Pending>>,
     scratch: Vec<Buffer>,
+    /// VIRTIO_BLK_F_ZONED was accepted.
+    zoned: bool,
 }
 
 impl BlkDriver {
@@ -158,7 +222,13 @@ impl BlkDriver {
     pub fn over(ring: impl Into<DriverRing>) -> Self {
         let ring = ring.into();
         let entries = usize::from(ring.layout().size);
-        Self { ring, pending: vec![None; entries], scratch: Vec::new() }
+        Self { ring, pending: vec![None; entries], scratch: Vec::new(), zoned: false }
+    }
+
+    /// The device is zoned: it may answer with the statuses that only such a
+    /// device has.
+    pub fn accept_zones(&mut self) {
+        self.zoned = true;
     }
 
     /// Write header, segments and an unwritten status into guest memory and put
@@ -182,7 +252,9 @@ impl BlkDriver {
         }
         self.scratch.clear();
         let header = Span { addr: buffers.header, len: HEADER_LEN };
-        let status = Span { addr: buffers.status, len: 1 };
+        let append = matches!(request.op, BlkOp::ZoneAppend { .. });
+        let status_len = if append { APPEND_STATUS_LEN } else { 1 };
+        let status = Span { addr: buffers.status, len: status_len };
         let scratch = &mut self.scratch;
         framing.cut(header, buffers.data, wire.writable, status, scratch);
         let indirect = match framing.indirect_after {
@@ -198,16 +270,20 @@ impl BlkDriver {
         raw[0..4].copy_from_slice(&wire.kind.to_le_bytes());
         raw[8..16].copy_from_slice(&wire.sector.to_le_bytes());
         write(mem, buffers.header, &raw)?;
-        if let BlkOp::Discard(ranges) | BlkOp::WriteZeroes(ranges) = request.op {
+        if let BlkOp::Discard(ranges) | BlkOp::WriteZeroes(ranges) | BlkOp::SecureErase(ranges) =
+            request.op
+        {
             write_segments(mem, buffers.data, ranges)?;
         }
-        write(mem, buffers.status, &[STATUS_UNWRITTEN])?;
+        let status = buffers.status + u64::from(status_len) - 1;
+        write(mem, status, &[STATUS_UNWRITTEN])?;
         let head = self.ring.add_chain(mem, &self.scratch, indirect)?;
         let slot = self.ring.slot_of(head).ok_or(DriverMisuse::UnknownRequest { head })?;
         self.pending[usize::from(slot)] = Some(Pending {
             token: request.token,
-            status: buffers.status,
-            expected_len: if wire.fills_data { data_len + 1 } else { 1 },
+            status,
+            append,
+            expected_len: u64::from(status_len) + if wire.fills_data { data_len } else { 0 },
         });
         Ok(head)
     }
@@ -236,20 +312,28 @@ impl BlkDriver {
         let pending = pending.ok_or(DriverMisuse::UnknownRequest { head })?;
         let mut byte = [0];
         read(mem, pending.status, &mut byte)?;
-        let Some(status) = BlkStatus::from_code(byte[0]) else {
+        let known = BlkStatus::from_code(byte[0]);
+        let Some(status) = known.filter(|status| self.zoned || status.code() < 3) else {
             let fault = DeviceFault::BadStatus { head, status: byte[0] };
             return Err(self.ring.break_ring(fault));
         };
         // The status byte is always written, the data only by a success.
         let expected = match status {
             BlkStatus::Ok => pending.expected_len,
-            BlkStatus::IoErr | BlkStatus::Unsupp => 1,
+            _ => 1,
         };
         if u64::from(used.len) < expected {
             let fault = DeviceFault::LenTooShort { head, len: used.len, expected };
             return Err(self.ring.break_ring(fault));
         }
-        Ok(Some(BlkDone { token: pending.token, head, status, len: used.len }))
+        let appended = if pending.append && status == BlkStatus::Ok {
+            let mut sector = [0; 8];
+            read(mem, pending.status - 8, &mut sector)?;
+            Some(u64::from_le_bytes(sector))
+        } else {
+            None
+        };
+        Ok(Some(BlkDone { token: pending.token, head, status, len: used.len, appended }))
     }
 
     /// Names in the ring and tokens of the requests that are not reaped yet; of
@@ -309,6 +393,20 @@ impl Wire {
             BlkOp::GetId => Self { writable: true, ..plain(8, 0) },
             BlkOp::Discard(list) => ranges(11, list),
             BlkOp::WriteZeroes(list) => ranges(13, list),
+            BlkOp::SecureErase(list) => ranges(14, list),
+            BlkOp::GetLifetime => Self { writable: true, ..plain(10, 0) },
+            BlkOp::ZoneAppend { sector } => plain(15, sector),
+            BlkOp::ZoneReport { sector } => Self { writable: true, ..plain(16, sector) },
+            BlkOp::Zone { action, sector } => {
+                let kind = match action {
+                    ZoneOp::Open => 18,
+                    ZoneOp::Close => 20,
+                    ZoneOp::Finish => 22,
+                    ZoneOp::Reset => 24,
+                    ZoneOp::ResetAll => 26,
+                };
+                Self { data_len: Some(0), ..plain(kind, sector) }
+            }
             BlkOp::Other { kind, sector, writable } => Self { writable, ..plain(kind, sector) },
         }
     }

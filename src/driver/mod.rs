@@ -51,7 +51,10 @@ mod packed;
 mod ring;
 mod split;
 
-pub use blk::{BlkDone, BlkDriver, BlkOp, BlkRequest, BlkStatus, RangeSegment, RequestBuffers};
+pub use blk::{
+    APPEND_STATUS_LEN, BlkDone, BlkDriver, BlkOp, BlkRequest, BlkStatus, RangeSegment,
+    RequestBuffers, ZoneOp,
+};
 pub use chain::{Buffer, Indirect, RingFeatures, Used};
 pub use error::{DeviceFault, DriverError, DriverMisuse};
 pub use framing::{Framing, Span};

@@ -1,18 +1,24 @@
-//! The back-end's own channel.
+//! The back-end's own channel, and what messages on both channels do in the place
+//! of event descriptors.
 
 use super::Frontend;
 use super::error::{ApiMisuse, BackendFault};
-use super::io::Output;
-use super::steps::{ConfigFor, Milestone, Step, get_config};
+use super::io::{Event, Output};
+use super::phase::Phase;
+use super::steps::{ConfigFor, Milestone, Step, get_config, kick_by_message};
 use crate::Handle;
 use crate::time::Instant;
+use crate::wire::features::protocol;
 use crate::wire::{
-    BackendReply, BackendRequest, BackendRequests, Decoder, Dialect, Envelope, encode_backend_reply,
+    BackendReply, BackendRequest, BackendRequests, Decoder, Dialect, Envelope, FrontendRequest,
+    VringState, encode_backend_reply,
 };
 use std::collections::VecDeque;
 
 /// Status of an answer to what this front-end does not do.
 const NOT_DONE: u64 = 1;
+/// Status of every other answer.
+const DONE: u64 = 0;
 
 /// Requests that may wait for their answers.
 const MAX_DUE: usize = 1 << 16;
@@ -94,6 +100,16 @@ impl Frontend {
                 return;
             }
             BackendRequest::IotlbMsg(message) => return self.take_iotlb(message, need_reply),
+            BackendRequest::VringCall(state) if self.is_inband(state) => {
+                let vring = state.index as u16;
+                self.outputs.push_back(Output::Event(Event::Called { vring }));
+                return self.owe(Due::Known { code, need_reply, status: DONE });
+            }
+            BackendRequest::VringErr(state) if self.is_inband(state) => {
+                let vring = state.index as u16;
+                self.outputs.push_back(Output::Event(Event::VringBroken { vring }));
+                return self.owe(Due::Known { code, need_reply, status: DONE });
+            }
             BackendRequest::VringHostNotifierMsg(_, handle) => {
                 self.outputs.extend(handle.map(Output::Release));
             }
@@ -109,6 +125,32 @@ impl Frontend {
             | BackendRequest::ShmemUnmap(_) => {}
         }
         self.owe(Due::Known { code, need_reply: need_reply || has_reply, status: NOT_DONE });
+    }
+
+    /// A notification that belongs here: in-band, of a vring there is.
+    fn is_inband(&self, state: VringState) -> bool {
+        self.session.has(protocol::INBAND_NOTIFICATIONS)
+            && state.index < u32::from(self.config.num_queues)
+    }
+
+    /// VRING_KICK, unless one for this vring waits for its turn already: that one
+    /// is for what has been made available until it is sent.
+    pub(super) fn kick(&mut self, what: &'static str, vring: u16) -> Result<(), ApiMisuse> {
+        if !self.session.has(protocol::INBAND_NOTIFICATIONS) {
+            let feature = "INBAND_NOTIFICATIONS";
+            return Err(ApiMisuse::NotNegotiated { what, feature });
+        }
+        if vring >= self.config.num_queues {
+            return Err(ApiMisuse::BadVring(vring));
+        }
+        let waits = self.steps.iter().any(|step| {
+            matches!(step, Step::Ask { request: FrontendRequest::VringKick(state), .. }
+                if state.index == u32::from(vring))
+        });
+        if self.phase == Phase::Running && !waits {
+            self.steps.push_back(kick_by_message(&self.session, vring));
+        }
+        Ok(())
     }
 
     /// The change that was told first has been looked at.

@@ -66,6 +66,10 @@ impl Frontend {
             Command::LogOn { log, handle } => self.log_on(what, log, handle)?,
             Command::LogOff => self.log_off(),
             Command::Adopt { state, inflight } => self.adopt(now, what, state, inflight)?,
+            Command::Kick { vring } => self.kick(what, vring)?,
+            Command::PostcopyAdvise => self.postcopy_advise(what)?,
+            Command::PostcopyListen => self.postcopy_listen(what)?,
+            Command::PostcopyEnd => self.postcopy_end(what)?,
             Command::SaveState { handle } => self.transfer_state(what, SAVE, handle)?,
             Command::LoadState { handle } => self.transfer_state(what, LOAD, handle)?,
             Command::CheckState => {
@@ -140,6 +144,7 @@ impl Frontend {
 
     fn start(&mut self, start: &Start) -> Result<(), ApiMisuse> {
         self.expect_phase("start", self.phase == Phase::Ready)?;
+        self.check_pages("start")?;
         let offered = self.features();
         let features = start.features.or(self.device.features).unwrap_or(offered);
         let features = features & !OURS;

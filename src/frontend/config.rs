@@ -39,9 +39,12 @@ pub struct FrontendConfig {
 /// owner's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VringWiring {
-    /// Signalled for used entries while the vring is not started; `None`: NOFD.
+    /// Signalled for used entries while the vring is not started; `None`: by
+    /// [`Event::Called`](super::Event::Called) if in-band notifications are in
+    /// force, else NOFD, here and in the fields below.
     pub call: Option<Handle>,
-    /// Signalled when the vring is broken; `None`: NOFD.
+    /// Signalled when the vring is broken; `None`: by
+    /// [`Event::VringBroken`](super::Event::VringBroken), or NOFD.
     pub err: Option<Handle>,
 }
 
@@ -71,9 +74,12 @@ pub struct VringStart {
     pub used: u64,
     /// Where the back-end goes on.
     pub base: Base,
-    /// What the guest's driver kicks; `None`: NOFD, the back-end polls.
+    /// What the guest's driver kicks; `None`: by
+    /// [`Command::Kick`](super::Command::Kick) if in-band notifications are in
+    /// force, else NOFD, the back-end polls.
     pub kick: Option<Handle>,
-    /// What the back-end calls; `None`: NOFD, the guest polls.
+    /// What the back-end calls; `None`: by
+    /// [`Event::Called`](super::Event::Called), or NOFD, the guest polls.
     pub call: Option<Handle>,
 }
 

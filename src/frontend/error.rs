@@ -77,6 +77,14 @@ pub enum BackendFault {
         /// What it is.
         got: u64,
     },
+    /// An address for a region that it was not sent.
+    #[error("answer to {message} names memory at {got:#x}, expected that of a region it was sent")]
+    UnknownRegion {
+        /// Name of the message.
+        message: &'static str,
+        /// Guest-physical address.
+        got: u64,
+    },
     /// GET_VRING_BASE of a split ring has only 16 bits.
     #[error("base of vring {vring}: expected at most 0xffff, got {got:#x}")]
     Base {
@@ -135,6 +143,14 @@ pub enum ApiMisuse {
         what: &'static str,
         /// Protocol feature.
         feature: &'static str,
+    },
+    /// The command does not belong where postcopy stands with this back-end.
+    #[error("{what} in postcopy, expected {expected}")]
+    Postcopy {
+        /// Command.
+        what: &'static str,
+        /// Where it belongs.
+        expected: &'static str,
     },
     /// Nothing was asked that is not answered.
     #[error("no miss waits for an answer")]

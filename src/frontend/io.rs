@@ -99,6 +99,24 @@ pub enum Command {
         /// knows that nothing is in flight may leave the region out.
         inflight: Option<Handle>,
     },
+    /// The guest has made requests available in a vring that has no kick
+    /// descriptor: tell the back-end by VRING_KICK. It takes in-band
+    /// notifications; kicks that wait for their turn are joined. Legal while
+    /// vrings run, and of no effect otherwise: a start looks at every ring.
+    Kick {
+        /// Vring index.
+        vring: u16,
+    },
+    /// Pages of guest memory may still be missing when the vrings start: ask the
+    /// back-end for the userfaultfd by which it will wait for them. Legal while
+    /// vrings are stopped, answered by [`Event::PostcopyFaults`].
+    PostcopyAdvise,
+    /// From now on pages are missing. After [`Command::PostcopyAdvise`] and before
+    /// the first start, and again with each new connection until
+    /// [`Command::PostcopyEnd`]: a back-end that has not heard it is not started.
+    PostcopyListen,
+    /// Every page is there. Answered by [`Event::PostcopyEnded`].
+    PostcopyEnd,
     /// Have the back-end write the device's state, what it knows beyond rings and
     /// inflight region, to a pipe. Legal while the vrings are stopped, with
     /// DEVICE_STATE. [`Event::StateChannel`] tells when it has begun, or
@@ -172,6 +190,10 @@ impl Command {
             Self::LogOn { .. } => "log on",
             Self::LogOff => "log off",
             Self::Adopt { .. } => "adopt",
+            Self::Kick { .. } => "kick",
+            Self::PostcopyAdvise => "postcopy advise",
+            Self::PostcopyListen => "postcopy listen",
+            Self::PostcopyEnd => "postcopy end",
             Self::SaveState { .. } => "save state",
             Self::LoadState { .. } => "load state",
             Self::CheckState => "check state",
@@ -249,6 +271,17 @@ pub enum Event {
     Logging,
     /// No log is in use any more.
     NotLogging,
+    /// The back-end will wait for missing pages by this userfaultfd, which is the
+    /// owner's: read page faults from it and wake whoever waits.
+    PostcopyFaults(Handle),
+    /// What page faults call the first byte of these regions. When the outputs
+    /// after this one are carried out, page faults may come.
+    PostcopyMapped {
+        /// Regions as they were given, and the address of each.
+        bases: Vec<(MemRegion, u64)>,
+    },
+    /// The back-end takes memory as ever from now on.
+    PostcopyEnded,
     /// The device is reset.
     Reset,
     /// Answer to [`Command::ReadConfig`].
@@ -292,6 +325,17 @@ pub enum Event {
         iova: u64,
         /// Bytes.
         size: u64,
+    },
+    /// The back-end has used requests of a vring that has no call descriptor.
+    Called {
+        /// Vring index.
+        vring: u16,
+    },
+    /// The back-end says that the guest has broken a vring that has no err
+    /// descriptor.
+    VringBroken {
+        /// Vring index.
+        vring: u16,
     },
     /// The back-end said no; the connection lives.
     Refused {

@@ -29,6 +29,7 @@ mod io;
 mod iommu;
 mod logging;
 mod phase;
+mod postcopy;
 mod progress;
 mod reply;
 mod session;

@@ -39,7 +39,7 @@ impl Frontend {
         purpose: Purpose,
     ) {
         let dialect = self.config.dialect;
-        let is_status = !message.has_reply();
+        let is_status = !message.has_reply() && purpose != Purpose::Bases;
         let answered = !is_status || need_reply && self.session.has(protocol::REPLY_ACK);
         if answered {
             self.awaited = Some(Awaited {
@@ -120,6 +120,8 @@ impl Frontend {
             }
             Milestone::Logging => Event::Logging,
             Milestone::NotLogging => Event::NotLogging,
+            Milestone::PostcopyMapped => self.take_postcopy_event(),
+            Milestone::PostcopyEnded => Event::PostcopyEnded,
             Milestone::ConfigWritten => Event::ConfigWritten,
             Milestone::ChangeSeen => {
                 self.answer_change();

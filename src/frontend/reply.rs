@@ -34,6 +34,12 @@ impl Frontend {
             (Purpose::Order, Body::U64(status)) if awaited.is_status && status != 0 => {
                 Err(Failure::BackendRefused { message: awaited.message, status })
             }
+            (Purpose::Order, Body::U64(status)) if awaited.message == "POSTCOPY_END" => {
+                match status {
+                    0 => Ok(()),
+                    _ => Err(Failure::BackendRefused { message: awaited.message, status }),
+                }
+            }
             (Purpose::Order, Body::U64(_)) => Ok(()),
             (Purpose::Log, Body::U64(status)) if awaited.is_status && status != 0 => {
                 self.log_refused(awaited.message, status);
@@ -41,6 +47,15 @@ impl Frontend {
             }
             // Peers answer SET_LOG_BASE with anything at all, the size or 0.
             (Purpose::Log, Body::U64(_)) | (Purpose::Log | Purpose::Order, Body::Empty) => Ok(()),
+            (Purpose::Faults, Body::Handle(handle)) => {
+                self.outputs.push_back(Output::Event(Event::PostcopyFaults(handle)));
+                Ok(())
+            }
+            (Purpose::Bases, Body::MemRegion(one)) => self.take_bases(awaited.message, vec![one]),
+            (Purpose::Bases, Body::MemTable(all)) => self.take_bases(awaited.message, all),
+            (Purpose::Bases, Body::U64(status)) => {
+                Err(Failure::BackendRefused { message: awaited.message, status })
+            }
             (Purpose::WriteConfig, Body::U64(status)) => {
                 let event = match status {
                     0 => Event::ConfigWritten,
@@ -161,6 +176,11 @@ impl Frontend {
         }
         if accepted & self.config.dialect.get_vring_base_inflight() == 0 {
             accepted &= !self.config.dialect.get_vring_base_skip_drain();
+        }
+        let needed = protocol::REPLY_ACK | protocol::BACKEND_REQ;
+        if accepted & needed != needed {
+            // spec: vhost-user, "In-band notifications"
+            accepted &= !protocol::INBAND_NOTIFICATIONS;
         }
         let request = FrontendRequest::SetProtocolFeatures(accepted);
         self.steps.push_back(steps::tell(request));

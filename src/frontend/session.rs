@@ -2,6 +2,7 @@
 
 use super::base::KeptBase;
 use super::config::{VringStart, VringWiring};
+use super::postcopy::Told;
 use crate::Handle;
 use crate::wire::features::{protocol, virtio};
 use crate::wire::{InflightDescription, LogDescription, MemRegion};
@@ -22,11 +23,22 @@ pub(super) struct Session {
     pub(super) mem_slots: u64,
     /// What the back-end has mapped.
     pub(super) memory: Vec<(MemRegion, Handle)>,
+    /// How far postcopy has come.
+    pub(super) told: Told,
+    /// What regions are called in page faults, until the owner is told.
+    pub(super) bases: Vec<(MemRegion, u64)>,
 }
 
 impl Session {
     pub(super) fn new() -> Self {
-        Self { offered: 0, protocol: 0, mem_slots: TABLE_REGIONS, memory: Vec::new() }
+        Self {
+            offered: 0,
+            protocol: 0,
+            mem_slots: TABLE_REGIONS,
+            memory: Vec::new(),
+            told: Told::Nothing,
+            bases: Vec::new(),
+        }
     }
 
     pub(super) fn has(&self, feature: u64) -> bool {
@@ -50,6 +62,8 @@ pub(super) struct Device {
     pub(super) memory: Vec<(MemRegion, Handle)>,
     /// The region and the handle that this front-end owns.
     pub(super) inflight: Option<(InflightDescription, Handle)>,
+    /// Some of its pages are still to come.
+    pub(super) incomplete: bool,
     /// By vring.
     pub(super) bases: Vec<KeptBase>,
     /// Vrings that were started last, by rising index.
@@ -69,6 +83,7 @@ impl Device {
             bases: vec![KeptBase::Fresh; wiring.len()],
             wiring,
             memory: Vec::new(),
+            incomplete: false,
             inflight: None,
             started: Vec::new(),
             features: None,

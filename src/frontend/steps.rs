@@ -6,6 +6,7 @@
 use super::base::{self, KeptBase};
 use super::config::{FrontendConfig, Start, VringStart};
 use super::logging::used_guest_addr;
+use super::postcopy;
 use super::session::{Device, Session};
 use crate::Handle;
 use crate::bugs::{self, Bug};
@@ -48,6 +49,10 @@ pub(super) enum Purpose {
     Base(u16),
     /// Part of turning the log on.
     Log,
+    /// A userfaultfd.
+    Faults,
+    /// Memory in postcopy: what its page faults will name.
+    Bases,
     /// The status to which these bits are to be added.
     Status(u64),
     Config(ConfigFor),
@@ -84,6 +89,8 @@ pub(super) enum Milestone {
     Stopped,
     Logging,
     NotLogging,
+    PostcopyMapped,
+    PostcopyEnded,
     ResetDone,
     ConfigWritten,
     /// Tell the back-end on its channel that its notice was taken.
@@ -144,10 +151,8 @@ pub(super) fn negotiate(
     steps.push(tell(Request::SetOwner));
     steps.push(ask(Request::GetFeatures, Purpose::FeaturesAgain));
     for (index, wiring) in (0u8..=255).zip(&device.wiring) {
-        let call = VringFile { index, handle: wiring.call };
-        let err = VringFile { index, handle: wiring.err };
-        steps.push(insist(session, Request::SetVringCall(call)));
-        steps.push(insist(session, Request::SetVringErr(err)));
+        steps.extend(notify(session, Request::SetVringCall, index, wiring.call));
+        steps.extend(notify(session, Request::SetVringErr, index, wiring.err));
     }
     if config.config_len > 0 && !device.seen {
         steps.push(get_config(0, config.config_len, ConfigFor::Negotiation));
@@ -185,8 +190,7 @@ pub(super) fn start(
     for (index, wiring) in (0u8..=255).zip(&device.wiring) {
         let vring = start.vrings.iter().find(|v| v.index == u16::from(index));
         let handle = vring.map_or(wiring.call, |v| v.call);
-        let file = VringFile { index, handle };
-        steps.push(insist(session, Request::SetVringCall(file)));
+        steps.extend(notify(session, Request::SetVringCall, index, handle));
     }
     steps.extend(set_features(device, session));
     if session.has(protocol::STATUS) {
@@ -206,8 +210,8 @@ pub(super) fn start(
         steps.push(tell(Request::SetVringNum(state(u32::from(vring.size)))));
         steps.push(tell(Request::SetVringBase(state(base))));
         steps.extend(set_addr(config, device, session, vring));
-        let kick = VringFile { index: vring.index as u8, handle: vring.kick };
-        steps.push(insist(session, Request::SetVringKick(kick)));
+        let kick = notify(session, Request::SetVringKick, vring.index as u8, vring.kick);
+        steps.push(kick.unwrap_or_else(|| kick_by_message(session, vring.index)));
     }
     if let Some((log, handle)) = device.log {
         // The vrings do not run before they are enabled.
@@ -219,6 +223,25 @@ pub(super) fn start(
     }
     steps.push(Step::Reached(Milestone::Started));
     steps
+}
+
+/// A descriptor, or that there is none. Without one nothing is said where
+/// messages are to do its work: NOFD would mean that nobody wants them.
+// spec: vhost-user, VHOST_USER_SET_VRING_CALL and "In-band notifications"
+fn notify(
+    session: &Session,
+    message: fn(VringFile<Handle>) -> Request,
+    index: u8,
+    handle: Option<Handle>,
+) -> Option<Step> {
+    let inband = session.has(protocol::INBAND_NOTIFICATIONS);
+    let needed = handle.is_some() || !inband;
+    needed.then(|| insist(session, message(VringFile { index, handle })))
+}
+
+/// VRING_KICK, which starts a vring as well.
+pub(super) fn kick_by_message(session: &Session, vring: u16) -> Step {
+    insist(session, Request::VringKick(VringState { index: u32::from(vring), num: 0 }))
 }
 
 /// Features of the guest, and those that are between front-end and back-end.
@@ -296,6 +319,10 @@ pub(super) fn reset(session: &Session) -> Vec<Step> {
 /// slots, otherwise by the whole table.
 // spec: vhost-user, "VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS"
 pub(super) fn sync_memory(device: &Device, session: &Session) -> Vec<Step> {
+    postcopy::sync_memory(device, session, plain_sync(device, session))
+}
+
+fn plain_sync(device: &Device, session: &Session) -> Vec<Step> {
     let wanted = &device.memory;
     if !session.has(protocol::CONFIGURE_MEM_SLOTS) {
         return vec![insist(session, Request::SetMemTable(wanted.clone()))];

@@ -44,8 +44,9 @@ pub fn store_choice<M: GuestMemory>(
 
 #[cfg(test)]
 mod tests {
-    use super::super::region_size;
+    use super::super::{region_size, region_size_of};
     use super::*;
+    use crate::vring::RingFormat;
     use crate::wire::InflightDescription;
     use vm_memory::GuestMemoryMmap;
 
@@ -71,6 +72,18 @@ mod tests {
             }
             mem.write_obj(0x0101_0101_0101_0101u64, GuestAddress(at)).unwrap();
             assert_eq!(load_choice(&mem, &shape), None, "rubbish is no choice");
+        }
+    }
+
+    #[test]
+    fn inflight_choice_of_packed_vrings_is_behind_their_longer_entries() {
+        for (size, room) in [(128, true), (6, true), (7, false), (1, false)] {
+            let mmap_size = region_size_of(RingFormat::Packed, 1, size);
+            let d =
+                InflightDescription { mmap_size, mmap_offset: 0, num_queues: 1, queue_size: size };
+            let at = RegionShape::of(RingFormat::Packed, &d).unwrap().spare();
+            assert_eq!(at.is_some(), room, "queue size {size}");
+            assert!(at.is_none_or(|at| at >= 32 + 32 * u64::from(size)));
         }
     }
 

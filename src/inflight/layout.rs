@@ -127,7 +127,7 @@ impl RegionShape {
     /// them.
     pub(super) fn spare(&self) -> Option<u64> {
         let at = self.stride - 8;
-        (at >= used_len(self.queue_size)).then_some(at)
+        (at >= needed(self.format, self.queue_size)).then_some(at)
     }
 
     /// First byte of a vring's part.

@@ -4,8 +4,8 @@
 //! and this folder does not know who is asking. `split` and `packed` have one
 //! function for each step of the spec's algorithms; `recover` in each reads a
 //! region that somebody else left behind; `region` is either of the two; `view`
-//! is for whoever only looks; `choice` keeps what the guest has said about its
-//! write cache. DESIGN.md, "Inflight region, store by store", has
+//! is for whoever only looks; `choice` is what the guest has said about its write
+//! cache. DESIGN.md, "Inflight region, store by store", has
 //! the argument why a kill between any two stores is safe, by the same step
 //! names.
 // spec: vhost-user, "Inflight I/O tracking"

@@ -54,6 +54,14 @@ impl Region {
         }
     }
 
+    /// The counter of a request in flight, see [`SplitRegion::order_of`].
+    pub fn order_of<M: GuestMemory>(&self, mem: &M, slot: u16) -> Option<u64> {
+        match self {
+            Self::Split(region) => region.order_of(mem, slot),
+            Self::Packed(region) => region.order_of(mem, slot),
+        }
+    }
+
     /// C1, C2, C3: the request joins the batch that is about to be published.
     pub fn link<M: GuestMemory>(
         &mut self,

@@ -33,7 +33,8 @@ impl RingState {
 /// One vring's part of the region, as its only writer sees it.
 ///
 /// What this back-end needs back (the counter, the batch list) it keeps itself:
-/// after [`attach`](Self::attach) the region is only ever written.
+/// after [`attach`](Self::attach) the region is only ever written, but for
+/// [`order_of`](Self::order_of), which nothing here rests on.
 #[derive(Clone, Debug)]
 pub struct SplitRegion {
     base: u64,
@@ -86,6 +87,13 @@ impl SplitRegion {
         self.store(mem, layout::counter(head), self.counter)?;
         self.counter += 1;
         self.store(mem, layout::inflight(head), 1u8)
+    }
+
+    /// The counter of the request at `head`, which is in flight: its name as
+    /// long as there is this region. `None` if the region's memory is gone.
+    pub fn order_of<M: GuestMemory>(&self, mem: &M, head: u16) -> Option<u64> {
+        let at = self.base + layout::counter(head);
+        mem.load(GuestAddress(at), Ordering::Relaxed).ok()
     }
 
     /// C1, C2, C3: the request at `head` joins the batch that is about to be

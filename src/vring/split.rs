@@ -1,20 +1,23 @@
 //! The split ring, on virtio-queue.
 //!
-//! virtio-queue reads the available ring and keeps notifications; publishing is
-//! ours, because a batch is published by one store of the used index, which
-//! the inflight region's argument rests on.
+//! virtio-queue reads the available ring; publishing is ours, because a batch is
+//! published by one store of the used index, which the inflight region's argument
+//! rests on, and so are notifications, because they are model-checked.
 // spec: virtio 1.2, "Split Virtqueues"
 
 use super::GuestFault;
 use crate::bugs::{self, Bug, Slip};
 use crate::dirty::RingLog;
 use crate::marks::{self, Mark};
-use core::sync::atomic::{Ordering, fence};
+use crate::words::Words;
+use core::sync::atomic::Ordering;
 use virtio_queue::{Error, Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemory};
+use vm_memory::{GuestAddress, GuestMemory};
 
 /// `VIRTQ_AVAIL_F_NO_INTERRUPT`.
 const NO_INTERRUPT: u16 = 1;
+/// `VIRTQ_USED_F_NO_NOTIFY`.
+const NO_NOTIFY: u16 = 1;
 
 /// Guest-physical addresses of the three parts of a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,9 +113,9 @@ impl SplitRing {
     }
 
     /// The available index the guest has stored.
-    pub fn avail_idx<M: GuestMemory>(&self, mem: &M) -> Result<u16, GuestFault> {
-        let gone = |_| GuestFault::Ring { part: "available ring" };
-        self.queue.avail_idx(mem, Ordering::Acquire).map(|index| index.0).map_err(gone)
+    pub fn avail_idx<W: Words + ?Sized>(&self, mem: &W) -> Result<u16, GuestFault> {
+        let at = self.queue.avail_ring() + 2;
+        mem.load_u16(at, Ordering::Acquire).ok_or(GuestFault::Ring { part: "available ring" })
     }
 
     /// Guest-physical address of the descriptor table.
@@ -152,6 +155,21 @@ impl SplitRing {
         batch: &[Used],
         log: Option<RingLog<'_, L>>,
     ) -> Result<(), GuestFault> {
+        self.publish_marked(mem, batch, |at, len| {
+            if let Some(log) = &log {
+                log.mark(at, len);
+            }
+        })
+    }
+
+    /// The same; `mark` is told each offset in the used ring, and how many bytes
+    /// were stored there.
+    pub fn publish_marked<W: Words + ?Sized>(
+        &mut self,
+        mem: &W,
+        batch: &[Used],
+        mark: impl Fn(u64, u64),
+    ) -> Result<(), GuestFault> {
         let gone = GuestFault::Ring { part: "used ring" };
         let (ring, size) = (self.queue.used_ring(), self.queue.size());
         let mut index = self.queue.next_used();
@@ -168,10 +186,8 @@ impl SplitRing {
             };
             let len = used.len - u32::from(bugs::on(Bug::UsedLenWithoutStatus));
             let element = u64::from(id) | u64::from(len) << 32;
-            mem.write_obj(element.to_le(), GuestAddress(at)).map_err(|_| gone)?;
-            if let Some(log) = &log {
-                log.mark(at - ring, 8);
-            }
+            mem.copy_in(at, &element.to_le_bytes()).ok_or(gone)?;
+            mark(at - ring, 8);
             if !bugs::on_when(Bug::UsedIdxSaturates, || index == u16::MAX) {
                 index = index.wrapping_add(1);
             }
@@ -180,23 +196,21 @@ impl SplitRing {
         marks::hit_when(Mark::BatchOfMany, || batch.len() > 1);
         marks::hit_when(Mark::BatchWrapsRing, || first % size + batch.len() as u16 > size);
         marks::hit_when(Mark::BatchWrapsIndex, || index < first);
-        mem.store(index.to_le(), GuestAddress(ring + 2), Ordering::Release).map_err(|_| gone)?;
+        mem.store_u16(ring + 2, index, Ordering::Release).ok_or(gone)?;
         self.queue.set_next_used(index);
-        if let Some(log) = &log {
-            log.mark(2, 2);
-        }
+        mark(2, 2);
         Ok(())
     }
 
     /// Whether the guest wants to be called for what was published since this
     /// was last asked.
     // spec: virtio 1.2, "Used Buffer Notification Suppression"
-    pub fn needs_call<M: GuestMemory>(&mut self, mem: &M) -> Result<bool, GuestFault> {
+    pub fn needs_call<W: Words + ?Sized>(&mut self, mem: &W) -> Result<bool, GuestFault> {
         let (old, new) = (self.called_at, self.queue.next_used());
         self.called_at = new;
         // The used index must be visible before the guest's wish is read, or
         // both sides may sleep.
-        fence(Ordering::SeqCst);
+        mem.fence();
         let wish = match self.early_wish.take() {
             Some(early) => early,
             None => wish(&self.queue, mem)?,
@@ -231,9 +245,23 @@ impl SplitRing {
         {
             return Ok(self.avail_idx(mem)? != self.next_avail());
         }
-        let more = self.queue.enable_notification(mem);
+        let more = self.ask_for_kicks(mem);
         self.log_wish(log);
-        more.map_err(|_| GuestFault::Ring { part: "used ring" })
+        more
+    }
+
+    /// The same, without a dirty log.
+    pub fn ask_for_kicks<W: Words + ?Sized>(&self, mem: &W) -> Result<bool, GuestFault> {
+        let (ring, next) = (self.queue.used_ring(), self.next_avail());
+        let (offset, wish) = match self.queue.event_idx_enabled() {
+            true => (4 + 8 * u64::from(self.queue.size()), next),
+            false => (0, 0),
+        };
+        let gone = GuestFault::Ring { part: "used ring" };
+        mem.store_u16(ring + offset, wish, Ordering::Relaxed).ok_or(gone)?;
+        // The wish must be visible before the ring is looked at once more.
+        mem.fence();
+        Ok(self.avail_idx(mem)? != next)
     }
 
     /// Tell the guest that kicks are not needed for now.
@@ -242,12 +270,22 @@ impl SplitRing {
         mem: &M,
         log: Option<RingLog<'_, L>>,
     ) -> Result<(), GuestFault> {
-        let told = self.queue.disable_notification(mem);
-        // With indexes there is nothing to store: no index is passed.
+        let told = self.decline_kicks(mem);
         if !self.queue.event_idx_enabled() {
             self.log_wish(log);
         }
-        told.map_err(|_| GuestFault::Ring { part: "used ring" })
+        told
+    }
+
+    /// The same, without a dirty log.
+    pub fn decline_kicks<W: Words + ?Sized>(&self, mem: &W) -> Result<(), GuestFault> {
+        // With indexes there is nothing to store: no index is passed.
+        if self.queue.event_idx_enabled() {
+            return Ok(());
+        }
+        let ring = self.queue.used_ring();
+        mem.store_u16(ring, NO_NOTIFY, Ordering::Relaxed)
+            .ok_or(GuestFault::Ring { part: "used ring" })
     }
 
     /// The wish for kicks is in the flags, or behind the elements.
@@ -276,9 +314,8 @@ fn by_event(queue: &Queue) -> bool {
 }
 
 /// `used_event` where indexes were agreed on, else the flags.
-fn wish<M: GuestMemory>(queue: &Queue, mem: &M) -> Result<u16, GuestFault> {
+fn wish<W: Words + ?Sized>(queue: &Queue, mem: &W) -> Result<u16, GuestFault> {
     let offset = if by_event(queue) { 4 + 2 * u64::from(queue.size()) } else { 0 };
-    mem.load::<u16>(GuestAddress(queue.avail_ring() + offset), Ordering::Relaxed)
-        .map(u16::from_le)
-        .map_err(|_| GuestFault::Ring { part: "available ring" })
+    mem.load_u16(queue.avail_ring() + offset, Ordering::Relaxed)
+        .ok_or(GuestFault::Ring { part: "available ring" })
 }

@@ -79,7 +79,7 @@ pub(super) mod frontend {
         RESET_DEVICE = 34: Exactly(0), false;
         VRING_KICK = 35: Exactly(8), false;
         GET_MAX_MEM_SLOTS = 36: Exactly(0), true;
-        ADD_MEM_REG = 37: Exactly(40), false;
+        ADD_MEM_REG = 37: OneOf(&[0, 8, 40]), false;
         REM_MEM_REG = 38: Exactly(40), false;
         SET_STATUS = 39: Exactly(8), false;
         GET_STATUS = 40: Exactly(0), true;

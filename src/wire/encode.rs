@@ -82,6 +82,8 @@ fn write_request<H: Copy>(
         | R::GetStatus
         | R::CheckDeviceState
         | R::GetShmemConfig => {}
+        // An empty message by the document. Peers insist on the eight bytes.
+        R::MemTableAck | R::MemRegAck => out.put_u64_ne(0),
         R::SetFeatures(word)
         | R::SetProtocolFeatures(word)
         | R::SendRarp(word)

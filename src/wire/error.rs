@@ -13,7 +13,8 @@ pub enum PayloadSize {
     Between(u32, u32),
     /// Nothing, or between these, both included.
     NothingOrBetween(u32, u32),
-    /// Eight bytes and 32 for each of 1 to 8 memory regions.
+    /// Eight bytes and 32 for each of 1 to 8 memory regions; or nothing or eight
+    /// zeroes, which acknowledge a table in postcopy.
     Regions,
     /// The answer to a memory table: a status, or the table.
     StatusOrRegions,
@@ -28,7 +29,7 @@ impl PayloadSize {
             Self::OneOf(list) => list.contains(&size),
             Self::Between(low, high) => (low..=high).contains(&size),
             Self::NothingOrBetween(low, high) => size == 0 || (low..=high).contains(&size),
-            Self::Regions => regions && size > 8,
+            Self::Regions => regions || size == 0,
             Self::StatusOrRegions => regions,
         }
     }
@@ -47,7 +48,7 @@ impl fmt::Display for PayloadSize {
             }
             Self::Between(low, high) => write!(f, "{low} to {high}"),
             Self::NothingOrBetween(low, high) => write!(f, "0 or {low} to {high}"),
-            Self::Regions => f.write_str("8 and 32 for each of 1 to 8 regions"),
+            Self::Regions => f.write_str("0, 8, or 8 and 32 for each of 1 to 8 regions"),
             Self::StatusOrRegions => f.write_str("8, or 8 and 32 for each of 1 to 8 regions"),
         }
     }
@@ -286,7 +287,7 @@ mod tests {
     fn error_region_sizes_are_eight_and_thirty_two_each() {
         let fitting = |size: PayloadSize| (0..400).filter(move |&n| size.fits(n));
         let table = [40, 72, 104, 136, 168, 200, 232, 264];
-        assert!(fitting(PayloadSize::Regions).eq(table));
+        assert!(fitting(PayloadSize::Regions).eq([0, 8].into_iter().chain(table)));
         assert!(fitting(PayloadSize::StatusOrRegions).eq([8].into_iter().chain(table)));
     }
 

@@ -96,6 +96,12 @@ pub mod virtio {
         BLK_DISCARD = VIRTIO_BLK_F_DISCARD;
         /// Write zeroes requests.
         BLK_WRITE_ZEROES = VIRTIO_BLK_F_WRITE_ZEROES;
+        /// How worn the disk is can be asked for.
+        BLK_LIFETIME = 15;
+        /// Secure erase requests.
+        BLK_SECURE_ERASE = VIRTIO_BLK_F_SECURE_ERASE;
+        /// The disk has zones.
+        BLK_ZONED = VIRTIO_BLK_F_ZONED;
         /// Writes to guest memory are logged.
         // spec: vhost-user, "Migration"
         LOG_ALL = 26;

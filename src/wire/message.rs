@@ -162,6 +162,9 @@ pub enum FrontendRequest<H> {
     SetOwner,
     ResetOwner,
     SetMemTable(Vec<(MemRegion, H)>),
+    /// SET_MEM_TABLE again, without regions: the bases that the answer told in
+    /// postcopy are known. Never answered, NEED_REPLY or not.
+    MemTableAck,
     SetLogBase(LogBase<H>),
     SetLogFd(H),
     SetVringNum(VringState),
@@ -195,6 +198,8 @@ pub enum FrontendRequest<H> {
     VringKick(VringState),
     GetMaxMemSlots,
     AddMemReg(MemRegion, H),
+    /// The same for all ADD_MEM_REG since the last one.
+    MemRegAck,
     /// The descriptor is not needed; a sender may attach one, the receiver releases it.
     RemMemReg(MemRegion, Option<H>),
     SetStatus(u64),

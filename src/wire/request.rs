@@ -23,7 +23,7 @@ impl<H> FrontendRequest<H> {
             Self::SetFeatures(_) => SET_FEATURES,
             Self::SetOwner => SET_OWNER,
             Self::ResetOwner => RESET_OWNER,
-            Self::SetMemTable(_) => SET_MEM_TABLE,
+            Self::SetMemTable(_) | Self::MemTableAck => SET_MEM_TABLE,
             Self::SetLogBase(_) => SET_LOG_BASE,
             Self::SetLogFd(_) => SET_LOG_FD,
             Self::SetVringNum(_) => SET_VRING_NUM,
@@ -55,7 +55,7 @@ impl<H> FrontendRequest<H> {
             Self::ResetDevice => RESET_DEVICE,
             Self::VringKick(_) => VRING_KICK,
             Self::GetMaxMemSlots => GET_MAX_MEM_SLOTS,
-            Self::AddMemReg(..) => ADD_MEM_REG,
+            Self::AddMemReg(..) | Self::MemRegAck => ADD_MEM_REG,
             Self::RemMemReg(..) => REM_MEM_REG,
             Self::SetStatus(_) => SET_STATUS,
             Self::GetStatus => GET_STATUS,
@@ -114,6 +114,7 @@ impl<H> Direction<H> for FrontendRequests {
             SET_FEATURES => R::SetFeatures(read_u64(b)),
             SET_OWNER => R::SetOwner,
             RESET_OWNER => R::ResetOwner,
+            SET_MEM_TABLE if is_ack(b) => R::MemTableAck,
             SET_MEM_TABLE => R::SetMemTable(mem_table(name, b, handles)?),
             SET_LOG_BASE => R::SetLogBase(log_base(name, b, handles)?),
             SET_LOG_FD => R::SetLogFd(one_handle(name, handles)?),
@@ -148,7 +149,8 @@ impl<H> Direction<H> for FrontendRequests {
             RESET_DEVICE => R::ResetDevice,
             VRING_KICK => R::VringKick(VringState::read(b)),
             GET_MAX_MEM_SLOTS => R::GetMaxMemSlots,
-            ADD_MEM_REG => R::AddMemReg(MemRegion::read(b), one_handle(name, handles)?),
+            ADD_MEM_REG if is_ack(b) => R::MemRegAck,
+            ADD_MEM_REG => R::AddMemReg(mem_reg(name, b)?, one_handle(name, handles)?),
             REM_MEM_REG => R::RemMemReg(MemRegion::read(b), optional_handle(name, handles)?),
             SET_STATUS => R::SetStatus(read_u64(b)),
             GET_STATUS => R::GetStatus,
@@ -173,6 +175,21 @@ pub(super) fn admit_size(
         return Ok(message);
     }
     Err(WireError::Size { message, expected, got })
+}
+
+/// The document has an empty message acknowledge memory in postcopy; QEMU sends
+/// a status, which is always 0.
+// spec: vhost-user, "VHOST_USER_SET_MEM_TABLE"
+fn is_ack(b: &[u8]) -> bool {
+    b.is_empty() || b == [0; 8]
+}
+
+fn mem_reg(message: &'static str, b: &[u8]) -> Result<MemRegion, WireError> {
+    if b.len() < 40 {
+        let (expected, got) = (PayloadSize::Exactly(40), b.len() as u32);
+        return Err(WireError::Size { message, expected, got });
+    }
+    Ok(MemRegion::read(b))
 }
 
 fn mem_table<H>(

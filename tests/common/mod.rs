@@ -4,7 +4,9 @@
 #![allow(dead_code)] // Each test uses its part.
 
 use midflight::Handle;
-use midflight::backend::{Backend, CloseReason, Event, Input, MapFailed, Output, SuspendPolicy};
+use midflight::backend::{
+    Backend, CloseReason, Event, Input, MapFailed, MissingMemory, Output, SuspendPolicy,
+};
 use midflight::blk::{Completion, DeviceConfig, DiskError, DiskOp, ReqId};
 use midflight::driver::{
     BlkDriver, BlkOp, BlkRequest, Framing, RequestBuffers, RingFeatures, RingLayout, Span,
@@ -26,6 +28,8 @@ pub type Memory = GuestMemoryMmap<()>;
 pub const GUEST_BYTES: u64 = 4 << 20;
 /// Where the front-end would have it in its own address space.
 pub const USER_BASE: u64 = 0x7f00_0000_0000;
+/// What page faults call guest-physical address 0.
+pub const BASE: u64 = 0x5500_0000_0000;
 /// Ring size unless a test says otherwise.
 pub const RING: u16 = 64;
 
@@ -84,6 +88,8 @@ pub struct Rig<M = Memory> {
     pub store: bool,
     pub calls: Vec<u16>,
     pub errs: Vec<u16>,
+    /// For each end of postcopy, whether all pages were there.
+    pub faults_closed: Vec<bool>,
     /// The back-end's channel.
     pub channel: Option<Handle>,
     asked_bytes: Decoder<BackendRequests, Handle>,
@@ -140,6 +146,7 @@ impl<M: TestMemory> Rig<M> {
             store: false,
             calls: Vec::new(),
             errs: Vec::new(),
+            faults_closed: Vec::new(),
             channel: None,
             asked_bytes: Decoder::new(Dialect::default()),
             asked: Vec::new(),
@@ -148,6 +155,11 @@ impl<M: TestMemory> Rig<M> {
         };
         rig.input(Input::Connected);
         rig
+    }
+
+    /// Offer postcopy from now on.
+    pub fn offer_postcopy(self) -> Self {
+        Self { backend: self.backend.offering_postcopy(), ..self }
     }
 
     /// Bring vring 0 up, with an inflight region; its driver.
@@ -213,6 +225,24 @@ impl<M: TestMemory> Rig<M> {
                     };
                     self.backend.handle_input(self.now, Input::Mapped(result)).unwrap();
                 }
+                Output::OpenFaults => {
+                    let result = match self.refuse_map.take() {
+                        Some(why) => Err(MapFailed(why)),
+                        None => Ok(self.handle()),
+                    };
+                    self.backend.handle_input(self.now, Input::FaultsOpened(result)).unwrap();
+                }
+                Output::MapMissing { regions } => {
+                    let result = match self.refuse_map.take() {
+                        Some(why) => Err(MapFailed(why)),
+                        None => Ok(MissingMemory {
+                            memory: self.guest.clone(),
+                            bases: regions.iter().map(|r| r.region.guest_addr + BASE).collect(),
+                        }),
+                    };
+                    self.backend.handle_input(self.now, Input::MappedMissing(result)).unwrap();
+                }
+                Output::CloseFaults { all_there } => self.faults_closed.push(all_there),
                 Output::AllocInflight { size } => {
                     self.region = Some(M::make(size.next_multiple_of(4096)));
                     let handle = self.handle();
@@ -394,6 +424,12 @@ impl<M: TestMemory> Rig<M> {
 
     /// Start a vring of any kind.
     pub fn start_vring_at(&mut self, size: u16, base: u32, addr: VringAddr) {
+        self.set_up_vring_at(size, base, addr);
+        self.ok(FrontendRequest::SetVringEnable(VringState { index: addr.index, num: 1 }));
+    }
+
+    /// Everything but SET_VRING_ENABLE.
+    pub fn set_up_vring_at(&mut self, size: u16, base: u32, addr: VringAddr) {
         let (index, vring) = (addr.index, addr.index as u8);
         self.ok(FrontendRequest::SetVringNum(VringState { index, num: size.into() }));
         self.ok(FrontendRequest::SetVringBase(VringState { index, num: base }));
@@ -406,7 +442,6 @@ impl<M: TestMemory> Rig<M> {
             let handle = self.handle();
             self.ok(message(VringFile { index: vring, handle: Some(handle) }));
         }
-        self.ok(FrontendRequest::SetVringEnable(VringState { index, num: 1 }));
     }
 
     pub fn get_base(&mut self, vring: u16) -> Option<u16> {
@@ -459,8 +494,13 @@ impl<M: TestMemory> Rig<M> {
                 }
             }
             DiskOp::Flush => {}
-            DiskOp::Discard { offset, len, .. } | DiskOp::WriteZeroes { offset, len, .. } => {
-                self.disk[offset as usize..(offset + len) as usize].fill(0);
+            DiskOp::Discard { .. } | DiskOp::WriteZeroes { .. } | DiskOp::SecureErase => {
+                for range in request.ranges {
+                    self.disk[range.offset as usize..][..range.len as usize].fill(0);
+                }
+            }
+            DiskOp::ZoneAppend { .. } | DiskOp::ZoneReport { .. } | DiskOp::Zone { .. } => {
+                panic!("this disk has no zones: {:?}", request.op)
             }
         }
         assert!(at <= self.disk.len());

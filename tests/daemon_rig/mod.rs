@@ -220,6 +220,11 @@ impl Client {
         Handle(self.fds.len() as u32 - 1)
     }
 
+    /// Close the copies; their handles mean nothing any more.
+    pub fn forget_attached(&mut self) {
+        self.fds.clear();
+    }
+
     pub fn fd(&self, handle: Handle) -> BorrowedFd<'_> {
         self.fds[handle.0 as usize].as_fd()
     }
@@ -291,7 +296,8 @@ impl Client {
         };
         self.send(FrontendRequest::SetProtocolFeatures(self.protocol), false);
         self.send(FrontendRequest::SetOwner, false);
-        let wanted = virtio::VERSION_1 | virtio::BLK_FLUSH | virtio::PROTOCOL_FEATURES;
+        let wanted =
+            virtio::VERSION_1 | virtio::BLK_FLUSH | virtio::BLK_ZONED | virtio::PROTOCOL_FEATURES;
         self.ok(FrontendRequest::SetFeatures(offered & wanted));
     }
 }
@@ -426,7 +432,8 @@ impl Guest {
     /// are those of an earlier one.
     pub const SLOTS: u64 = 64;
 
-    fn slot(token: u64) -> u64 {
+    /// Where the data of a request is.
+    pub fn slot(token: u64) -> u64 {
         0x10_0000 + token % Self::SLOTS * 0x2000
     }
 
@@ -437,12 +444,18 @@ impl Guest {
         let base = Self::slot(token);
         self.memory.write_slice(&[fill; 4096], GuestAddress(base)).unwrap();
         let data = [Span { addr: base, len: 4096 }];
-        let data = if op == BlkOp::Flush { &data[..0] } else { &data[..] };
+        let none = matches!(op, BlkOp::Flush | BlkOp::Zone { .. });
+        let data = if none { &data[..0] } else { &data[..] };
         let buffers =
             RequestBuffers { header: base + 4096, data, status: base + 5000, table: None };
         let request = BlkRequest { op, token };
         self.driver.submit(&self.memory, &request, &buffers, &Framing::CLASSIC).unwrap();
         token
+    }
+
+    /// How many requests there have been.
+    pub fn submitted(&self) -> u64 {
+        self.next
     }
 
     pub fn publish(&mut self) {

@@ -280,6 +280,11 @@ impl Bench {
         Command::new(self.setup.boot.tools.join(name))
     }
 
+    /// A library of the tree that the tools are from.
+    pub fn library(&self, name: &str) -> PathBuf {
+        self.setup.boot.tools.join("../root/usr/lib/x86_64-linux-gnu").join(name)
+    }
+
     /// For scenarios that need machines of their own.
     pub fn boot_files(&self) -> &Boot {
         &self.setup.boot

@@ -19,6 +19,7 @@ pub fn scenarios() -> Vec<Scenario> {
         Scenario { name: "qemu_io_write_read_flush_discard_zeroes", run: qemu_io },
         Scenario { name: "qemu_img_copies_an_image_in_and_out", run: qemu_img },
         Scenario { name: "fio_verifies_over_nbd", run: fio },
+        Scenario { name: "nbdkit_copies_an_image_in_and_out", run: nbdkit },
         Scenario { name: "clients_come_and_go", run: clients },
         Scenario { name: "client_killed_with_requests_in_flight", run: client_killed },
     ]
@@ -211,6 +212,55 @@ fn fio(bench: &mut Bench) -> Result<Figures, String> {
     daemon.terminate()?;
     let mut figures = Figures::default();
     figures.note(format!("fio {}", issued.replace("  ", "")));
+    Ok(figures)
+}
+
+/// nbdkit is another program on libblkio; libnbd's tools are its clients.
+fn nbdkit(bench: &mut Bench) -> Result<Figures, String> {
+    let size = 32 * MIB;
+    let mut daemon = bench.serve(size, DiskOptions::default())?;
+    let plugin = bench.library("nbdkit/plugins/nbdkit-blkio-plugin.so");
+    let nbd = bench.fresh_path("nbd");
+    let mut command = bench.tool("nbdkit");
+    command.args(["--foreground", "--exit-with-parent", "--unix"]).arg(&nbd).arg(plugin);
+    command.args(["virtio-blk-vhost-user", &format!("path={}", daemon.socket.display())]);
+    let log = bench.fresh_path("client.log");
+    let mut client = Process::start(command, &log)?;
+    process::until(Duration::from_secs(10), "nbdkit", || {
+        if let Some(status) = client.ended() {
+            return Err(format!("{status}\n{}", process::tail("client", &log, 5)));
+        }
+        Ok(process::is_listening(&nbd).then_some(()))
+    })?;
+    let uri = format!("nbd+unix:///?socket={}", nbd.display());
+    let said = finish(bench.tool("nbdinfo").arg("--size").arg(&uri))?;
+    if said.trim() != size.to_string() {
+        return Err(format!("nbdinfo tells a size of {}, expected {size}", said.trim()));
+    }
+    let (source, copy) = (bench.fresh_path("source"), bench.fresh_path("copy"));
+    let mut bytes = vec![0; size as usize];
+    noise(&mut bytes, 51);
+    // A hole, which is copied by write zeroes.
+    bytes[(3 * MIB) as usize..(7 * MIB) as usize].fill(0);
+    fs::write(&source, &bytes).map_err(|error| format!("cannot write the source: {error}"))?;
+    finish(bench.tool("nbdcopy").arg("--flush").arg(&source).arg(&uri))?;
+    finish(bench.tool("nbdcopy").arg(&uri).arg(&copy))?;
+    for path in [&daemon.image, &copy] {
+        let found = fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
+        if let Some(at) = found.iter().zip(&bytes).position(|(a, b)| a != b) {
+            return Err(format!("{} differs from the source at byte {at}", path.display()));
+        }
+        if found.len() != bytes.len() {
+            return Err(format!("{} has {} bytes, expected {size}", path.display(), found.len()));
+        }
+    }
+    client.signal(libc::SIGTERM)?;
+    client.wait(Duration::from_secs(10))?;
+    daemon.check_alive()?;
+    daemon.terminate()?;
+    let _ = (fs::remove_file(&source), fs::remove_file(&copy));
+    let mut figures = Figures::default();
+    figures.note(format!("nbdkit: {} MiB in and out, equal", size / MIB));
     Ok(figures)
 }
 

@@ -17,6 +17,7 @@
 // These tests are about real processes, sockets and time.
 #![allow(clippy::disallowed_types, clippy::disallowed_methods)]
 
+mod abilities;
 mod bench;
 mod blkio;
 mod cache;
@@ -34,6 +35,7 @@ mod migrate_trouble;
 mod older;
 mod packed;
 mod plug;
+mod postcopy;
 mod process;
 mod qmp;
 mod rebind;
@@ -44,6 +46,7 @@ mod steady;
 mod stream;
 mod vm;
 mod watch;
+mod zoned;
 
 /// The block contents, as the guest writes them.
 #[path = "../guest/src/block.rs"]
@@ -132,6 +135,8 @@ fn main() -> ExitCode {
         cache::scenarios(),
         resize::scenarios(),
         plug::scenarios(),
+        abilities::scenarios(),
+        zoned::scenarios(),
         rebind::scenarios(),
         memory::scenarios(),
         in_order::scenarios(),
@@ -140,6 +145,7 @@ fn main() -> ExitCode {
         migrate::scenarios(),
         migrate_file::scenarios(),
         migrate_trouble::scenarios(),
+        postcopy::scenarios(),
         migrate::last_scenarios(),
         packed::scenarios(),
         blkio::scenarios(),

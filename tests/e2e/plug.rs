@@ -9,6 +9,7 @@ use serde_json::json;
 use crate::Scenario;
 use crate::bench::{Bench, Figures, Spec};
 use crate::daemon::{Daemon, DiskOptions};
+use crate::process;
 use crate::run::{self, Plan, Run};
 use crate::vm::{Vm, wait_for_disks};
 
@@ -59,17 +60,68 @@ fn chardev_add(vm: &mut Vm, number: u32, socket: &Path) -> Result<(), String> {
 }
 
 /// Plugs a further disk, runs `body` on it, and takes it away again.
-fn with_disk(
+pub fn with_disk(
+    bench: &mut Bench,
+    daemon: Daemon,
+    queues: u32,
+    body: impl FnOnce(&mut Vm, &mut Daemon) -> Result<Figures, String>,
+) -> Result<Figures, String> {
+    with_device(bench, daemon, |vm| device_add(vm, 1, queues), body)
+}
+
+/// The same by QEMU's device that has no type of its own. It hands every
+/// feature through, where the one for disks leaves out those that it does not
+/// know. It does not survive its back-end: [`replug`] before that is killed.
+pub fn with_untyped_disk(
+    bench: &mut Bench,
+    daemon: Daemon,
+    body: impl FnOnce(&mut Vm, &mut Daemon) -> Result<Figures, String>,
+) -> Result<Figures, String> {
+    // It complains of sockets that are not connected yet.
+    bench.rig(&Spec::plain())?.provoked = true;
+    with_device(bench, daemon, add_untyped, body)
+}
+
+fn add_untyped(vm: &mut Vm) -> Result<(), String> {
+    let device = json!({
+        "driver": "vhost-user-test-device-pci",
+        "id": "disk1",
+        "bus": "port1",
+        "chardev": "socket1",
+        "virtio-id": 2,
+        "num_vqs": 1,
+        "vq_size": 128,
+        "config_size": 96,
+    });
+    process::until(Duration::from_secs(10), "the device to be taken", || {
+        match vm.execute("device_add", device.clone()) {
+            Ok(_) => Ok(Some(())),
+            Err(what) if what.contains("vhost_backend_init") => Ok(None),
+            Err(what) => Err(what),
+        }
+    })
+}
+
+/// Takes the untyped disk away, does something, and plugs it in again.
+pub fn replug(vm: &mut Vm, meanwhile: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
+    device_del(vm, 1)?;
+    wait_for_disks(&vm.guest, "vda")?;
+    meanwhile()?;
+    add_untyped(vm)?;
+    wait_for_disks(&vm.guest, "vda,vdb")
+}
+
+fn with_device(
     bench: &mut Bench,
     mut daemon: Daemon,
-    queues: u32,
-    body: impl FnOnce(&mut Vm, &Daemon) -> Result<Figures, String>,
+    add: impl FnOnce(&mut Vm) -> Result<(), String>,
+    body: impl FnOnce(&mut Vm, &mut Daemon) -> Result<Figures, String>,
 ) -> Result<Figures, String> {
     let vm = &mut bench.rig(&Spec::plain())?.vm;
     chardev_add(vm, 1, &daemon.socket)?;
-    device_add(vm, 1, queues)?;
+    add(vm)?;
     wait_for_disks(&vm.guest, "vda,vdb")?;
-    let figures = body(vm, &daemon)?;
+    let figures = body(vm, &mut daemon)?;
     device_del(vm, 1)?;
     wait_for_disks(&vm.guest, "vda")?;
     vm.execute("chardev-remove", json!({ "id": "socket1" }))?;

@@ -78,6 +78,26 @@ impl Plan {
         )
     }
 
+    /// Checks that every sector is one that the guest has written, of whatever
+    /// generation, after a guest that was lost had written every block. Returns
+    /// the number of blocks.
+    pub fn check_whole(&self, image: &Path) -> Result<u64, String> {
+        let image = std::fs::read(image).map_err(|e| format!("{}: {e}", image.display()))?;
+        for number in 0..self.blocks() {
+            let at = (self.offset + number * self.block) as usize;
+            let sectors = image[at..at + self.block as usize].chunks_exact(block::SECTOR);
+            for (index, sector) in sectors.enumerate() {
+                let place = format!("block {number} sector {index}");
+                match block::sector_generation(sector, number, index, self.seed) {
+                    Ok(0) => return Err(format!("{place} was written and is zeroes")),
+                    Ok(_) => {}
+                    Err(what) => return Err(format!("{place}: {what}")),
+                }
+            }
+        }
+        Ok(self.blocks())
+    }
+
     fn blocks(&self) -> u64 {
         self.len / self.block
     }

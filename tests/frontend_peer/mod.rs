@@ -27,6 +27,10 @@ pub const PROTOCOL: u64 = protocol::MQ
     | protocol::STATUS;
 /// Descriptor that the peer gives for an inflight region.
 pub const REGION: Handle = Handle(900);
+/// Descriptor that the peer gives for page faults.
+pub const FAULTS: Handle = Handle(700);
+/// What its page faults call guest-physical address 0.
+pub const BASE: u64 = 0x5500_0000_0000;
 /// Back-end's end of the channel.
 pub const CHANNEL: Handle = Handle(800);
 
@@ -49,6 +53,14 @@ pub struct Peer {
     pub dialect: Dialect,
     /// Answer to SET_LOG_BASE.
     pub log_answer: Body<Handle>,
+    /// Answer to SET_DEVICE_STATE_FD: an error, or a channel of its own.
+    pub state_answer: (u8, Option<Handle>),
+    /// Answer to CHECK_DEVICE_STATE.
+    pub state_status: u64,
+    /// It was told POSTCOPY_LISTEN.
+    pub listens: bool,
+    /// How far beside the truth regions are that it names.
+    pub shift: u64,
     status: u64,
     acked: u64,
     /// What came, as `NAME` or `NAME!` with NEED_REPLY, and details that matter.
@@ -77,6 +89,10 @@ impl Default for Peer {
             }),
             dialect: Dialect::default(),
             log_answer: Body::U64(0),
+            state_answer: (0, None),
+            state_status: 0,
+            listens: false,
+            shift: 0,
             status: 0,
             acked: 0,
             log: Vec::new(),
@@ -132,7 +148,27 @@ impl Peer {
                 Some(description) => Body::Inflight(description, REGION),
                 None => Body::NoInflight,
             }),
+            R::PostcopyAdvise => Some(Body::Handle(FAULTS)),
+            R::PostcopyListen => {
+                self.listens = true;
+                None
+            }
+            R::PostcopyEnd => {
+                self.listens = false;
+                word(0)
+            }
+            R::AddMemReg(region, _) if self.listens => {
+                Some(Body::MemRegion(own(*region, self.shift)))
+            }
+            R::SetMemTable(table) if self.listens => Some(Body::MemTable(
+                table.iter().map(|(region, _)| own(*region, self.shift)).collect(),
+            )),
             R::SetLogBase(_) => Some(self.log_answer.clone()),
+            R::SetDeviceStateFd(..) => {
+                let (error, handle) = self.state_answer;
+                Some(Body::DeviceState(error, handle))
+            }
+            R::CheckDeviceState => word(self.state_status),
             R::GetVringBase(VringState { index, .. })
             | R::GetVringBaseSkipDrain(VringState { index, .. }) => {
                 Some(Body::VringState(VringState {
@@ -157,6 +193,12 @@ impl Peer {
     }
 }
 
+/// A region by the address that this back-end has it at.
+fn own(region: MemRegion, shift: u64) -> MemRegion {
+    let guest_addr = region.guest_addr + shift;
+    MemRegion { guest_addr, user_addr: guest_addr + BASE, ..region }
+}
+
 fn detail(request: &R<Handle>) -> String {
     match request {
         R::SetVringNum(s) | R::SetVringBase(s) | R::SetVringEnable(s) => {
@@ -175,8 +217,10 @@ fn detail(request: &R<Handle>) -> String {
         },
         R::SetStatus(status) => format!("({status:#x})"),
         R::SetInflightFd(_, Handle(h)) => format!("(fd{h})"),
+        R::SetDeviceStateFd(state, Handle(h)) => format!("({},fd{h})", state.direction),
         R::AddMemReg(region, _) | R::RemMemReg(region, _) => format!("({:#x})", region.guest_addr),
         R::SetMemTable(table) => format!("({})", table.len()),
+        R::MemTableAck | R::MemRegAck => "(ack)".to_owned(),
         R::GetConfig(c) | R::SetConfig(c) => format!("({},{})", c.offset, c.data.len()),
         _ => String::new(),
     }

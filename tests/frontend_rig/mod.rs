@@ -2,6 +2,8 @@
 
 #![allow(dead_code)] // Each test binary uses a part of it.
 
+pub mod book;
+
 use midflight::adapter::client::ClientConfig;
 use midflight::frontend::FrontendConfig;
 use midflight::time::Duration;

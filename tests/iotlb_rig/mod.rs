@@ -155,7 +155,7 @@ impl Platform {
     /// The base of a vring of which so many chains were fetched and used. None
     /// goes around the ring, and all have three descriptors.
     pub fn base(&self, fetched: u32, used: u32) -> u32 {
-        if self.packed { 0x8000_8000 | used * 3 << 16 | fetched * 3 } else { fetched }
+        if self.packed { 0x8000_8000 | ((used * 3) << 16) | (fetched * 3) } else { fetched }
     }
 
     /// Stop the vring; its base, if the answer has come.

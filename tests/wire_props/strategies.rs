@@ -109,7 +109,11 @@ pub fn requests(dialect: Dialect) -> Kinds<FrontendRequest<u32>> {
         word().prop_map(R::SetFeatures).boxed(),
         Just(R::SetOwner).boxed(),
         Just(R::ResetOwner).boxed(),
-        vec((region(), h()), 1..=8).prop_map(R::SetMemTable).boxed(),
+        prop_oneof![
+            3 => vec((region(), h()), 1..=8).prop_map(R::SetMemTable),
+            1 => Just(R::MemTableAck),
+        ]
+        .boxed(),
         log_base().prop_map(R::SetLogBase).boxed(),
         h().prop_map(R::SetLogFd).boxed(),
         state().prop_map(R::SetVringNum).boxed(),
@@ -143,7 +147,11 @@ pub fn requests(dialect: Dialect) -> Kinds<FrontendRequest<u32>> {
         Just(R::ResetDevice).boxed(),
         state().prop_map(R::VringKick).boxed(),
         Just(R::GetMaxMemSlots).boxed(),
-        (region(), h()).prop_map(|(region, handle)| R::AddMemReg(region, handle)).boxed(),
+        prop_oneof![
+            3 => (region(), h()).prop_map(|(region, handle)| R::AddMemReg(region, handle)),
+            1 => Just(R::MemRegAck),
+        ]
+        .boxed(),
         (region(), any::<Option<u32>>())
             .prop_map(|(region, handle)| R::RemMemReg(region, handle))
             .boxed(),

@@ -54,7 +54,7 @@ impl Client {
     /// not be seen any more, so the new one is kicked once.
     pub fn swap_kick(&mut self, vring: u16) -> Result<Answer, ClientError> {
         let answer = self.swap(vring, Descriptor::Kick)?;
-        self.handles.signal(self.queues[usize::from(vring)].kick);
+        self.signal_kick(vring)?;
         Ok(answer)
     }
 
@@ -88,12 +88,12 @@ impl Client {
             Descriptor::Err => &mut queue.err,
         };
         let unused = match answer {
-            Answer::Status(0) | Answer::Lost => core::mem::replace(slot, handle),
+            Answer::Status(0) | Answer::Lost => slot.replace(handle),
             // Refused: the old one stays.
-            _ => handle,
+            _ => Some(handle),
         };
         // The wiring is sent again with every connection.
-        if !self.wired.contains(&unused) {
+        if let Some(unused) = unused.filter(|handle| !self.wired.contains(handle)) {
             self.handles.release(unused);
         }
         Ok(answer)

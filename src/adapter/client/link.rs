@@ -2,15 +2,35 @@
 
 use super::{Client, ClientError, Next, system};
 use crate::adapter::socket::{Received, Socket, SocketError};
-use crate::frontend::{Event, Failure, Input, Output};
+use crate::frontend::{Command, Event, Failure, Input, Output};
 use crate::time::{Duration, Instant};
+use crate::wire::features::protocol;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
+/// How often a guest looks that is not called.
+const POLL_INTERVAL: Duration = Duration::from_micros(50);
+
 impl Client {
+    /// Kick a vring in whatever way there is.
+    pub(super) fn signal_kick(&mut self, vring: u16) -> Result<(), ClientError> {
+        match self.queues[usize::from(vring)].kick {
+            Some(handle) => self.handles.signal(handle),
+            None if self.inband => {
+                let kick = Input::Command(Command::Kick { vring });
+                self.frontend.handle_input(self.clock.now(), kick)?;
+                while let Some(output) = self.frontend.poll_output() {
+                    self.obey(output);
+                }
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
     /// Wait for one readiness or timer and tell the front-end.
     pub(super) fn turn(&mut self, what: &'static str, until: Instant) -> Result<(), ClientError> {
         if let Some(failure) = self.failure.take() {
@@ -20,7 +40,11 @@ impl Client {
         if now >= until {
             return Err(ClientError::TimedOut { what, answer: self.frontend.awaiting() });
         }
-        let due = self.frontend.poll_timeout().map_or(until, |(at, _)| at.min(until));
+        let mut due = self.frontend.poll_timeout().map_or(until, |(at, _)| at.min(until));
+        if !self.inband && self.queues.iter().any(|queue| queue.call.is_none()) {
+            // Nobody will call.
+            due = due.min(now + POLL_INTERVAL);
+        }
         if self.poll(due.saturating_since(now))? {
             self.receive(false)?;
             self.receive(true)?;
@@ -37,7 +61,7 @@ impl Client {
     /// here: whoever waits looks into its ring anyway.
     fn poll(&mut self, timeout: Duration) -> Result<bool, ClientError> {
         let calls: Vec<BorrowedFd<'_>> =
-            self.queues.iter().filter_map(|q| self.handles.get(q.call)).collect();
+            self.queues.iter().filter_map(|q| self.handles.get(q.call?)).collect();
         let sockets = [&self.socket, &self.channel];
         let sockets = sockets.into_iter().flatten().map(|socket| socket.as_fd());
         let mut fds: Vec<_> = sockets
@@ -83,7 +107,10 @@ impl Client {
                     self.drain()?;
                 }
                 Ok(Received::Nothing) => return Ok(()),
-                Ok(Received::End) | Err(_) if channel => self.channel = None,
+                Ok(Received::End) | Err(_) if channel => {
+                    self.channel_lost();
+                    return self.drain();
+                }
                 Ok(Received::End) | Err(SocketError::System(_)) => {
                     self.next.push_back(Next::Lost);
                     return self.drain();
@@ -99,9 +126,7 @@ impl Client {
     /// Carry out every wish, and what follows from them.
     pub(super) fn drain(&mut self) -> Result<(), ClientError> {
         loop {
-            while let Some(output) = self.frontend.poll_output() {
-                self.obey(output);
-            }
+            self.carry_out();
             let Some(next) = self.next.pop_front() else {
                 return Ok(());
             };
@@ -119,6 +144,12 @@ impl Client {
                     }
                 }
                 Next::Restart => {
+                    if self.is_incomplete() {
+                        self.frontend.handle_input(now, Input::Command(Command::PostcopyAdvise))?;
+                        self.carry_out();
+                        self.frontend.handle_input(now, Input::Command(Command::PostcopyListen))?;
+                        self.carry_out();
+                    }
                     let start = self.start_command(|layout| self.lost_base(layout));
                     self.frontend.handle_input(now, Input::Command(start))?;
                 }
@@ -130,11 +161,26 @@ impl Client {
                     }
                 }
                 Next::KickAll => {
-                    for queue in &self.queues {
-                        self.handles.signal(queue.kick);
+                    for vring in 0..self.config.frontend.num_queues {
+                        self.signal_kick(vring)?;
                     }
                 }
             }
+        }
+    }
+
+    /// A back-end lives without its channel, but a guest that is called on it
+    /// would wait for ever.
+    fn channel_lost(&mut self) {
+        self.channel = None;
+        if self.inband {
+            self.next.push_back(Next::Lost);
+        }
+    }
+
+    fn carry_out(&mut self) {
+        while let Some(output) = self.frontend.poll_output() {
+            self.obey(output);
         }
     }
 
@@ -151,7 +197,7 @@ impl Client {
                 if let Some(channel) = &mut self.channel
                     && channel.send(bytes, &handles, &self.handles).is_err()
                 {
-                    self.channel = None;
+                    self.channel_lost();
                 }
             }
             Output::Release(handle) => self.handles.release(handle),
@@ -161,10 +207,25 @@ impl Client {
             }
             Output::Event(event) => {
                 match &event {
-                    Event::Ready { features, reconnected, .. } => {
+                    // Whoever waits looks into its ring after every turn.
+                    Event::Called { .. } => return,
+                    Event::Ready { features, protocol, reconnected, .. } => {
                         self.features = *features;
+                        self.inband = protocol & protocol::INBAND_NOTIFICATIONS != 0;
                         if *reconnected && self.wanted {
                             self.next.push_back(Next::Restart);
+                        }
+                    }
+                    Event::PostcopyFaults(handle) => match &mut self.postcopy {
+                        Some(postcopy) => postcopy.advised = Some(*handle),
+                        None => self.handles.release(*handle),
+                    },
+                    Event::PostcopyMapped { bases } => {
+                        if let Some(postcopy) = &mut self.postcopy
+                            && postcopy.mapped(bases, &mut self.handles).is_err()
+                        {
+                            // Nobody would bring it pages.
+                            self.next.push_back(Next::Lost);
                         }
                     }
                     Event::IotlbMiss { iova, access } => {

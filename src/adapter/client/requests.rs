@@ -27,7 +27,8 @@ impl Client {
         let (driver, memory) = self.driver(vring)?;
         driver.publish(memory)?;
         if driver.kick_needed(memory)? {
-            self.handles.signal(self.queues[usize::from(vring)].kick);
+            self.signal_kick(vring)?;
+            self.drain()?;
         }
         Ok(())
     }

@@ -5,6 +5,7 @@ use super::op::Op;
 use super::sync::{os, retry};
 use crate::adapter::image::Image;
 use crate::adapter::memory::Iov;
+use crate::adapter::sigbus;
 use crate::blk::{DiskError, DiskOp};
 use rustix::fs::fdatasync;
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
@@ -72,7 +73,12 @@ pub fn transfer(image: &Image, op: &mut Op) -> Result<(), DiskError> {
             }
             _ => {
                 let piece = &mut buffer.bytes_mut()[..size];
+                let hits = sigbus::hits();
                 gather(op.left(), piece);
+                if sigbus::hits() != hits {
+                    // Not what the guest has there.
+                    return Err(DiskError::Os(libc::EFAULT));
+                }
                 retry(|| rustix::io::pwrite(image.fd(), &*piece, op.offset)).map_err(os)?
             }
         };
@@ -88,7 +94,7 @@ pub fn transfer(image: &Image, op: &mut Op) -> Result<(), DiskError> {
 }
 
 /// Copy `from` to guest memory.
-fn scatter(to: &[Iov], mut from: &[u8]) {
+pub fn scatter(to: &[Iov], mut from: &[u8]) {
     for Iov(piece) in to {
         let n = piece.iov_len.min(from.len());
         // SAFETY: the piece stays mapped while the request is counted on its

@@ -8,6 +8,7 @@
 #![allow(clippy::vec_box)]
 
 mod bounce;
+mod erase;
 mod inline;
 mod op;
 mod sync;
@@ -15,7 +16,9 @@ mod threads;
 mod throttle;
 mod uring;
 mod zeroes;
+mod zoned;
 
+use super::error::Refusal;
 use super::image::Image;
 use super::memory::Memory;
 use crate::backend::CHAINS_PER_CALL;
@@ -32,6 +35,8 @@ use throttle::{Held, Throttle};
 use uring::Uring;
 
 pub(super) use sync::last_errno;
+pub use zoned::ZoneFile;
+use zoned::{Gate, Zoned};
 
 /// Threads of the fallback engine. Few disks gain from more at once, and each
 /// is idle memory.
@@ -68,6 +73,10 @@ pub struct Disk {
     inflight: usize,
     /// The engine wants to be pumped again at once.
     retry: bool,
+    /// The image is divided into zones.
+    zoned: Option<Box<Zoned>>,
+    /// What zones have let go, to be given to the engine.
+    released: Vec<Gate>,
     /// The store is ours: requests may go on to the engine.
     open: bool,
     /// Came while the store was not ours.
@@ -87,7 +96,9 @@ impl Disk {
         image: Arc<Image>,
         choice: EngineChoice,
         throttle_latency_us: Option<u64>,
+        zones: Option<ZoneFile>,
     ) -> io::Result<(Self, Option<String>)> {
+        let zoned = zones.map(|file| Box::new(Zoned::new(Arc::clone(&image), file)));
         let threads = |image| Threads::new(image, THREADS).map(Engine::Threads);
         let mut line = None;
         let engine = match choice {
@@ -114,6 +125,8 @@ impl Disk {
             finished: Vec::with_capacity(usize::from(CHAINS_PER_CALL)),
             inflight: 0,
             retry: false,
+            zoned,
+            released: Vec::new(),
             open: false,
             held: VecDeque::new(),
             hurried: Vec::new(),
@@ -145,6 +158,9 @@ impl Disk {
     pub fn start(&mut self, now: Instant, request: &DiskRequest<'_>, memory: &mut Memory) {
         let mut op = self.free.pop().unwrap_or_else(Op::empty);
         op.reset(request.id, request.op);
+        op.set_ranges(request.ranges.iter().copied());
+        (op.vring, op.head) = (request.vring, request.head);
+        (op.order, op.again) = (request.order, request.again);
         self.inflight += 1;
         if !request.segments.is_empty() {
             op.epoch = memory.translate(request.segments, op.iov_mut());
@@ -162,17 +178,44 @@ impl Disk {
         }
     }
 
+    /// Do nothing and report a failure: the memory that asked for it is gone.
+    pub fn refuse(&mut self, request: &DiskRequest<'_>) {
+        let mut op = self.free.pop().unwrap_or_else(Op::empty);
+        op.reset(request.id, request.op);
+        op.result = Err(DiskError::Os(libc::EFAULT));
+        self.inflight += 1;
+        self.finished.push(op);
+    }
+
     /// The store is ours from now on; what was kept back goes to the engine.
-    pub fn open(&mut self, now: Instant) {
+    ///
+    /// # Errors
+    /// How far its zones are written cannot be found out. Nothing is given to
+    /// the engine then.
+    pub fn open(&mut self, now: Instant) -> Result<(), Refusal> {
+        if let Some(zoned) = &mut self.zoned {
+            zoned.open()?;
+        }
         self.open = true;
         while let Some(op) = self.held.pop_front() {
             self.admit(now, op);
         }
+        Ok(())
     }
 
     /// The store is not ours any more: keep back what comes.
     pub fn close(&mut self) {
         self.open = false;
+        if let Some(zoned) = &mut self.zoned {
+            zoned.close();
+        }
+    }
+
+    /// A vring runs that has begun with so many requests of a predecessor.
+    pub fn vring_runs(&mut self, vring: u16, resubmitted: u16) {
+        if let Some(zoned) = &mut self.zoned {
+            zoned.vring_runs(vring, resubmitted);
+        }
     }
 
     /// The store will not be ours: what was kept back is over.
@@ -183,6 +226,20 @@ impl Disk {
     }
 
     fn admit(&mut self, now: Instant, op: Box<Op>) {
+        // In the order of arrival, and nothing further on keeps that.
+        let gate = match &mut self.zoned {
+            None => Some(Gate::Go(op)),
+            Some(zoned) => zoned.admit(op),
+        };
+        self.pass(now, gate);
+    }
+
+    fn pass(&mut self, now: Instant, gate: Option<Gate>) {
+        let op = match gate {
+            None => return,
+            Some(Gate::Over(op)) => return self.finished.push(op),
+            Some(Gate::Go(op)) => op,
+        };
         let op = match &mut self.throttle {
             None => op,
             Some(throttle) => match throttle.admit(now, op) {
@@ -202,6 +259,9 @@ impl Disk {
     pub fn cancel(&mut self, id: ReqId) {
         if let Some(at) = self.held.iter().position(|op| op.id == id) {
             let op = self.held.remove(at).expect("a position that was just found");
+            return self.cancelled(op);
+        }
+        if let Some(op) = self.zoned.as_mut().and_then(|zoned| zoned.cancel(id)) {
             return self.cancelled(op);
         }
         match self.throttle.as_mut().and_then(|throttle| throttle.take(id)) {
@@ -257,11 +317,20 @@ impl Disk {
             Engine::Uring(uring) => {
                 self.retry = uring.pump(&mut self.finished)?;
             }
-            Engine::Inline(inline) => inline.reap(&mut self.finished),
-            Engine::Threads(threads) => threads.reap(&mut self.finished),
+            Engine::Inline(inline) => {
+                self.retry = false;
+                inline.reap(&mut self.finished);
+            }
+            Engine::Threads(threads) => {
+                self.retry = false;
+                threads.reap(&mut self.finished);
+            }
         }
         let mut finished = core::mem::take(&mut self.finished);
         for mut op in finished.drain(..) {
+            if let Some(zoned) = &mut self.zoned {
+                zoned.finished(&mut op, &mut self.released);
+            }
             if let Some(at) = self.hurried.iter().position(|id| *id == op.id) {
                 self.hurried.swap_remove(at);
                 op.due = Instant::ZERO;
@@ -278,6 +347,11 @@ impl Disk {
         self.finished = finished;
         while let Some(op) = self.throttle.as_mut().and_then(|t| t.next_to_report(now)) {
             self.report(op, memory, out);
+        }
+        // The engine looks at these in the next round.
+        self.retry |= !self.released.is_empty();
+        for gate in core::mem::take(&mut self.released) {
+            self.pass(now, Some(gate));
         }
         Ok(())
     }

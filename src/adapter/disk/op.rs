@@ -1,7 +1,8 @@
 //! One request on its way through an engine.
 
+use super::zoned::Ticket;
 use crate::adapter::memory::{Epoch, Iov};
-use crate::blk::{DiskError, DiskOp, ReqId};
+use crate::blk::{ByteRange, DiskError, DiskOp, ReqId};
 use crate::time::Instant;
 
 /// Pieces that one system call takes (IOV_MAX).
@@ -27,6 +28,19 @@ pub struct Op {
     pub len: u64,
     /// See `len`.
     pub moved: u64,
+    /// Parts of the disk that are left to do, last one first.
+    ranges: Vec<ByteRange>,
+    /// Where it stands in its zone.
+    pub ticket: Option<Ticket>,
+    /// Where it came from, for zones: vring, head, counter in the region, and
+    /// whether a predecessor had it.
+    pub vring: u16,
+    /// See `vring`.
+    pub head: u16,
+    /// See `vring`.
+    pub order: Option<u64>,
+    /// See `vring`.
+    pub again: bool,
     /// The table that `iov` points into.
     pub epoch: Option<Epoch>,
     /// How it ended.
@@ -50,6 +64,12 @@ impl Op {
             offset: 0,
             len: 0,
             moved: 0,
+            ranges: Vec::new(),
+            ticket: None,
+            vring: 0,
+            head: 0,
+            order: None,
+            again: false,
             epoch: None,
             result: Ok(()),
             due: Instant::ZERO,
@@ -65,19 +85,58 @@ impl Op {
         self.kind = kind;
         self.iov.clear();
         self.iov.shrink_to(KEPT);
+        self.ranges.clear();
+        self.ticket = None;
         self.first = 0;
         self.moved = 0;
         self.epoch = None;
         self.result = Ok(());
         self.syncing = false;
         self.cancelled = false;
-        (self.offset, self.len) = match kind {
-            DiskOp::Read { offset } | DiskOp::Write { offset, .. } => (offset, 0),
-            DiskOp::Flush => (0, 0),
-            DiskOp::Discard { offset, len, .. } | DiskOp::WriteZeroes { offset, len, .. } => {
-                (offset, len)
-            }
+        self.offset = match kind {
+            DiskOp::Read { offset }
+            | DiskOp::Write { offset, .. }
+            | DiskOp::ZoneAppend { offset, .. }
+            | DiskOp::ZoneReport { offset }
+            | DiskOp::Zone { offset, .. } => offset,
+            DiskOp::Flush
+            | DiskOp::Discard { .. }
+            | DiskOp::WriteZeroes { .. }
+            | DiskOp::SecureErase => 0,
         };
+        self.len = 0;
+    }
+
+    /// The parts of the disk it is about, in order.
+    pub fn set_ranges(&mut self, ranges: impl DoubleEndedIterator<Item = ByteRange>) {
+        self.ranges.clear();
+        self.ranges.extend(ranges.rev());
+    }
+
+    /// The part of the disk that is to be done next.
+    pub fn range(&self) -> Option<ByteRange> {
+        self.ranges.last().copied()
+    }
+
+    /// The part that was next is done.
+    pub fn range_done(&mut self) {
+        self.ranges.pop();
+    }
+
+    /// Keep only so many bytes of the pieces; returns the pieces behind them.
+    pub fn split(&mut self, mut keep: u64) -> Vec<Iov> {
+        let mut rest = Vec::new();
+        for Iov(piece) in &mut self.iov {
+            let take = (piece.iov_len as u64).min(keep) as usize;
+            if take < piece.iov_len {
+                let iov_base = piece.iov_base.wrapping_byte_add(take);
+                rest.push(Iov(libc::iovec { iov_base, iov_len: piece.iov_len - take }));
+            }
+            piece.iov_len = take;
+            keep -= take as u64;
+        }
+        self.iov.retain(|Iov(piece)| piece.iov_len > 0);
+        rest
     }
 
     /// Where to put the pieces of a read or write.
@@ -131,11 +190,12 @@ impl Op {
     /// Must be on stable storage before it is reported.
     pub fn durable(&self) -> bool {
         match self.kind {
-            DiskOp::Read { .. } => false,
-            DiskOp::Flush => true,
+            DiskOp::Read { .. } | DiskOp::ZoneReport { .. } | DiskOp::Zone { .. } => false,
+            DiskOp::Flush | DiskOp::SecureErase => true,
             DiskOp::Write { durable, .. }
-            | DiskOp::Discard { durable, .. }
-            | DiskOp::WriteZeroes { durable, .. } => durable,
+            | DiskOp::ZoneAppend { durable, .. }
+            | DiskOp::Discard { durable }
+            | DiskOp::WriteZeroes { durable } => durable,
         }
     }
 }

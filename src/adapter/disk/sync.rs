@@ -1,7 +1,7 @@
 //! Carry out a request with plain system calls, in the calling thread.
 
 use super::op::Op;
-use super::{bounce, zeroes};
+use super::{bounce, erase, zeroes};
 use crate::adapter::image::Image;
 use crate::adapter::memory::Iov;
 use crate::blk::{DiskError, DiskOp};
@@ -16,22 +16,41 @@ pub fn perform(image: &Image, op: &mut Op) {
 
 fn run(image: &Image, op: &mut Op) -> Result<(), DiskError> {
     match op.kind {
-        DiskOp::Read { .. } | DiskOp::Write { .. } => transfer(image, op),
-        DiskOp::Flush => sync(image),
-        DiskOp::Discard { offset, len, durable } => {
-            discard(image, offset, len)?;
-            if durable { sync(image) } else { Ok(()) }
+        DiskOp::Read { .. } | DiskOp::Write { .. } => {
+            transfer(image, op)?;
+            // The data is durable; where it counts as written has to be as well.
+            if op.durable() { sync_companion(image) } else { Ok(()) }
         }
-        DiskOp::WriteZeroes { offset, len, unmap, durable } => {
-            zeroes::write(image, offset, len, unmap)?;
-            if durable { sync(image) } else { Ok(()) }
+        DiskOp::Flush => sync(image),
+        DiskOp::Discard { .. } | DiskOp::WriteZeroes { .. } | DiskOp::SecureErase => {
+            while let Some(range) = op.range() {
+                match op.kind {
+                    DiskOp::Discard { .. } => discard(image, range.offset, range.len)?,
+                    DiskOp::SecureErase => erase::range(image, range.offset, range.len)?,
+                    _ => zeroes::write(image, range.offset, range.len, range.unmap)?,
+                }
+                op.range_done();
+            }
+            if op.durable() { sync(image) } else { Ok(()) }
+        }
+        // Somebody above the engines turns these into others, or answers them.
+        DiskOp::ZoneAppend { .. } | DiskOp::ZoneReport { .. } | DiskOp::Zone { .. } => {
+            Err(DiskError::Unsupported)
         }
     }
 }
 
 /// Make every finished write durable.
 pub fn sync(image: &Image) -> Result<(), DiskError> {
-    retry(|| fdatasync(image.fd())).map_err(os)
+    retry(|| fdatasync(image.fd())).map_err(os)?;
+    sync_companion(image)
+}
+
+fn sync_companion(image: &Image) -> Result<(), DiskError> {
+    match image.companion() {
+        Some(companion) => retry(|| fdatasync(companion)).map_err(os),
+        None => Ok(()),
+    }
 }
 
 fn transfer(image: &Image, op: &mut Op) -> Result<(), DiskError> {

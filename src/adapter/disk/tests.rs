@@ -4,7 +4,7 @@ use super::*;
 use crate::adapter::handles::Handles;
 use crate::adapter::image::ImageOptions;
 use crate::adapter::poller::{Poller, Source};
-use crate::blk::{DiskOp, ReqId};
+use crate::blk::{ByteRange, DiskOp, ReqId};
 use crate::memory::{MapRegion, Segment};
 use crate::time::Duration;
 use crate::wire::MemRegion;
@@ -14,6 +14,8 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use vm_memory::{Bytes as _, GuestAddress};
+
+mod zones;
 
 const BLOCK: u64 = 512;
 const DISK: u64 = 256 * BLOCK;
@@ -53,8 +55,8 @@ impl Rig {
             std::fs::remove_file(&path).unwrap();
             return None;
         };
-        let (mut disk, line) = Disk::new(image, choice, throttle).unwrap();
-        disk.open(Instant::ZERO);
+        let (mut disk, line) = Disk::new(image, choice, throttle, None).unwrap();
+        disk.open(Instant::ZERO).unwrap();
         assert_eq!(line, None);
         let guest = memfd_create("guest", MemfdFlags::CLOEXEC).unwrap();
         ftruncate(&guest, GUEST).unwrap();
@@ -76,9 +78,29 @@ impl Rig {
     }
 
     fn start(&mut self, now: Instant, op: DiskOp, segments: &[Segment]) -> ReqId {
+        self.start_on(now, op, segments, &[])
+    }
+
+    fn start_on(
+        &mut self,
+        now: Instant,
+        op: DiskOp,
+        segments: &[Segment],
+        ranges: &[ByteRange],
+    ) -> ReqId {
         self.epoch += 1;
         let id = ReqId { slot: 7, epoch: self.epoch };
-        let request = DiskRequest { id, vring: 0, head: 0, op, segments };
+        let request = DiskRequest {
+            id,
+            own: false,
+            vring: 0,
+            head: 0,
+            op,
+            segments,
+            ranges,
+            again: false,
+            order: None,
+        };
         self.disk.start(now, &request, &mut self.memory);
         id
     }
@@ -102,7 +124,16 @@ impl Rig {
     }
 
     fn run(&mut self, op: DiskOp, segments: &[Segment]) -> Result<(), DiskError> {
-        let id = self.start(Instant::ZERO, op, segments);
+        self.run_on(op, segments, &[])
+    }
+
+    fn run_on(
+        &mut self,
+        op: DiskOp,
+        segments: &[Segment],
+        ranges: &[ByteRange],
+    ) -> Result<(), DiskError> {
+        let id = self.start_on(Instant::ZERO, op, segments, ranges);
         let done = self.finish();
         assert_eq!(done.len(), 1);
         assert_eq!(done[0].id, id);
@@ -159,6 +190,7 @@ struct Step {
     op: DiskOp,
     /// Lengths of the pieces add up to the length of a transfer.
     segments: Vec<Segment>,
+    ranges: Vec<ByteRange>,
     fill: u8,
 }
 
@@ -197,23 +229,32 @@ fn step() -> impl Strategy<Value = Step> {
                     true => DiskOp::Write { offset, durable },
                     false => DiskOp::Read { offset },
                 };
-                pieces(len).prop_map(move |segments| Step { op, segments, fill })
+                pieces(len).prop_map(move |segments| Step {
+                    op,
+                    segments,
+                    ranges: Vec::new(),
+                    fill,
+                })
             },
         )
     };
-    let plain = |op| Step { op, segments: Vec::new(), fill: 0 };
+    let plain = |op, ranges| Step { op, segments: Vec::new(), ranges, fill: 0 };
+    let range = (place(), any::<bool>()).prop_map(|((offset, len), unmap)| ByteRange {
+        offset,
+        len,
+        unmap,
+    });
+    let ranged = prop_oneof![
+        any::<bool>().prop_map(|durable| DiskOp::Discard { durable }),
+        any::<bool>().prop_map(|durable| DiskOp::WriteZeroes { durable }),
+        Just(DiskOp::SecureErase),
+    ];
     prop_oneof![
         3 => transfer(true),
         3 => transfer(false),
-        1 => Just(plain(DiskOp::Flush)),
-        1 => (place(), any::<bool>()).prop_map(move |((offset, len), durable)| {
-            plain(DiskOp::Discard { offset, len, durable })
-        }),
-        1 => (place(), any::<bool>(), any::<bool>()).prop_map(
-            move |((offset, len), unmap, durable)| {
-                plain(DiskOp::WriteZeroes { offset, len, unmap, durable })
-            }
-        ),
+        1 => Just(plain(DiskOp::Flush, Vec::new())),
+        3 => (ranged, prop::collection::vec(range, 1..6))
+            .prop_map(move |(op, ranges)| plain(op, ranges)),
     ]
 }
 
@@ -226,13 +267,14 @@ proptest! {
     ) {
         for (name, mut rig) in rigs() {
             let mut model = vec![0u8; DISK as usize];
-            for Step { op, segments, fill } in &steps {
+            for Step { op, segments, ranges, fill } in &steps {
                 let len: u64 = segments.iter().map(|s| u64::from(s.len)).sum();
                 let data: Vec<u8> = (0..len).map(|i| fill.wrapping_add(i as u8)).collect();
                 if matches!(op, DiskOp::Write { .. }) {
                     rig.put(segments, &data);
                 }
-                prop_assert_eq!(rig.run(*op, segments), Ok(()), "{}: {:?}", name, op);
+                let result = rig.run_on(*op, segments, ranges);
+                prop_assert_eq!(result, Ok(()), "{}: {:?}", name, op);
                 match *op {
                     DiskOp::Read { offset } => {
                         let want = &model[offset as usize..(offset + len) as usize];
@@ -241,11 +283,11 @@ proptest! {
                     DiskOp::Write { offset, .. } => {
                         model[offset as usize..(offset + len) as usize].copy_from_slice(&data);
                     }
-                    DiskOp::Flush => {}
                     // A hole in a file reads as zeroes.
-                    DiskOp::Discard { offset, len, .. }
-                    | DiskOp::WriteZeroes { offset, len, .. } => {
-                        model[offset as usize..(offset + len) as usize].fill(0);
+                    _ => {
+                        for ByteRange { offset, len, .. } in ranges {
+                            model[*offset as usize..][..*len as usize].fill(0);
+                        }
                     }
                 }
             }
@@ -354,9 +396,21 @@ fn is_allocated(path: &Path, offset: u64) -> bool {
 fn disk_discard_gives_blocks_back() {
     for (name, mut rig) in rigs() {
         std::fs::write(&rig.path, vec![1; DISK as usize]).unwrap();
-        let op = DiskOp::Discard { offset: 0, len: DISK, durable: false };
-        assert_eq!(rig.run(op, &[]), Ok(()), "{name}");
+        let op = DiskOp::Discard { durable: false };
+        let half = |offset| ByteRange { offset, len: DISK / 2, unmap: false };
+        assert_eq!(rig.run_on(op, &[], &[half(DISK / 2), half(0)]), Ok(()), "{name}");
         assert!(!is_allocated(&rig.path, 0), "{name}");
+    }
+}
+
+#[test]
+fn disk_erased_ranges_are_written_over_and_stay_allocated() {
+    for (name, mut rig) in rigs() {
+        std::fs::write(&rig.path, vec![1; DISK as usize]).unwrap();
+        let all = ByteRange { offset: 0, len: DISK, unmap: false };
+        assert_eq!(rig.run_on(DiskOp::SecureErase, &[], &[all]), Ok(()), "{name}");
+        assert!(is_allocated(&rig.path, 0), "{name}");
+        assert_eq!(std::fs::read(&rig.path).unwrap(), vec![0; DISK as usize], "{name}");
     }
 }
 
@@ -428,7 +482,7 @@ fn disk_keeps_requests_back_while_the_store_is_not_ours() {
         rig.disk.give_up();
         assert_eq!(pump(&mut rig), [ids[0], ids[2], ids[3]].map(cancelled), "{name}");
         let id = rig.start(Instant::ZERO, DiskOp::Read { offset: 0 }, &[segment]);
-        rig.disk.open(Instant::ZERO);
+        rig.disk.open(Instant::ZERO).unwrap();
         assert_eq!(rig.finish(), [Completion { id, result: Ok(()) }], "{name}");
     }
 }

@@ -91,13 +91,19 @@ impl Uring {
 
     /// Queue one request; [`Uring::pump`] gives it to the kernel.
     pub fn submit(&mut self, op: Box<Op>) {
+        let unmap = op.range().is_some_and(|range| range.unmap);
         let elsewhere = match op.kind {
             DiskOp::Read { .. } | DiskOp::Write { .. } => self.image.misaligned(op.left()),
             DiskOp::Flush => false,
             DiskOp::Discard { .. } => self.image.is_block(),
-            DiskOp::WriteZeroes { unmap, .. } => self.image.zero_mode(unmap).is_none(),
+            DiskOp::WriteZeroes { .. } => self.image.zero_mode(unmap).is_none(),
+            DiskOp::SecureErase
+            | DiskOp::ZoneAppend { .. }
+            | DiskOp::ZoneReport { .. }
+            | DiskOp::Zone { .. } => true,
         };
-        if elsewhere {
+        // Two files are made durable by two calls.
+        if elsewhere || op.durable() && self.image.companion().is_some() {
             self.helpers.submit(op);
             return;
         }
@@ -289,14 +295,21 @@ fn next(op: &mut Op, result: i32) -> Next {
     }
     match op.kind {
         DiskOp::Flush => Next::Done(Ok(())),
-        DiskOp::Discard { durable, .. } | DiskOp::WriteZeroes { durable, .. } => {
-            if durable && !op.syncing {
+        DiskOp::Discard { durable } | DiskOp::WriteZeroes { durable } => {
+            op.range_done();
+            if op.range().is_some() {
+                Next::Again
+            } else if durable && !op.syncing {
                 op.syncing = true;
                 Next::Again
             } else {
                 Next::Done(Ok(()))
             }
         }
+        DiskOp::SecureErase
+        | DiskOp::ZoneAppend { .. }
+        | DiskOp::ZoneReport { .. }
+        | DiskOp::Zone { .. } => Next::Elsewhere,
         DiskOp::Read { .. } | DiskOp::Write { .. } => {
             op.advance(result as u64);
             if op.is_moved() {
@@ -341,11 +354,20 @@ fn entry(image: &Image, op: &Op) -> squeue::Entry {
         (DiskOp::Flush, _) => fdatasync(),
         (DiskOp::Discard { .. } | DiskOp::WriteZeroes { .. }, _) if op.syncing => fdatasync(),
         (DiskOp::Discard { .. }, _) => fallocate(op, Image::punch_mode()),
-        (DiskOp::WriteZeroes { unmap, .. }, _) => {
+        (DiskOp::WriteZeroes { .. }, _) => {
             // Another request may have found out meanwhile that no mode works;
             // this one then finds out for itself.
+            let unmap = op.range().is_some_and(|range| range.unmap);
             fallocate(op, image.zero_mode(unmap).unwrap_or(Image::punch_mode()))
         }
+        // Never put into a ring, see `submit`.
+        (
+            DiskOp::SecureErase
+            | DiskOp::ZoneAppend { .. }
+            | DiskOp::ZoneReport { .. }
+            | DiskOp::Zone { .. },
+            _,
+        ) => opcode::Nop::new().build(),
     }
 }
 
@@ -354,7 +376,8 @@ fn fdatasync() -> squeue::Entry {
 }
 
 fn fallocate(op: &Op, mode: rustix::fs::FallocateFlags) -> squeue::Entry {
-    opcode::Fallocate::new(IMAGE, op.len).offset(op.offset).mode(mode.bits() as i32).build()
+    let (offset, len) = op.range().map_or((0, 0), |range| (range.offset, range.len));
+    opcode::Fallocate::new(IMAGE, len).offset(offset).mode(mode.bits() as i32).build()
 }
 
 /// The kernel moves less than 2 GiB at a time anyway; the rest is a short

@@ -13,6 +13,8 @@ pub struct Mapped {
     /// Ends before the mapping does.
     guard: Option<sigbus::Guard>,
     name: String,
+    /// Faults of this thread before.
+    hits: u32,
 }
 
 impl Mapped {
@@ -40,7 +42,7 @@ impl Mapped {
                 .map_err(|e| cannot("map", e))?
         };
         let guard = sigbus::Guard::new(start as usize, len, rustix::param::page_size());
-        Ok(Self { start, len, guard, name })
+        Ok(Self { start, len, guard, name, hits: sigbus::hits() })
     }
 
     /// All bytes. If the file shrinks in the meantime there are zeroes.
@@ -54,10 +56,10 @@ impl Mapped {
 
     /// Fails if part of the file was gone while it was read.
     pub fn still_whole(&self) -> Result<(), Refusal> {
-        match sigbus::take_hit() {
-            true => Err(Refusal(format!("{} became shorter while it was read", self.name))),
-            false => Ok(()),
+        if sigbus::hits() == self.hits {
+            return Ok(());
         }
+        Err(Refusal(format!("{} became shorter while it was read", self.name)))
     }
 }
 

@@ -2,10 +2,12 @@
 
 use crate::adapter::error::describe;
 use crate::adapter::sigbus::Guard;
+use crate::adapter::userfault::{Faults, Missing};
 use crate::backend::MapFailed;
 use rustix::fs::{fstat, fstatfs};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 use vm_memory::{
     GuestAddress, GuestMemoryError, GuestMemoryRegion, GuestMemoryRegionBytes, GuestUsize,
     MemoryRegionAddress, VolatileSlice,
@@ -23,6 +25,8 @@ struct Mapping {
     len: usize,
     /// `None` only while dropping.
     guard: Option<Guard>,
+    /// Pages come when they are touched.
+    missing: Option<Missing>,
 }
 
 // SAFETY: the pointer names shared memory, which is only touched through
@@ -33,6 +37,7 @@ unsafe impl Sync for Mapping {}
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        self.missing = None;
         self.guard = None;
         // SAFETY: base and length are those of the mapping made in
         // `PeerRegion::map`, and nobody can hold a slice of it any more. A
@@ -99,12 +104,23 @@ impl PeerRegion {
             )
         }
         .map_err(|e| system("cannot map the memory file", e))?;
-        let mut mapping = Mapping { base: base.cast(), len, guard: None };
+        let mut mapping = Mapping { base: base.cast(), len, guard: None, missing: None };
         mapping.guard = Guard::new(base as usize, len, granule as usize);
         if mapping.guard.is_none() {
             return Err(MapFailed("too many mappings at once".into()));
         }
         Ok(Self { mapping, skip: skip as usize, size: size as usize, guest: GuestAddress(guest) })
+    }
+
+    /// Have accesses to pages that are not there wait for whoever reads the
+    /// other end of `faults`. Nothing may have been touched yet.
+    pub fn miss(mut self, faults: &Arc<Faults>) -> Result<Self, MapFailed> {
+        let Mapping { base, len, .. } = self.mapping;
+        let missing = faults.register(base as usize, len).map_err(|e| {
+            MapFailed(format!("cannot have page faults in it resolved: {}", describe(e)))
+        })?;
+        self.mapping.missing = Some(missing);
+        Ok(self)
     }
 
     pub(super) fn host(&self) -> *mut u8 {

@@ -2,7 +2,8 @@
 
 use super::{GuestMem, PeerRegion};
 use crate::adapter::handles::Handles;
-use crate::backend::{MapFailed, MapRegion};
+use crate::adapter::userfault::Faults;
+use crate::backend::{MapFailed, MapRegion, MissingMemory};
 use crate::blk::Segment;
 use crate::wire::MemRegion;
 use std::collections::VecDeque;
@@ -52,6 +53,27 @@ impl Memory {
     /// Make `wanted` the current table; regions that are in it already are not
     /// mapped anew. On failure the old table stays.
     pub fn map(&mut self, wanted: &[MapRegion], handles: &Handles) -> Result<GuestMem, MapFailed> {
+        self.map_by(wanted, handles, Ok)
+    }
+
+    /// The same, but pages of new regions come when they are touched.
+    pub fn map_missing(
+        &mut self,
+        wanted: &[MapRegion],
+        handles: &Handles,
+        faults: &Arc<Faults>,
+    ) -> Result<MissingMemory<GuestMem>, MapFailed> {
+        let memory = self.map_by(wanted, handles, |region| region.miss(faults))?;
+        let bases = self.regions.iter().map(|(_, region)| region.host() as u64).collect();
+        Ok(MissingMemory { memory, bases })
+    }
+
+    fn map_by(
+        &mut self,
+        wanted: &[MapRegion],
+        handles: &Handles,
+        prepare: impl Fn(PeerRegion) -> Result<PeerRegion, MapFailed>,
+    ) -> Result<GuestMem, MapFailed> {
         let mut regions = Vec::with_capacity(wanted.len());
         for want in wanted {
             let known = self.regions.iter().find(|(have, _)| have == want);
@@ -62,7 +84,7 @@ impl Memory {
                     let fd = handles
                         .get(want.handle)
                         .ok_or_else(|| MapFailed(format!("{} is not open", want.handle)))?;
-                    Arc::new(PeerRegion::map(fd, mmap_offset, size, guest_addr)?)
+                    Arc::new(prepare(PeerRegion::map(fd, mmap_offset, size, guest_addr)?)?)
                 }
             };
             regions.push((*want, region));

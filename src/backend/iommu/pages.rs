@@ -228,7 +228,7 @@ impl<M: GuestMemory> Backend<M> {
     }
 
     /// There is a channel to ask on.
-    pub(in crate::backend) fn channel_opened(&mut self) {
+    pub(in crate::backend) fn ask_again(&mut self) {
         self.iommu.channel_given = true;
         self.iommu.changed = true;
     }

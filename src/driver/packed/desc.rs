@@ -5,6 +5,7 @@ use crate::driver::access::{F_INDIRECT, F_NEXT, F_WRITE, load_u16, read, store_u
 use crate::driver::chain::Buffer;
 use crate::driver::error::DriverError;
 use crate::driver::layout::DESC_SIZE;
+use crate::words::Words;
 use core::sync::atomic::Ordering;
 use vm_memory::GuestMemory;
 
@@ -39,9 +40,9 @@ impl Desc {
     }
 
     /// Everything but the flags, which say whose the descriptor is.
-    pub(super) fn write_body<M: GuestMemory + ?Sized>(
+    pub(super) fn write_body<W: Words + ?Sized>(
         &self,
-        mem: &M,
+        mem: &W,
         entry: u64,
     ) -> Result<(), DriverError> {
         let mut raw = [0; FLAGS as usize];
@@ -51,9 +52,9 @@ impl Desc {
         write(mem, entry, &raw)
     }
 
-    pub(super) fn write_flags<M: GuestMemory + ?Sized>(
+    pub(super) fn write_flags<W: Words + ?Sized>(
         &self,
-        mem: &M,
+        mem: &W,
         entry: u64,
         order: Ordering,
     ) -> Result<(), DriverError> {
@@ -82,8 +83,8 @@ pub(super) fn write_used<M: GuestMemory + ?Sized>(
 
 /// Buffer id and length of a used descriptor, `None` while the entry is not one.
 // spec: virtio 1.2, "Receiving Used Buffers From The Device" of "Packed Virtqueues"
-pub(super) fn read_used<M: GuestMemory + ?Sized>(
-    mem: &M,
+pub(super) fn read_used<W: Words + ?Sized>(
+    mem: &W,
     entry: u64,
     wrap: bool,
 ) -> Result<Option<(u16, u32)>, DriverError> {
@@ -102,8 +103,8 @@ pub(super) fn read_used<M: GuestMemory + ?Sized>(
 
 /// Fill an indirect table. Its descriptors follow each other without links.
 // spec: virtio 1.2, "Indirect Flag: Scatter-Gather Support"
-pub(super) fn write_table<M: GuestMemory + ?Sized>(
-    mem: &M,
+pub(super) fn write_table<W: Words + ?Sized>(
+    mem: &W,
     table: u64,
     buffers: &[Buffer],
 ) -> Result<(), DriverError> {

@@ -10,6 +10,7 @@ use super::access::zero;
 use super::chain::{Buffer, Indirect, RingFeatures, Used, check_buffers};
 use super::error::{DeviceFault, DriverError, DriverMisuse};
 use super::layout::{EVENT_SIZE, RingLayout};
+use crate::words::Words;
 pub use attach::Outstanding;
 use core::sync::atomic::Ordering;
 use desc::{Desc, read_used, write_table, write_used};
@@ -106,9 +107,9 @@ impl PackedDriver {
     /// With `indirect` all buffers go into a table; such a chain may be longer
     /// than the ring.
     // spec: virtio 1.2, "Supplying Buffers to The Device" of "Packed Virtqueues"
-    pub fn add_chain<M: GuestMemory + ?Sized>(
+    pub fn add_chain<W: Words + ?Sized>(
         &mut self,
-        mem: &M,
+        mem: &W,
         buffers: &[Buffer],
         indirect: Option<Indirect>,
     ) -> Result<u16, DriverError> {
@@ -151,7 +152,7 @@ impl PackedDriver {
     /// Tell the device of every chain added since the last call by one store,
     /// that of the first descriptor's flags. Returns how many chains they are;
     /// 0 stores nothing.
-    pub fn publish<M: GuestMemory + ?Sized>(&mut self, mem: &M) -> Result<u16, DriverError> {
+    pub fn publish<W: Words + ?Sized>(&mut self, mem: &W) -> Result<u16, DriverError> {
         self.check_broken()?;
         let Some((entry, desc)) = self.first else {
             return Ok(0);
@@ -172,7 +173,7 @@ impl PackedDriver {
 
     /// The next chain that the device has returned, `None` when there is none.
     /// After a [`DeviceFault`] every call reports it again until the reset.
-    pub fn reap<M: GuestMemory + ?Sized>(&mut self, mem: &M) -> Result<Option<Used>, DriverError> {
+    pub fn reap<W: Words + ?Sized>(&mut self, mem: &W) -> Result<Option<Used>, DriverError> {
         self.check_broken()?;
         let PackedPosition { index, wrap } = self.next_used;
         let Some((id, len)) = read_used(mem, self.layout.packed_entry(index), wrap)? else {
@@ -286,9 +287,9 @@ impl PackedDriver {
 
     /// Write a descriptor; of the first one since the last publication without
     /// its flags, so that the device does not see it yet.
-    fn put<M: GuestMemory + ?Sized>(
+    fn put<W: Words + ?Sized>(
         &self,
-        mem: &M,
+        mem: &W,
         at: PackedPosition,
         desc: Desc,
         first: &mut Option<(u64, Desc)>,

@@ -4,8 +4,8 @@ use super::desc::read_used;
 use super::{PackedDriver, PackedPosition};
 use crate::driver::access::{load_u32, store_u32};
 use crate::driver::error::DriverError;
-use core::sync::atomic::{Ordering, fence};
-use vm_memory::GuestMemory;
+use crate::words::Words;
+use core::sync::atomic::Ordering;
 
 // Values of the flags in an event suppression structure.
 // spec: virtio 1.2, "Event Suppression Structure Format"
@@ -17,13 +17,13 @@ impl PackedDriver {
     /// Whether the device wants a kick for what was published since the last
     /// call. Asking is deciding: the next call speaks of later chains only.
     // spec: virtio 1.2, "Sending Available Buffer Notifications"
-    pub fn kick_needed<M: GuestMemory + ?Sized>(&mut self, mem: &M) -> Result<bool, DriverError> {
+    pub fn kick_needed<W: Words + ?Sized>(&mut self, mem: &W) -> Result<bool, DriverError> {
         if self.unkicked == 0 {
             return Ok(false);
         }
         // The descriptors must be seen before the device's wish is read:
         // otherwise both sides may think that the other one will look again.
-        fence(Ordering::SeqCst);
+        mem.fence();
         // Position and flags are one wish, so they are read by one load.
         let wish = load_u32(mem, self.layout.used, Ordering::Relaxed)?;
         let event = PackedPosition::from_word(wish as u16);
@@ -42,7 +42,7 @@ impl PackedDriver {
     /// Ask for a call at the next used descriptor: with EVENT_IDX by its
     /// position, otherwise by the flag. `true`: one is there already, so reap
     /// before going to sleep.
-    pub fn enable_calls<M: GuestMemory + ?Sized>(&mut self, mem: &M) -> Result<bool, DriverError> {
+    pub fn enable_calls<W: Words + ?Sized>(&mut self, mem: &W) -> Result<bool, DriverError> {
         self.enable_calls_after(mem, 1)
     }
 
@@ -50,9 +50,9 @@ impl PackedDriver {
     /// takes at most as many chains; without EVENT_IDX that is the next one.
     /// `true`: it has already.
     // spec: virtio 1.2, "Driver and Device Event Suppression"
-    pub fn enable_calls_after<M: GuestMemory + ?Sized>(
+    pub fn enable_calls_after<W: Words + ?Sized>(
         &mut self,
-        mem: &M,
+        mem: &W,
         count: u16,
     ) -> Result<bool, DriverError> {
         if !self.features.event_idx {
@@ -66,22 +66,22 @@ impl PackedDriver {
 
     /// Ask for a call whenever anything is used, by the flag. Legal with
     /// EVENT_IDX too. `true`: something is there already.
-    pub fn enable_calls_by_flag<M: GuestMemory + ?Sized>(
+    pub fn enable_calls_by_flag<W: Words + ?Sized>(
         &mut self,
-        mem: &M,
+        mem: &W,
     ) -> Result<bool, DriverError> {
         self.wish(mem, 0, ENABLE)?;
         self.used_further(mem, 1)
     }
 
     /// Ask for no calls. A device may still send some.
-    pub fn disable_calls<M: GuestMemory + ?Sized>(&mut self, mem: &M) -> Result<(), DriverError> {
+    pub fn disable_calls<W: Words + ?Sized>(&mut self, mem: &W) -> Result<(), DriverError> {
         self.wish(mem, 0, DISABLE)
     }
 
-    fn wish<M: GuestMemory + ?Sized>(
+    fn wish<W: Words + ?Sized>(
         &self,
-        mem: &M,
+        mem: &W,
         position: u16,
         flags: u16,
     ) -> Result<(), DriverError> {
@@ -90,14 +90,10 @@ impl PackedDriver {
     }
 
     /// Whether the device has come `count` entries further than the driver.
-    fn used_further<M: GuestMemory + ?Sized>(
-        &self,
-        mem: &M,
-        count: u16,
-    ) -> Result<bool, DriverError> {
+    fn used_further<W: Words + ?Sized>(&self, mem: &W, count: u16) -> Result<bool, DriverError> {
         // The device reads the wish after it stores a used descriptor; whoever
         // comes second must see the other's store.
-        fence(Ordering::SeqCst);
+        mem.fence();
         let (mut at, mut seen) = (self.next_used, 0);
         while seen < count {
             let entry = self.layout.packed_entry(at.index);

@@ -8,6 +8,7 @@ use super::access::{Desc, F_INDIRECT, load_u16, read, store_u16, write_desc, wri
 use super::chain::{Buffer, Indirect, RingFeatures, Used, check_buffers};
 use super::error::{DeviceFault, DriverError, DriverMisuse};
 use super::layout::{DESC_SIZE, RingLayout};
+use crate::words::Words;
 use core::sync::atomic::Ordering;
 use in_order::InOrder;
 use vm_memory::GuestMemory;
@@ -132,7 +133,7 @@ impl SplitDriver {
 
     /// Tell the device of every chain added since the last call by one store of
     /// `avail.idx`. Returns how many they are; 0 stores nothing.
-    pub fn publish<M: GuestMemory + ?Sized>(&mut self, mem: &M) -> Result<u16, DriverError> {
+    pub fn publish<W: Words + ?Sized>(&mut self, mem: &W) -> Result<u16, DriverError> {
         self.check_broken()?;
         let count = self.staged.len() as u16;
         if count == 0 {
@@ -156,7 +157,7 @@ impl SplitDriver {
     /// The next chain that the device has returned, `None` when there is none.
     /// After a [`DeviceFault`] every call reports it again until the reset.
     // spec: virtio 1.2, "Receiving Used Buffers From The Device"
-    pub fn reap<M: GuestMemory + ?Sized>(&mut self, mem: &M) -> Result<Option<Used>, DriverError> {
+    pub fn reap<W: Words + ?Sized>(&mut self, mem: &W) -> Result<Option<Used>, DriverError> {
         self.check_broken()?;
         let used = load_u16(mem, self.layout.used_idx(), Ordering::Acquire)?;
         let index = self.next_used;

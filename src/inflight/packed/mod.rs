@@ -22,7 +22,8 @@ use layout::State;
 use vm_memory::{AtomicAccess, Bytes, GuestAddress, GuestMemory};
 
 /// One vring's part of the region, as its only writer sees it: after
-/// [`attach`](Self::attach) the region is only ever written.
+/// [`attach`](Self::attach) the region is only ever written, but for
+/// [`order_of`](Self::order_of), which nothing here rests on.
 #[derive(Clone, Debug)]
 pub struct PackedRegion {
     base: u64,
@@ -94,6 +95,12 @@ impl PackedRegion {
         // F4: both heads of the free list at once.
         self.free_head = next;
         self.store(mem, layout::FREE_HEADS, layout::pair(next, next))
+    }
+
+    /// The counter of the chain in this slot, which is in flight: its name as
+    /// long as there is this region. `None` if the region's memory is gone.
+    pub fn order_of<M: GuestMemory>(&self, mem: &M, slot: u16) -> Option<u64> {
+        mem.load(GuestAddress(self.base + layout::counter(slot)), Ordering::Relaxed).ok()
     }
 
     /// C1, C2, C3: the chain in this slot joins the batch that is about to be

@@ -18,8 +18,9 @@ use super::{GuestFault, RingAddresses, Used};
 use crate::bugs::{self, Bug};
 use crate::dirty::RingLog;
 use crate::marks::{self, Mark};
+use crate::words::Words;
 use core::sync::atomic::Ordering;
-use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
+use vm_memory::{GuestAddress, GuestMemory, Permissions};
 
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
@@ -115,7 +116,7 @@ impl PackedRing {
 
     /// F1: the next available chain, `None` if there is none. It is copied, and
     /// named by the first entry of the copy.
-    pub fn pop<M: GuestMemory>(&mut self, mem: &M) -> Result<Option<u16>, GuestFault> {
+    pub fn pop<W: Words + ?Sized>(&mut self, mem: &W) -> Result<Option<u16>, GuestFault> {
         let mut at = self.positions.avail;
         // These flags are the first thing that is read, and not read again:
         // the rest was written before them.
@@ -220,15 +221,33 @@ impl PackedRing {
         batch: &[Used],
         log: Option<RingLog<'_, L>>,
     ) -> Result<(), GuestFault> {
+        let ring = self.at.desc;
+        self.publish_marked(mem, batch, |addr, len| match &log {
+            None => {}
+            Some(log) if bugs::on(Bug::PackedRingLoggedAsEvent) => {
+                log.mark(addr - ring, len);
+            }
+            Some(log) => log.mark_guest(addr, len),
+        })
+    }
+
+    /// The same; `mark` is told each guest-physical address, and how many bytes
+    /// were stored there.
+    pub fn publish_marked<W: Words + ?Sized>(
+        &mut self,
+        mem: &W,
+        batch: &[Used],
+        mark: impl Fn(u64, u64),
+    ) -> Result<(), GuestFault> {
         let Some((first, rest)) = batch.split_first() else { return Ok(()) };
         let begin = self.positions.used;
         let mut at = begin.after(self.steps(first.head), self.size);
         let early = bugs::on_when(Bug::PackedFirstNotLast, || !rest.is_empty());
         if early {
-            self.store_used(mem, begin, first, Ordering::Release, &log)?;
+            self.store_used(mem, begin, first, Ordering::Release, &mark)?;
         }
         for used in rest {
-            self.store_used(mem, at, used, Ordering::Relaxed, &log)?;
+            self.store_used(mem, at, used, Ordering::Relaxed, &mark)?;
             at = at.after(self.steps(used.head), self.size);
         }
         if bugs::on_when(Bug::PackedUsedWrapKept, || at.wrap != begin.wrap) {
@@ -237,7 +256,7 @@ impl PackedRing {
         marks::hit_when(Mark::BatchOfMany, || batch.len() > 1);
         marks::hit_when(Mark::BatchWrapsRing, || at.wrap != begin.wrap && at.index != 0);
         if !early {
-            self.store_used(mem, begin, first, Ordering::Release, &log)?;
+            self.store_used(mem, begin, first, Ordering::Release, &mark)?;
         }
         self.positions.used = at;
         for used in batch {
@@ -252,13 +271,13 @@ impl PackedRing {
         if bugs::on_when(Bug::PackedUsedByOne, || num > 1) { 1 } else { num }
     }
 
-    fn store_used<M: GuestMemory, L: GuestMemory>(
+    fn store_used<W: Words + ?Sized>(
         &self,
-        mem: &M,
+        mem: &W,
         at: Position,
         used: &Used,
         order: Ordering,
-        log: &Option<RingLog<'_, L>>,
+        mark: &impl Fn(u64, u64),
     ) -> Result<(), GuestFault> {
         let ChainInfo { mut id, num, .. } = self.table.chain(used.head);
         if bugs::on_when(Bug::PackedIdOfFirst, || num > 1) {
@@ -271,14 +290,8 @@ impl PackedRing {
         // struct pvirtq_desc { le64 addr; le32 len; le16 id; le16 flags; }
         let element = u64::from(used.len) | u64::from(id) << 32 | u64::from(flags) << 48;
         let addr = self.place(at) + 8;
-        mem.store(element.to_le(), GuestAddress(addr), order).map_err(|_| GONE)?;
-        if let Some(log) = log {
-            if bugs::on(Bug::PackedRingLoggedAsEvent) {
-                log.mark(addr - self.at.desc, 8);
-            } else {
-                log.mark_guest(addr, 8);
-            }
-        }
+        mem.store_u64(addr, element, order).ok_or(GONE)?;
+        mark(addr, 8);
         Ok(())
     }
 
@@ -293,12 +306,15 @@ impl PackedRing {
         self.at.desc + 16 * u64::from(at.index)
     }
 
-    fn flags<M: GuestMemory>(&self, mem: &M, at: Position) -> Result<u16, GuestFault> {
-        let addr = GuestAddress(self.place(at) + 14);
-        mem.load(addr, Ordering::Acquire).map(u16::from_le).map_err(|_| GONE)
+    fn flags<W: Words + ?Sized>(&self, mem: &W, at: Position) -> Result<u16, GuestFault> {
+        mem.load_u16(self.place(at) + 14, Ordering::Acquire).ok_or(GONE)
     }
 
-    fn descriptor<M: GuestMemory>(&self, mem: &M, at: Position) -> Result<Descriptor, GuestFault> {
+    fn descriptor<W: Words + ?Sized>(
+        &self,
+        mem: &W,
+        at: Position,
+    ) -> Result<Descriptor, GuestFault> {
         read(mem, self.place(at)).map_err(|()| GONE)
     }
 }
@@ -314,10 +330,17 @@ fn is_available(flags: u16, wrap: bool) -> bool {
 }
 
 /// Each descriptor is read exactly once: the guest may change it at any time.
-fn read<M: GuestMemory>(mem: &M, at: u64) -> Result<Descriptor, ()> {
-    let desc: virtio_queue::desc::packed::Descriptor =
-        mem.read_obj(GuestAddress(at)).map_err(drop)?;
-    Ok(Descriptor { addr: desc.addr().0, len: desc.len(), id: desc.id(), flags: desc.flags() })
+fn read<W: Words + ?Sized>(mem: &W, at: u64) -> Result<Descriptor, ()> {
+    let mut raw = [0; 16];
+    mem.copy_out(at, &mut raw).ok_or(())?;
+    // struct pvirtq_desc { le64 addr; le32 len; le16 id; le16 flags; }
+    let word = u128::from_le_bytes(raw);
+    Ok(Descriptor {
+        addr: word as u64,
+        len: (word >> 64) as u32,
+        id: (word >> 96) as u16,
+        flags: (word >> 112) as u16,
+    })
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 use super::*;
 use std::collections::VecDeque;
+use vm_memory::Bytes;
 use vm_memory::GuestMemoryMmap;
 
 const RING: u64 = 0x1000;

@@ -59,7 +59,12 @@ pub fn fill(bytes: &mut [u8], block: u64, generation: u64, seed: u64) {
 }
 
 /// The generation found in one sector of block `block`, or what is wrong.
-fn sector_generation(sector: &[u8], block: u64, index: usize, seed: u64) -> Result<u64, String> {
+pub fn sector_generation(
+    sector: &[u8],
+    block: u64,
+    index: usize,
+    seed: u64,
+) -> Result<u64, String> {
     if sector.iter().all(|byte| *byte == 0) {
         return Ok(0);
     }

@@ -68,7 +68,25 @@ pub fn info(disk: &str) -> Result<String, String> {
         queue("write_zeroes_max_bytes")?,
         queue("write_cache")?.replace(' ', "_"),
         queue("nr_requests")?,
-    ) + &format!(" interrupts={}", interrupts(&device)?))
+    ) + &format!(
+        " minimum_io={} optimal_io={} alignment_offset={} zoned={} interrupts={}",
+        queue("minimum_io_size")?,
+        queue("optimal_io_size")?,
+        read(&format!("{sys}/alignment_offset"))?,
+        queue("zoned")?,
+        interrupts(&device)?
+    ))
+}
+
+/// How many discards the disk was asked for, and how many more were merged into
+/// those.
+pub fn discards(disk: &str) -> Result<(u64, u64), String> {
+    let stat = read(&format!("/sys/block/{disk}/stat"))?;
+    let numbers: Vec<u64> = stat.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    match numbers.get(11..13) {
+        Some(&[requests, merged]) => Ok((requests, merged)),
+        _ => Err(format!("no discards in the statistics of {disk}: {stat}")),
+    }
 }
 
 /// How many interrupts each request queue has had, joined by commas: shows

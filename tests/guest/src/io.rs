@@ -9,6 +9,7 @@ const PAGE: usize = 4096;
 
 // Numbers from linux/fs.h; the libc crate has none of them.
 const BLKDISCARD: u32 = 0x1277;
+const BLKSECDISCARD: u32 = 0x127d;
 const BLKZEROOUT: u32 = 0x127f;
 
 /// Memory for direct I/O: page-aligned, so that the kernel hands the very
@@ -45,7 +46,7 @@ pub fn open(disk: &str, write: bool) -> Result<File, String> {
 
 fn range_ioctl(file: &File, request: u32, offset: u64, len: u64) -> io::Result<()> {
     let range = [offset, len];
-    // SAFETY: both requests read two u64 from the pointer and nothing else.
+    // SAFETY: these requests read two u64 from the pointer and nothing else.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), request as _, range.as_ptr()) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
@@ -53,6 +54,11 @@ fn range_ioctl(file: &File, request: u32, offset: u64, len: u64) -> io::Result<(
 /// BLKDISCARD: the device may drop the range.
 pub fn discard(file: &File, offset: u64, len: u64) -> io::Result<()> {
     range_ioctl(file, BLKDISCARD, offset, len)
+}
+
+/// BLKSECDISCARD: the device must make sure that nobody gets the range back.
+pub fn secure_discard(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    range_ioctl(file, BLKSECDISCARD, offset, len)
 }
 
 /// BLKZEROOUT: write zeroes that must not deallocate.

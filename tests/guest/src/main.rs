@@ -13,7 +13,9 @@ mod disk;
 mod io;
 mod job;
 mod memory;
+mod ring;
 mod system;
+mod zones;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -138,10 +140,24 @@ fn obey(line: &str, current: &mut Option<Job>) -> Result<String, String> {
             let (file, offset, len) = arguments.range(false)?;
             io::expect(&file, offset, len, arguments.number("byte")? as u8).map(|()| String::new())
         }
-        "discard" | "zeroout" | "punch" => {
+        "discards" => {
+            let (file, offset, len) = arguments.range(true)?;
+            let step = arguments.number("step")?;
+            let before = disk::discards(arguments.text("disk")?)?;
+            ring::discard_all(&file, offset, len, step, arguments.number("count")?)?;
+            let after = disk::discards(arguments.text("disk")?)?;
+            Ok(format!("requests={} merged={}", after.0 - before.0, after.1 - before.1))
+        }
+        "zones" => zones::report(&io::open(arguments.text("disk")?, false)?),
+        "zone" => {
+            let (file, offset, len) = arguments.range(true)?;
+            plain(zones::act(&file, arguments.text("action")?, offset, len))
+        }
+        "discard" | "zeroout" | "punch" | "erase" => {
             let (file, offset, len) = arguments.range(true)?;
             plain(match command {
                 "discard" => io::discard(&file, offset, len),
+                "erase" => io::secure_discard(&file, offset, len),
                 "zeroout" => io::zero_out(&file, offset, len),
                 _ => io::punch(&file, offset, len),
             })

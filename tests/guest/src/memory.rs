@@ -30,7 +30,7 @@ pub fn state() -> Result<String, String> {
     let info = fs::read_to_string("/proc/meminfo").map_err(|error| error.to_string())?;
     let field = |name: &str| {
         let line = info.lines().find_map(|line| line.strip_prefix(name));
-        line.and_then(|line| line.split_whitespace().nth(0)).unwrap_or("0").to_string()
+        line.and_then(|line| line.split_whitespace().next()).unwrap_or("0").to_string()
     };
     let zones = fs::read_to_string("/proc/zoneinfo").map_err(|error| error.to_string())?;
     Ok(format!(
