@@ -19,11 +19,20 @@ fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |text| text.parse().expect("a number"))
 }
 
-#[test]
-fn storm_of_control_messages_loses_nothing_and_leaks_nothing() {
+fn storm(packed: bool) {
     let seconds = number("MIDFLIGHT_STORM_SECONDS", 4);
     let seed = number("MIDFLIGHT_STORM_SEED", 1);
-    let mut storm = Storm::new(seed);
+    let mut storm = Storm::new(seed, packed);
     storm.run(Duration::from_secs(seconds));
     storm.end();
+}
+
+#[test]
+fn storm_of_control_messages_loses_nothing_and_leaks_nothing() {
+    storm(false);
+}
+
+#[test]
+fn storm_of_control_messages_loses_and_leaks_nothing_with_packed_rings() {
+    storm(true);
 }

@@ -54,10 +54,10 @@ pub struct Storm {
 }
 
 impl Storm {
-    pub fn new(seed: u64) -> Self {
-        let dir = Dir::new("storm");
+    pub fn new(seed: u64, packed: bool) -> Self {
+        let dir = Dir::new(if packed { "storm-packed" } else { "storm" });
         let daemon = Daemon::midflight(&dir, &DISK);
-        let mut guest = Client::connect(settings(&dir)).unwrap();
+        let mut guest = Client::connect(settings(&dir, packed)).unwrap();
         guest.start().unwrap();
         let area = guest.data_area();
         let free = (0..64).map(|i| area.start + i * SLOT).rev().collect();
@@ -231,7 +231,7 @@ impl Storm {
             }
             26 => self.log(false),
             27..29 => {
-                let on = self.below(2) as u8;
+                let on = u8::from(self.below(4) > 0);
                 let data = Bytes::copy_from_slice(&[on]);
                 self.guest.command(Command::WriteConfig { offset: 32, flags: 0, data }).unwrap();
                 self.count("write cache set");
@@ -406,8 +406,13 @@ impl Storm {
     }
 }
 
-fn settings(dir: &Dir) -> midflight::adapter::client::ClientConfig {
+fn settings(dir: &Dir, packed: bool) -> midflight::adapter::client::ClientConfig {
     let mut config = config(dir);
+    if packed {
+        config.frontend.virtio_features |= midflight::wire::features::virtio::RING_PACKED;
+        // No split ring could have it.
+        config.ring_size = 100;
+    }
     config.frontend.protocol_features |= midflight::wire::features::protocol::LOG_SHMFD;
     config
 }
