@@ -150,7 +150,9 @@ impl World {
     }
 
     fn connect(&mut self) {
-        let mut features = FEATURES | virtio::RING_PACKED;
+        // Whether a guest is new, and its cache on, is told from where its ring
+        // begins, which is not the same place in both formats.
+        let mut features = (FEATURES | virtio::RING_PACKED) & !virtio::BLK_CONFIG_WCE;
         if !self.packed {
             features &= !virtio::RING_PACKED;
         }
