@@ -11,7 +11,7 @@ use midflight_sim::world::Options;
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct StoryArgs {
-    /// What numbers are drawn into: quiet, mixed, migration, storm or hostile
+    /// What numbers are drawn into: quiet, mixed, migration, storm, hostile or control
     #[arg(long)]
     profile: Option<ProfileName>,
     /// A setting to give instead of drawing it, as in kills=3 or
