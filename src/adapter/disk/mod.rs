@@ -71,7 +71,9 @@ pub struct Disk {
     finished: Vec<Box<Op>>,
     /// Started, not yet reported.
     inflight: usize,
-    /// The engine wants to be pumped again at once.
+    /// The engine wants to be pumped at once: it says so, or has got a request
+    /// since, which nothing else may wake the loop for. What the core does about
+    /// a completion, after the pump that brought it, can be to start another.
     retry: bool,
     /// The image is divided into zones.
     zoned: Option<Box<Zoned>>,
@@ -292,6 +294,7 @@ impl Disk {
     }
 
     fn submit(&mut self, op: Box<Op>) {
+        self.retry = true;
         match &mut self.engine {
             Engine::Uring(uring) => uring.submit(op),
             Engine::Inline(inline) => inline.submit(op),
