@@ -162,11 +162,16 @@ impl<M: GuestMemory> Backend<M> {
         }
     }
 
-    fn fetcher(&mut self, vring: u16) -> Option<Fetcher<'_, M, Direct<'_, M>>> {
-        let mode = Mode {
+    /// What was agreed on about requests.
+    fn mode(&self) -> Mode {
+        Mode {
             durable: self.session.writes_are_durable(self.cache.is_on()),
             zoned: self.session.knows_zones(),
-        };
+        }
+    }
+
+    fn fetcher(&mut self, vring: u16) -> Option<Fetcher<'_, M, Direct<'_, M>>> {
+        let mode = self.mode();
         let v = &mut self.vrings[usize::from(vring)];
         let mem = self.memory.as_ref()?;
         Some(Fetcher {
@@ -187,10 +192,7 @@ impl<M: GuestMemory> Backend<M> {
     }
 
     fn translating_fetcher(&mut self, vring: u16) -> Option<Fetcher<'_, M, Translated<'_, M>>> {
-        let mode = Mode {
-            durable: self.session.writes_are_durable(self.cache.is_on()),
-            zoned: self.session.knows_zones(),
-        };
+        let mode = self.mode();
         let v = &mut self.vrings[usize::from(vring)];
         let mem = self.memory.as_ref()?;
         let VringIommu { map, refused, .. } = &mut v.iommu;

@@ -39,7 +39,7 @@ pub fn store_choice<M: GuestMemory>(
 ) -> Result<(), RegionGone> {
     let Some(offset) = shape.spare() else { return Ok(()) };
     let value = if on { ON } else { OFF };
-    mem.store(value, GuestAddress(offset), Ordering::Release).map_err(|_| RegionGone { offset })
+    super::store(mem, offset, value)
 }
 
 #[cfg(test)]

@@ -25,3 +25,15 @@ pub use recover::{InflightFault, Plan, Recovery};
 pub use region::Region;
 pub use split::{RegionGone, RingState, SplitRegion};
 pub use view::{Header, RegionView};
+
+use core::sync::atomic::Ordering;
+use vm_memory::{AtomicAccess, Bytes, GuestAddress, GuestMemory};
+
+/// The one way to store into a region: the whole field, by a release store.
+fn store<M: GuestMemory, T: AtomicAccess>(
+    mem: &M,
+    offset: u64,
+    value: T,
+) -> Result<(), RegionGone> {
+    mem.store(value, GuestAddress(offset), Ordering::Release).map_err(|_| RegionGone { offset })
+}

@@ -138,7 +138,6 @@ impl SplitRegion {
         offset: u64,
         value: T,
     ) -> Result<(), RegionGone> {
-        let offset = self.base + offset;
-        mem.store(value, GuestAddress(offset), Ordering::Release).map_err(|_| RegionGone { offset })
+        super::store(mem, self.base + offset, value)
     }
 }
