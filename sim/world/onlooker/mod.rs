@@ -83,6 +83,22 @@ fn packed_reading(
     }
 }
 
+/// What the core would do is what the bytes ask for, or both say no.
+fn same_plan<T: PartialEq + core::fmt::Debug, A: core::fmt::Debug, P: core::fmt::Debug>(
+    vring: u16,
+    how: &str,
+    asked: &Result<T, A>,
+    planned: &Result<T, P>,
+) -> Result<(), Violation> {
+    match (asked, planned) {
+        (Ok(asked), Ok(planned)) if asked == planned => Ok(()),
+        (Err(_), Err(_)) => Ok(()),
+        _ => broken(format!(
+            "vring {vring} (spoiled: {how}): the region asks for {asked:?}, a successor would do {planned:?}"
+        )),
+    }
+}
+
 fn broken(message: String) -> Result<(), Violation> {
     Err(Violation::new("onlooker", message))
 }
@@ -132,14 +148,7 @@ impl Case {
                 last_batch_head: p.last_batch_head,
             })
         });
-        match (&asked, &planned) {
-            (Ok(asked), Ok(planned)) if asked == planned => Ok(()),
-            (Err(_), Err(_)) => Ok(()),
-            _ => broken(format!(
-                "vring {vring} (spoiled: {}): the region asks for {asked:?}, a successor would do {planned:?}",
-                self.how
-            )),
-        }
+        same_plan(vring, self.how, &asked, &planned)
     }
 
     fn put(&mut self, at: usize, bytes: &[u8]) {
