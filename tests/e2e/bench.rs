@@ -280,9 +280,11 @@ impl Bench {
         Command::new(self.setup.boot.tools.join(name))
     }
 
-    /// A library of the tree that the tools are from.
-    pub fn library(&self, name: &str) -> PathBuf {
-        self.setup.boot.tools.join("../root/usr/lib/x86_64-linux-gnu").join(name)
+    /// A plugin of the tree's nbdkit, which would look for it where the tree's root
+    /// is not.
+    pub fn nbdkit_plugin(&self, name: &str) -> PathBuf {
+        let libraries = self.setup.boot.tools.join("../root/usr/lib/x86_64-linux-gnu");
+        libraries.join("nbdkit").join("plugins").join(format!("nbdkit-{name}-plugin.so"))
     }
 
     /// For scenarios that need machines of their own.

@@ -219,7 +219,7 @@ fn fio(bench: &mut Bench) -> Result<Figures, String> {
 fn nbdkit(bench: &mut Bench) -> Result<Figures, String> {
     let size = 32 * MIB;
     let mut daemon = bench.serve(size, DiskOptions::default())?;
-    let plugin = bench.library("nbdkit/plugins/nbdkit-blkio-plugin.so");
+    let plugin = bench.nbdkit_plugin("blkio");
     let nbd = bench.fresh_path("nbd");
     let mut command = bench.tool("nbdkit");
     command.args(["--foreground", "--exit-with-parent", "--unix"]).arg(&nbd).arg(plugin);

@@ -78,6 +78,15 @@ pub fn kill_on(bench: &mut Bench, spec: &Spec) -> Result<Figures, String> {
     })
 }
 
+/// Fewer, for machines of which something else is asked.
+pub fn few_kills_on(bench: &mut Bench, spec: &Spec, seed: u64) -> Result<Figures, String> {
+    disturbed(bench, spec, seed, 5, |rig, round| {
+        rig.daemon.kill()?;
+        pause(round * 90);
+        rig.daemon.start_again()
+    })
+}
+
 /// The next daemon is killed while it still holds what it took over.
 fn kill_twice(bench: &mut Bench) -> Result<Figures, String> {
     kill_twice_on(bench, &Spec::slow())

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::bench::{Bench, Figures, Spec};
 use crate::daemon::DiskOptions;
 use crate::run::{Plan, Run};
-use crate::{SKIPPED, Scenario, steady};
+use crate::{SKIPPED, Scenario, crash, steady};
 
 const LIMIT: Duration = Duration::from_secs(40);
 /// VIRTIO_F_IN_ORDER.
@@ -52,21 +52,6 @@ fn stop_cont(bench: &mut Bench) -> Result<Figures, String> {
 }
 
 fn kill(bench: &mut Bench) -> Result<Figures, String> {
-    const ROUNDS: u32 = 5;
     agreed(bench, &spec(40_000))?;
-    let rig = bench.rig(&spec(40_000))?;
-    let run = Run::start(&rig.vm.guest, &Plan { seed: 102, ..Plan::slow() })?;
-    let mut held = 0;
-    for round in 0..ROUNDS {
-        run.wait_for(64 + u64::from(round) * 7, LIMIT)?;
-        held += run.mark_deep(LIMIT)?;
-        rig.daemon.kill()?;
-        std::thread::sleep(Duration::from_millis(u64::from(round) * 90));
-        rig.daemon.start_again()?;
-        run.wait_for_marked(LIMIT).map_err(|what| format!("round {round}: {what}"))?;
-        rig.daemon.check_alive()?;
-    }
-    let mut figures = run.finish(&rig.daemon.image)?;
-    figures.note(format!("{ROUNDS} kills, {held} operations outstanding at them"));
-    Ok(figures)
+    crash::few_kills_on(bench, &spec(40_000), 102)
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::bench::{Bench, Figures, Older, Spec};
 use crate::daemon::DiskOptions;
 use crate::run::{Plan, Run};
-use crate::{SKIPPED, Scenario, steady};
+use crate::{SKIPPED, Scenario, crash, steady};
 
 /// The front-end of 7.2 looks for its back-end once a second.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -56,21 +56,6 @@ fn stop_cont(bench: &mut Bench, older: Older) -> Result<Figures, String> {
 }
 
 fn kill(bench: &mut Bench, older: Older) -> Result<Figures, String> {
-    const ROUNDS: u32 = 5;
     found(older)?;
-    let rig = bench.rig(&slow(older))?;
-    let run = Run::start(&rig.vm.guest, &Plan { seed: 72, ..Plan::slow() })?;
-    let mut held = 0;
-    for round in 0..ROUNDS {
-        run.wait_for(64 + u64::from(round) * 7, LIMIT)?;
-        held += run.mark_deep(LIMIT)?;
-        rig.daemon.kill()?;
-        std::thread::sleep(Duration::from_millis(u64::from(round) * 90));
-        rig.daemon.start_again()?;
-        run.wait_for_marked(LIMIT).map_err(|what| format!("round {round}: {what}"))?;
-        rig.daemon.check_alive()?;
-    }
-    let mut figures = run.finish(&rig.daemon.image)?;
-    figures.note(format!("{ROUNDS} kills, {held} operations outstanding at them"));
-    Ok(figures)
+    crash::few_kills_on(bench, &slow(older), 72)
 }
