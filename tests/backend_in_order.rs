@@ -4,8 +4,8 @@
 mod common;
 
 use common::{
-    FEATURES, PACKED_START, RING, Rig, packed_addr, packed_layout, ring_features, ring_layout,
-    submit, vring_addr,
+    FEATURES, PACKED_START, RING, Rig, packed_addr, packed_layout, reaped, ring_features,
+    ring_layout, submit, vring_addr, write,
 };
 use midflight::backend::{Input, SuspendPolicy, TimerKind};
 use midflight::blk::{Completion, DeviceConfig, DiskError, ReqId};
@@ -44,24 +44,6 @@ fn running(features: u64, suspend: bool) -> (Rig, BlkDriver) {
     rig.set_inflight();
     rig.start_vring(0, 0);
     (rig, driver)
-}
-
-fn write(rig: &mut Rig, driver: &mut BlkDriver, slots: std::ops::Range<u64>) {
-    for slot in slots {
-        submit(rig, driver, slot, BlkOp::Out { sector: slot }, 512, &Framing::CLASSIC);
-    }
-    driver.publish(&rig.guest).unwrap();
-    rig.kick(0);
-}
-
-/// Tokens in the order in which they were used.
-fn reaped(rig: &Rig, driver: &mut BlkDriver) -> Vec<u64> {
-    let mut tokens = Vec::new();
-    while let Some(done) = driver.reap(&rig.guest).unwrap() {
-        assert_eq!(done.status, BlkStatus::Ok);
-        tokens.push(done.token);
-    }
-    tokens
 }
 
 fn done(rig: &mut Rig, ids: &[ReqId]) {

@@ -5,7 +5,8 @@
 mod common;
 
 use common::{
-    FEATURES, PACKED_START, RING, Rig, packed_addr, packed_layout, ring_features, slot_base, submit,
+    FEATURES, PACKED_START, RING, Rig, packed_addr, packed_layout, reaped, ring_features,
+    slot_base, submit, write,
 };
 use midflight::backend::{Event, Input, SuspendPolicy};
 use midflight::blk::{Completion, DeviceConfig, DiskError};
@@ -32,23 +33,6 @@ fn rig(size: u16) -> (Rig, BlkDriver) {
     let mut rig = Rig::with(config(), Some(policy()));
     let driver = rig.run_packed(size);
     (rig, driver)
-}
-
-fn write(rig: &mut Rig, driver: &mut BlkDriver, slots: std::ops::Range<u64>) {
-    for slot in slots {
-        submit(rig, driver, slot, BlkOp::Out { sector: slot }, 512, &Framing::CLASSIC);
-    }
-    driver.publish(&rig.guest).unwrap();
-    rig.kick(0);
-}
-
-fn reaped(rig: &Rig, driver: &mut BlkDriver) -> Vec<u64> {
-    let mut tokens = Vec::new();
-    while let Some(done) = driver.reap(&rig.guest).unwrap() {
-        assert_eq!(done.status, BlkStatus::Ok);
-        tokens.push(done.token);
-    }
-    tokens
 }
 
 /// Another back-end on the same guest and region, with the front-end's idea of

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{
-    FEATURES, RING, Rig, TestMemory, guest_region, ring_features, ring_layout, submit, vring_addr,
+    FEATURES, RING, Rig, guest_region, ring_features, ring_layout, submit, vring_addr, write,
 };
 use midflight::backend::{CloseReason, Event, Input, SuspendPolicy, TimerKind};
 use midflight::blk::{Completion, DeviceConfig, DiskError, ReqId};
@@ -35,21 +35,9 @@ fn rig(dialect: Dialect) -> (Rig, BlkDriver) {
     (rig, driver)
 }
 
-/// Put writes of one sector into the ring, and have them fetched.
-fn write<M: TestMemory>(rig: &mut Rig<M>, driver: &mut BlkDriver, slots: std::ops::Range<u64>) {
-    for slot in slots {
-        submit(rig, driver, slot, BlkOp::Out { sector: slot }, 512, &Framing::CLASSIC);
-    }
-    driver.publish(&rig.guest).unwrap();
-    rig.kick(0);
-}
-
+/// Tokens of what was used, by number.
 fn reaped(rig: &Rig, driver: &mut BlkDriver) -> Vec<u64> {
-    let mut tokens = Vec::new();
-    while let Some(done) = driver.reap(&rig.guest).unwrap() {
-        assert_eq!(done.status, BlkStatus::Ok);
-        tokens.push(done.token);
-    }
+    let mut tokens = common::reaped(rig, driver);
     tokens.sort_unstable();
     tokens
 }

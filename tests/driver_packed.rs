@@ -1,11 +1,14 @@
 //! The guest driver's packed ring against a device written here from the
 //! document, and against devices that break the rules.
 
+mod ring_rig;
+
 use midflight::driver::{
     Buffer, DeviceFault, DriverError, DriverMisuse, Indirect, Outstanding, PackedDriver,
     PackedPosition, RingFeatures, RingLayout,
 };
 use proptest::prelude::*;
+use ring_rig::buffers;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 type Mem = GuestMemoryMmap<()>;
@@ -191,14 +194,7 @@ proptest! {
         for step in steps {
             match step {
                 Step::Add(reads, writes, table) => {
-                    let mut addr = 0x8000;
-                    let buffers: Vec<Buffer> = reads.iter().map(|&len| (len, false))
-                        .chain(writes.iter().map(|&len| (len, true)))
-                        .map(|(len, writable)| {
-                            addr += 0x2000;
-                            Buffer { addr, len, writable }
-                        })
-                        .collect();
+                    let buffers = buffers(&reads, &writes);
                     let indirect = table.then(|| Indirect { table: TABLES + (tables % 64) * 256, direct: 0 });
                     tables += 1;
                     let needed = if table { 1 } else { buffers.len() as u16 };

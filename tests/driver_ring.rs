@@ -1,11 +1,14 @@
 //! The guest driver's ring against virtio-queue's device side, which shares no
 //! code with it, and against devices that break the rules.
 
+mod ring_rig;
+
 use midflight::driver::{
     Buffer, DeviceFault, DriverError, DriverMisuse, Indirect, RingFeatures, RingLayout, SplitDriver,
 };
 use proptest::prelude::*;
-use virtio_queue::{Queue, QueueT};
+use ring_rig::{buffers, queue};
+use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 type Mem = GuestMemoryMmap<()>;
@@ -17,23 +20,6 @@ const TABLES: u64 = 0x10_0000;
 
 fn memory() -> Mem {
     Mem::from_ranges(&[(GuestAddress(0), 0x20_0000)]).unwrap()
-}
-
-fn device(layout: &RingLayout, event_idx: bool, start: u16) -> Queue {
-    let mut queue = Queue::new(32768).unwrap();
-    queue.set_size(layout.size);
-    let halves = |a: u64| (Some(a as u32), Some((a >> 32) as u32));
-    let (low, high) = halves(layout.desc);
-    queue.set_desc_table_address(low, high);
-    let (low, high) = halves(layout.avail);
-    queue.set_avail_ring_address(low, high);
-    let (low, high) = halves(layout.used);
-    queue.set_used_ring_address(low, high);
-    queue.set_event_idx(event_idx);
-    queue.set_next_avail(start);
-    queue.set_next_used(start);
-    queue.set_ready(true);
-    queue
 }
 
 /// A ring on which `start` chains have come and gone.
@@ -97,7 +83,7 @@ proptest! {
         let layout = RingLayout::contiguous(size, RING).unwrap();
         let features = RingFeatures { event_idx, indirect: true, packed: false };
         let mut driver = ring_at(&mem, layout, features, start);
-        let mut queue = device(&layout, event_idx, start);
+        let mut queue = queue(&layout, event_idx, start);
         prop_assert!(queue.is_valid(&mem));
         prop_assert!(!queue.enable_notification(&mem).unwrap());
         let mut device_asleep = true;
@@ -114,14 +100,7 @@ proptest! {
         for step in steps {
             match step {
                 Step::Add(reads, writes, direct) => {
-                    let mut addr = 0x8000;
-                    let buffers: Vec<Buffer> = reads.iter().map(|&len| (len, false))
-                        .chain(writes.iter().map(|&len| (len, true)))
-                        .map(|(len, writable)| {
-                            addr += 0x2000;
-                            Buffer { addr, len, writable }
-                        })
-                        .collect();
+                    let buffers = buffers(&reads, &writes);
                     let direct = direct.filter(|&d| usize::from(d) < buffers.len());
                     let indirect = direct.map(|direct| Indirect {
                         table: TABLES + (tables % 64) * 256,

@@ -2,13 +2,15 @@
 //! code with it. There is no third implementation to ask, so each is also held
 //! against a plain one in its own tests.
 
+mod ring_rig;
+
 use midflight::driver::{
-    Buffer, DriverError, DriverMisuse, Indirect, PackedDriver, PackedPosition, RingFeatures,
-    RingLayout,
+    DriverError, DriverMisuse, Indirect, PackedDriver, PackedPosition, RingFeatures, RingLayout,
 };
 use midflight::vring::chain::Chain;
 use midflight::vring::{Ring, RingAddresses, RingFormat, Used};
 use proptest::prelude::*;
+use ring_rig::buffers;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 type Mem = GuestMemoryMmap<()>;
@@ -106,14 +108,7 @@ proptest! {
         for step in steps {
             match step {
                 Step::Add(reads, writes, table) => {
-                    let mut addr = 0x8000;
-                    let buffers: Vec<Buffer> = reads.iter().map(|&len| (len, false))
-                        .chain(writes.iter().map(|&len| (len, true)))
-                        .map(|(len, writable)| {
-                            addr += 0x2000;
-                            Buffer { addr, len, writable }
-                        })
-                        .collect();
+                    let buffers = buffers(&reads, &writes);
                     let indirect = table.then(|| Indirect { table: TABLES + (tables % 64) * 256, direct: 0 });
                     tables += 1;
                     match driver.add_chain(&mem, &buffers, indirect) {

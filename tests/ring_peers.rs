@@ -4,11 +4,14 @@
 //! virtio-queue's. All four meetings see the same chains and the same
 //! completions, and leave the same bytes in memory.
 
+mod ring_rig;
+
 use midflight::dirty::RingLog;
 use midflight::driver::{Buffer, Indirect, RingFeatures, RingLayout, SplitDriver};
 use midflight::vring::chain::Chain;
 use midflight::vring::{RingAddresses, SplitRing, Used};
 use proptest::prelude::*;
+use ring_rig::queue;
 use std::cell::RefCell;
 use virtio_queue::desc::RawDescriptor;
 use virtio_queue::desc::split::Descriptor;
@@ -201,18 +204,7 @@ impl Device {
             ring.set_next_avail(start);
             return Self::Ours(ring);
         }
-        let mut queue = Queue::new(layout.size).unwrap();
-        let halves = |a: u64| (Some(a as u32), Some((a >> 32) as u32));
-        let (low, high) = halves(layout.desc);
-        queue.set_desc_table_address(low, high);
-        let (low, high) = halves(layout.avail);
-        queue.set_avail_ring_address(low, high);
-        let (low, high) = halves(layout.used);
-        queue.set_used_ring_address(low, high);
-        queue.set_event_idx(event_idx);
-        queue.set_next_avail(start);
-        queue.set_next_used(start);
-        queue.set_ready(true);
+        let queue = queue(layout, event_idx, start);
         assert!(queue.is_valid(mem));
         Self::Theirs(queue)
     }

@@ -9,7 +9,8 @@ use midflight::backend::{
 };
 use midflight::blk::{Completion, DeviceConfig, DiskError, DiskOp, ReqId};
 use midflight::driver::{
-    BlkDriver, BlkOp, BlkRequest, Framing, RequestBuffers, RingFeatures, RingLayout, Span,
+    BlkDriver, BlkOp, BlkRequest, BlkStatus, Framing, RequestBuffers, RingFeatures, RingLayout,
+    Span,
 };
 use midflight::time::Instant;
 use midflight::wire::features::{protocol, virtio};
@@ -586,4 +587,23 @@ pub fn submit<M: TestMemory>(
         table: Some(base + 0x2000),
     };
     driver.submit(&rig.guest, &BlkRequest { op, token: slot }, &buffers, framing).unwrap()
+}
+
+/// Put writes of one sector into the ring, and have them fetched.
+pub fn write<M: TestMemory>(rig: &mut Rig<M>, driver: &mut BlkDriver, slots: std::ops::Range<u64>) {
+    for slot in slots {
+        submit(rig, driver, slot, BlkOp::Out { sector: slot }, 512, &Framing::CLASSIC);
+    }
+    driver.publish(&rig.guest).unwrap();
+    rig.kick(0);
+}
+
+/// Tokens in the order in which they were used, all of them well.
+pub fn reaped(rig: &Rig, driver: &mut BlkDriver) -> Vec<u64> {
+    let mut tokens = Vec::new();
+    while let Some(done) = driver.reap(&rig.guest).unwrap() {
+        assert_eq!(done.status, BlkStatus::Ok);
+        tokens.push(done.token);
+    }
+    tokens
 }
