@@ -55,13 +55,7 @@ impl<M: GuestMemory> Backend<M> {
     ) -> Result<(), FrontendFault> {
         self.need(protocol::INBAND_NOTIFICATIONS, "INBAND_NOTIFICATIONS", reply)?;
         let vring = self.vring_index(state.index, reply)?;
-        let v = &mut self.vrings[usize::from(vring)];
-        let was_started = core::mem::replace(&mut v.started, true);
-        if let Err(fault) = self.start_vring(now, vring) {
-            self.vrings[usize::from(vring)].started = was_started;
-            return Err(fault);
-        }
-        Ok(())
+        self.kicked(now, vring)
     }
 
     /// Tell the guest that there are used entries.

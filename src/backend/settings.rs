@@ -87,12 +87,9 @@ impl<M: GuestMemory> Backend<M> {
         reply: Reply,
     ) -> Result<(), FrontendFault> {
         let vring = self.vring_index(u32::from(file.index), reply)?;
-        let v = &mut self.vrings[usize::from(vring)];
-        let was_started = core::mem::replace(&mut v.started, true);
-        let blind = bugs::on_when(Bug::NoLookAfterSwap, || v.run.is_some());
-        if !blind && let Err(fault) = self.start_vring(now, vring) {
-            self.vrings[usize::from(vring)].started = was_started;
-            return Err(fault);
+        let running = || self.vrings[usize::from(vring)].run.is_some();
+        if !bugs::on_when(Bug::NoLookAfterSwap, running) {
+            self.kicked(now, vring)?;
         }
         let v = &mut self.vrings[usize::from(vring)];
         let old = core::mem::replace(&mut v.kick, file.handle);
@@ -103,6 +100,17 @@ impl<M: GuestMemory> Backend<M> {
         }
         self.release(old);
         Ok(())
+    }
+
+    /// Start a vring that is stopped, and have one that runs looked at. One that
+    /// cannot start stays as it was.
+    // spec: vhost-user, "Ring states"
+    pub(super) fn kicked(&mut self, now: Instant, vring: u16) -> Result<(), FrontendFault> {
+        let v = &mut self.vrings[usize::from(vring)];
+        let was_started = core::mem::replace(&mut v.started, true);
+        self.start_vring(now, vring).inspect_err(|_| {
+            self.vrings[usize::from(vring)].started = was_started;
+        })
     }
 
     pub(super) fn set_vring_call(
