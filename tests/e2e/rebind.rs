@@ -22,7 +22,9 @@ fn rebind(bench: &mut Bench) -> Result<Figures, String> {
     let guest = rig.vm.guest.clone();
     let plan = Plan { seed: 80, ..Plan::slow() };
     let started = rig.daemon.printed().lines().count();
-    Run::start(&guest, &plan)?.finish(&rig.daemon.image)?;
+    let run = Run::start(&guest, &plan)?;
+    run.wait_for(500, Duration::from_secs(30))?;
+    run.finish(&rig.daemon.image)?;
     let (mut ios, mut cut_off, mut checked) = (0, 0, 0);
     let (mut random, mut slowest) = (block::mix(plan.seed), Duration::ZERO);
     for round in 0..TIMES {

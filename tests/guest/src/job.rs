@@ -8,7 +8,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Barrier, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -165,14 +165,18 @@ impl Job {
             Some(job) if job.running.is_empty() && job.plan.same_area(&plan) => job.known,
             _ => return Err("no finished job on the same area to go on from".to_string()),
         };
+        let files: Vec<File> =
+            (0..plan.depth).map(|_| io::open(&plan.disk, true)).collect::<Result<_, _>>()?;
         let shared = Arc::new(Shared::new(plan.depth));
         let processors = system::processors();
+        // The first threads would take the processors from starting the others.
+        let all = Arc::new(Barrier::new(files.len()));
         let mut running = Vec::new();
-        for me in 0..plan.depth {
+        for (me, file) in (0..).zip(files) {
             let first = me * per_thread;
             let last = if me + 1 == plan.depth { plan.blocks() } else { first + per_thread };
             let mut worker = Worker {
-                file: io::open(&plan.disk, true)?,
+                file,
                 buffer: Buffer::new((plan.block * plan.most) as usize),
                 kept: Kept::new(&plan),
                 random: block::mix(plan.seed ^ block::mix(me + 1)),
@@ -182,7 +186,9 @@ impl Job {
                 me: me as usize,
                 first,
             };
+            let all = all.clone();
             running.push(std::thread::spawn(move || {
+                all.wait();
                 system::pin(worker.me % processors);
                 worker.run(fresh);
                 worker.known
