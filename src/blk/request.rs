@@ -5,9 +5,12 @@
 //! ends with the status.
 // spec: virtio 1.2, "Block Device", "Device Operation"
 
+mod ranges;
+mod zoned;
+
 use super::config::{DeviceConfig, SECTOR_SIZE, SEG_MAX};
-use super::disk::{ByteRange, DiskOp, ZoneAction};
-use super::zones::{self, ZoneFault, ZonedConfig};
+use super::disk::{ByteRange, DiskOp};
+use super::zones::ZoneFault;
 use crate::bugs::{self, Bug};
 use crate::marks::{self, Mark};
 use crate::memory::Segment;
@@ -18,12 +21,6 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
 
 /// Bytes of the request header: type, reserved, sector.
 const HEADER_SIZE: usize = 16;
-
-/// Bytes of a discard, write zeroes or secure erase segment.
-const RANGE_SIZE: usize = 16;
-
-/// Bytes in front of the status of an append, for the sector it went to.
-const APPEND_SECTOR_SIZE: u32 = 8;
 
 /// Type of GET_LIFETIME, which the kernel's header does not name.
 const VIRTIO_BLK_T_GET_LIFETIME: u32 = 10;
@@ -237,14 +234,7 @@ impl<M: GuestMemory> Request<'_, M> {
                 self.write_zeroes(&chain.readable, ranges)
             }
             v::VIRTIO_BLK_T_SECURE_ERASE if self.config.can_secure_erase() => {
-                let max = self.config.limits.secure_erase_sectors;
-                // Linux takes the lowest bit of a type for the direction of its
-                // data. That is right for every other request; of this one it
-                // says that the device fills the buffers, and the ranges are in
-                // what the device is to write.
-                let data =
-                    if chain.readable.is_empty() { &chain.writable } else { &chain.readable };
-                self.ranged(data, ranges, (0, max), DiskOp::SecureErase)
+                self.secure_erase(chain, ranges)
             }
             kind => match &self.config.zoned {
                 Some(zoned) if self.mode.zoned => self.zoned(kind, zoned, chain),
@@ -276,17 +266,6 @@ impl<M: GuestMemory> Request<'_, M> {
             }
             None => IOERR,
         }
-    }
-
-    /// A write to a zone that is not a whole number of blocks, but on the disk.
-    fn ends_within_a_block_of_a_zone(&self, len: u64) -> bool {
-        let Some(zoned) = &self.config.zoned else { return false };
-        let geometry = zoned.geometry(self.config.capacity / SECTOR_SIZE);
-        let start = self.header.sector;
-        let end = start.checked_add(len.div_ceil(SECTOR_SIZE));
-        end.is_some_and(|end| end <= geometry.capacity)
-            && len > 0
-            && !geometry.is_conventional(geometry.zone_of(start))
     }
 
     fn refuse(&self, fault: ZoneFault) -> Action {
@@ -333,186 +312,5 @@ impl<M: GuestMemory> Request<'_, M> {
     fn get_lifetime(&self, data: &[Segment], answer: &[u8]) -> Action {
         let room: u64 = data.iter().map(|s| u64::from(s.len)).sum();
         if room < answer.len() as u64 { IOERR } else { self.fill(data, answer) }
-    }
-
-    fn discard(&self, data: &[Segment], ranges: &mut Vec<ByteRange>) -> Action {
-        // No flag has a meaning for a discard.
-        let flags = if bugs::on(Bug::DiscardFlagAccepted) { u32::MAX } else { 0 };
-        let op = DiskOp::Discard { durable: self.mode.durable };
-        self.ranged(data, ranges, (flags, self.config.max_discard_sectors()), op)
-    }
-
-    fn write_zeroes(&self, data: &[Segment], ranges: &mut Vec<ByteRange>) -> Action {
-        let durable = self.mode.durable;
-        let op = match bugs::on(Bug::WriteZeroesDiscards) {
-            true => DiskOp::Discard { durable },
-            false => DiskOp::WriteZeroes { durable },
-        };
-        let flags = v::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP;
-        self.ranged(data, ranges, (flags, self.config.max_write_zeroes_sectors()), op)
-    }
-
-    /// A request for ranges, which have only these flags and at most so many
-    /// sectors each. It is refused as a whole or done as a whole.
-    fn ranged(
-        &self,
-        data: &[Segment],
-        ranges: &mut Vec<ByteRange>,
-        (flags, max): (u32, u32),
-        op: DiskOp,
-    ) -> Action {
-        let len: u64 = data.iter().map(|s| u64::from(s.len)).sum();
-        let most = u64::from(self.config.limits.ranges) * RANGE_SIZE as u64;
-        if len == 0 || !len.is_multiple_of(RANGE_SIZE as u64) || len > most {
-            return IOERR;
-        }
-        let (mut unknown_flag, mut misplaced) = (false, false);
-        let (mut bytes, mut filled) = ([0; RANGE_SIZE], 0);
-        for segment in data {
-            let (mut addr, mut left) = (segment.addr, segment.len as usize);
-            while left > 0 {
-                let take = left.min(RANGE_SIZE - filled);
-                let to = &mut bytes[filled..filled + take];
-                if self.mem.read_slice(to, GuestAddress(addr)).is_err() {
-                    return IOERR;
-                }
-                (addr, left) = (addr.wrapping_add(take as u64), left - take);
-                filled = (filled + take) % RANGE_SIZE;
-                if filled > 0 {
-                    continue;
-                }
-                let range = Range::read(&bytes);
-                unknown_flag |= range.flags & !flags != 0;
-                let len = u64::from(range.num_sectors) * SECTOR_SIZE;
-                match self.place(range.sector, len) {
-                    Some(offset) if range.num_sectors <= max => {
-                        let unmap = range.flags & v::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0;
-                        if len > 0 {
-                            ranges.push(ByteRange { offset, len, unmap });
-                        }
-                    }
-                    _ => misplaced = true,
-                }
-            }
-        }
-        match () {
-            // What the device does not know comes before what it does not like.
-            () if unknown_flag => UNSUPP,
-            () if misplaced => IOERR,
-            () if ranges.is_empty() => DONE,
-            () => Action::Disk(op),
-        }
-    }
-
-    // spec: virtio 1.3, "Device Operation": requests of zoned devices
-    fn zoned(&self, kind: u32, zoned: &ZonedConfig, chain: &mut Chain) -> Action {
-        let action = match kind {
-            v::VIRTIO_BLK_T_ZONE_REPORT => return self.zone_report(zoned, chain),
-            v::VIRTIO_BLK_T_ZONE_APPEND if self.config.read_only => return IOERR,
-            v::VIRTIO_BLK_T_ZONE_APPEND => return self.zone_append(zoned, chain),
-            v::VIRTIO_BLK_T_ZONE_OPEN => ZoneAction::Open,
-            v::VIRTIO_BLK_T_ZONE_CLOSE => ZoneAction::Close,
-            v::VIRTIO_BLK_T_ZONE_FINISH => ZoneAction::Finish,
-            v::VIRTIO_BLK_T_ZONE_RESET => ZoneAction::Reset,
-            v::VIRTIO_BLK_T_ZONE_RESET_ALL => ZoneAction::ResetAll,
-            _ => return UNSUPP,
-        };
-        if self.config.read_only {
-            return IOERR;
-        }
-        match self.header.sector {
-            _ if action == ZoneAction::ResetAll => Action::Disk(DiskOp::Zone { action, offset: 0 }),
-            sector if sector < self.config.capacity / SECTOR_SIZE => {
-                Action::Disk(DiskOp::Zone { action, offset: sector * SECTOR_SIZE })
-            }
-            _ => self.refuse(ZoneFault::InvalidCommand),
-        }
-    }
-
-    fn zone_report(&self, zoned: &ZonedConfig, chain: &mut Chain) -> Action {
-        let data = &mut chain.writable;
-        if !data.iter().all(|s| reachable(self.mem, s.addr, s.len, Permissions::Write)) {
-            return IOERR;
-        }
-        let room = data.iter().map(|s| u64::from(s.len)).sum();
-        let geometry = zoned.geometry(self.config.capacity / SECTOR_SIZE);
-        let sector = self.header.sector;
-        let Some(count) = zones::reported(&geometry, sector, room) else {
-            return self.refuse(ZoneFault::InvalidCommand);
-        };
-        // Nothing is written behind the last zone.
-        let size = zones::HEADER_SIZE + count as usize * zones::DESCRIPTOR_SIZE;
-        keep_front(data, size as u32);
-        Action::Disk(DiskOp::ZoneReport { offset: sector * SECTOR_SIZE })
-    }
-
-    fn zone_append(&self, zoned: &ZonedConfig, chain: &mut Chain) -> Action {
-        let room: u32 = chain.writable.iter().map(|s| s.len).sum();
-        let Some(unused) = room.checked_sub(APPEND_SECTOR_SIZE) else { return IOERR };
-        // The sector is right in front of the status.
-        skip_front(&mut chain.writable, unused);
-        let accessible = |data: &[Segment], access| {
-            data.iter().all(|s| reachable(self.mem, s.addr, s.len, access))
-        };
-        if chain.readable.len() > self.data_limit
-            || !accessible(&chain.writable, Permissions::Write)
-            || !accessible(&chain.readable, Permissions::Read)
-        {
-            return IOERR;
-        }
-        let len: u64 = chain.readable.iter().map(|s| u64::from(s.len)).sum();
-        let block = u64::from(self.config.logical_block_size);
-        let sector = self.header.sector;
-        match zoned.max_append_sectors {
-            0 => UNSUPP,
-            max if len > u64::from(max) * SECTOR_SIZE => self.refuse(ZoneFault::InvalidCommand),
-            _ if len == 0 || sector >= self.config.capacity / SECTOR_SIZE => {
-                self.refuse(ZoneFault::InvalidCommand)
-            }
-            _ if !len.is_multiple_of(block) => self.refuse(ZoneFault::UnalignedWritePointer),
-            _ => Action::Disk(DiskOp::ZoneAppend {
-                offset: sector * SECTOR_SIZE,
-                len,
-                durable: self.mode.durable,
-            }),
-        }
-    }
-}
-
-/// Leave the first `keep` bytes.
-fn keep_front(segments: &mut Vec<Segment>, mut keep: u32) {
-    segments.retain_mut(|segment| {
-        segment.len = segment.len.min(keep);
-        keep -= segment.len;
-        segment.len > 0
-    });
-}
-
-/// Take away the first `skip` bytes.
-fn skip_front(segments: &mut Vec<Segment>, mut skip: u32) {
-    segments.retain_mut(|segment| {
-        let cut = segment.len.min(skip);
-        skip -= cut;
-        segment.addr = segment.addr.wrapping_add(u64::from(cut));
-        segment.len -= cut;
-        segment.len > 0
-    });
-}
-
-/// struct virtio_blk_discard_write_zeroes
-struct Range {
-    sector: u64,
-    num_sectors: u32,
-    flags: u32,
-}
-
-impl Range {
-    fn read(bytes: &[u8; RANGE_SIZE]) -> Self {
-        let [s0, s1, s2, s3, s4, s5, s6, s7, n0, n1, n2, n3, flags @ ..] = *bytes;
-        Self {
-            sector: u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]),
-            num_sectors: u32::from_le_bytes([n0, n1, n2, n3]),
-            flags: u32::from_le_bytes(flags),
-        }
     }
 }
