@@ -1,11 +1,12 @@
 //! The loop: one readiness, one input, all outputs, sleep until due.
 
 mod channel;
+mod client;
 mod state;
+mod store;
 
 use super::clock::Clock;
 use super::disk::Disk;
-use super::error::Refusal;
 use super::handles::Handles;
 use super::listener::Listener;
 use super::lock::StoreLock;
@@ -13,7 +14,7 @@ use super::memory::{self, GuestMem, Memory};
 use super::poller::{Poller, Source};
 use super::signals::Signals;
 use super::size::SizeWatch;
-use super::socket::{Received, Socket};
+use super::socket::Socket;
 use super::spin::Spin;
 use super::userfault::Postcopy;
 use super::{events, sigbus};
@@ -24,7 +25,6 @@ use crate::backend::{
 use crate::blk::Completion;
 use crate::time::Instant;
 use bytes::Bytes;
-use rustix::io::Errno;
 use state::StateTransfer;
 use std::collections::VecDeque;
 use std::io;
@@ -248,109 +248,6 @@ impl EventLoop {
         }
     }
 
-    /// Nobody is served, and nothing is left of whoever was.
-    fn is_vacant(&self) -> bool {
-        self.socket.is_none() && self.backend.is_idle() && self.disk.inflight() == 0
-    }
-
-    fn accept(&mut self, now: Instant) -> io::Result<()> {
-        if !self.is_vacant() || self.stopping {
-            return Ok(());
-        }
-        let Some(listener) = &self.listener else {
-            return Ok(());
-        };
-        match listener.accept() {
-            Ok(client) => self.connect(now, client),
-            Err(Errno::AGAIN) => {
-                self.may_accept = false;
-                Ok(())
-            }
-            Err(Errno::INTR | Errno::CONNABORTED) => Ok(()),
-            Err(errno) => {
-                // Out of descriptors or memory: the next client tries again.
-                say_limited!("cannot accept a client: {}", super::error::describe(errno));
-                self.may_accept = false;
-                Ok(())
-            }
-        }
-    }
-
-    fn connect(&mut self, now: Instant, client: OwnedFd) -> io::Result<()> {
-        self.poller.add(&client, Source::Control)?;
-        self.socket = Some(Socket::new(client));
-        say_limited!("a front-end has connected");
-        self.measure(now);
-        self.tell(now, Input::Connected);
-        Ok(())
-    }
-
-    /// Read what the back-end wants, once; the loop comes back for more.
-    fn receive(&mut self, now: Instant) {
-        let wanted = self.backend.wanted();
-        let Some(socket) = &mut self.socket else {
-            return;
-        };
-        if !socket.readable || wanted == 0 {
-            return;
-        }
-        match socket.receive(wanted, &mut self.handles) {
-            Ok(Received::Bytes(n, handles)) => {
-                let bytes = socket.bytes(n);
-                let told = self.backend.handle_input(now, Input::Received { bytes, handles });
-                self.drain(now);
-                if let Err(refused) = told {
-                    // What was wanted was read, so it is the client that sent
-                    // what no message has: more descriptors than can be kept.
-                    say_limited!("closing the connection: {refused}");
-                    self.disconnect(now);
-                }
-            }
-            Ok(Received::Nothing) => {}
-            Ok(Received::End) => {
-                say_limited!("the front-end has disconnected");
-                self.disconnect(now);
-            }
-            Err(error) => {
-                say!("closing the connection: {error}");
-                self.disconnect(now);
-            }
-        }
-    }
-
-    /// Requests go to the disk when its lock is ours. If it does not become so,
-    /// the front-end is told in the one way there is; a request stays in flight
-    /// for whoever it connects to next.
-    fn own_store(&mut self, now: Instant) {
-        if self.store.deadline().is_none() {
-            return;
-        }
-        match self.store.poll(now) {
-            // Requests that waited for the lock may have been done by its last
-            // owner: a front-end that has gone to another host closes its
-            // connection before it lets go of the store there.
-            Ok(true) if self.socket.as_ref().is_some_and(Socket::is_hung_up) => {
-                self.disconnect(now);
-                self.open_disk(now);
-            }
-            Ok(true) => self.open_disk(now),
-            Ok(false) => {}
-            Err(refusal) => self.refuse_store(now, &refusal),
-        }
-    }
-
-    fn open_disk(&mut self, now: Instant) {
-        if let Err(refusal) = self.disk.open(now) {
-            self.refuse_store(now, &refusal);
-        }
-    }
-
-    fn refuse_store(&mut self, now: Instant, why: &Refusal) {
-        say!("closing the connection: {why}");
-        self.disconnect(now);
-        self.disk.give_up();
-    }
-
     /// Work on the disk; everything that is finished by now is one batch.
     fn pump(&mut self, now: Instant) -> io::Result<()> {
         let mut done = core::mem::take(&mut self.completions);
@@ -524,35 +421,5 @@ impl EventLoop {
                 }
             }
         }
-    }
-
-    /// The client is gone, or has to go without a word.
-    fn disconnect(&mut self, now: Instant) {
-        if self.socket.is_some() {
-            self.drop_socket();
-            self.tell(now, Input::PeerClosed);
-        }
-    }
-
-    fn drop_socket(&mut self) {
-        if let Some(socket) = self.socket.take() {
-            self.poller.remove(&socket);
-        }
-        self.watch_channel(None);
-        self.drop_state();
-        self.size.rest();
-        // What the back-end wanted to know is void without a front-end.
-        self.answers.clear();
-        // Whoever has the store may have got these requests too, and newer ones.
-        self.disk.give_up();
-    }
-
-    /// Nothing of a client survives it, whatever the back-end forgot.
-    fn forget_client(&mut self) {
-        self.faults.close(false);
-        for vring in 0..self.kicks.len() {
-            self.watch(vring as u16, None);
-        }
-        self.handles.clear();
     }
 }
