@@ -1,32 +1,28 @@
 //! The front-end process: when it connects, starts and stops, and what it
 //! tells the core about guest memory.
 
-use super::back::dialect;
+mod boot;
+mod line;
+
+pub use boot::new;
+use boot::{accepted_features, first_base};
+
 use super::link::Inbox;
-use super::objects::{Handles, Object, Objects};
+use super::objects::Handles;
 use super::parting::{Frozen, Parting};
 use super::{Event, UNFIT_LIVES, World};
-use crate::guest::memory::{GuestMemory, REGIONS, user};
+use crate::guest::memory::user;
 use crate::memory::RegionId;
 use crate::oracle::Violation;
-use crate::topology::{Policy, Ring, Topology};
+use crate::topology::{Policy, Ring};
 use crate::trace::{FrontEvent, Lane, What};
 use midflight::Handle;
 use midflight::frontend::{
-    self, Base, Command, DeviceState, Failure, Frontend, FrontendConfig, Input, Output, Phase,
-    Start, VringStart, VringWiring,
+    self, Base, Command, DeviceState, Failure, Frontend, Input, Output, Phase, Start, VringStart,
 };
-use midflight::time::{Duration, Instant};
-use midflight::wire::features::{protocol, virtio};
-use midflight::wire::{Dialect, InflightDescription, MemRegion};
+use midflight::time::Instant;
+use midflight::wire::{InflightDescription, MemRegion};
 use std::collections::VecDeque;
-
-/// Bytes of the configuration space through the write zeroes fields.
-// spec: virtio 1.2, "Block Device", "Device configuration layout"
-const CONFIG_LEN: u16 = 60;
-
-/// From the loss of a connection to the next attempt.
-const BACKOFF: Duration = Duration::from_micros(300);
 
 /// The front-end process. It lives for the whole run.
 pub struct FrontProcess {
@@ -122,63 +118,6 @@ impl FrontProcess {
 
 fn contract(message: impl Into<String>) -> Violation {
     Violation::new("contract", message)
-}
-
-/// A front-end that owns the guest's memory and signals.
-pub fn new(
-    objects: &mut Objects,
-    topology: &Topology,
-    guest_memory: &GuestMemory,
-) -> Result<FrontProcess, Violation> {
-    let mut handles = Handles::default();
-    let mut open = |object| handles.open(objects.add(object));
-    let queues = topology.queues;
-    let memory: Vec<_> = REGIONS
-        .iter()
-        .zip(guest_memory.ids)
-        .map(|(r, id)| {
-            let region =
-                MemRegion { guest_addr: r.guest, size: r.size, user_addr: r.user, mmap_offset: 0 };
-            (region, open(Object::Memory(id)))
-        })
-        .collect();
-    let kicks = (0..queues).map(|v| open(Object::Kick(v))).collect();
-    let calls: Vec<_> = (0..queues).map(|v| open(Object::Call(v))).collect();
-    let wiring = calls
-        .iter()
-        .map(|call| VringWiring { call: Some(*call), err: Some(open(Object::Err)) })
-        .collect();
-    let mut core = Frontend::new(config(topology), wiring).map_err(|e| contract(e.to_string()))?;
-    core.handle_input(Instant::ZERO, Input::Command(Command::SetMemory(memory.clone())))
-        .map_err(|e| contract(e.to_string()))?;
-    Ok(FrontProcess {
-        core,
-        handles,
-        conn: None,
-        inbox: Inbox::default(),
-        kicks,
-        calls,
-        memory,
-        plugged: false,
-        changes: VecDeque::new(),
-        own_logs: 0,
-        leaves: None,
-        resets: false,
-        asks_in_vain: false,
-        timer: None,
-        reading: false,
-        wanted: true,
-        bases_known: false,
-        unfit: false,
-        gone_until: 0,
-        nonsense_on: None,
-        cache_writes: VecDeque::new(),
-        started_before: false,
-        parting: None,
-        forged: None,
-        frozen: None,
-        may_leave: false,
-    })
 }
 
 impl World<'_> {
@@ -448,154 +387,4 @@ impl World<'_> {
         }
         self.front_go()
     }
-
-    /// An attempt to connect meets a back-end that listens, or nobody.
-    pub(super) fn front_connect(&mut self) -> Result<(), Violation> {
-        if self.here.front.core.phase() != Phase::Connecting {
-            return Ok(());
-        }
-        let gone = self.now() < self.here.front.gone_until;
-        match if gone { None } else { self.accept()? } {
-            Some(conn) => {
-                self.here.front.conn = Some(conn);
-                self.here.front.unfit =
-                    self.here.back.as_ref().is_some_and(|back| back.kind.is_unfit());
-                self.here.front.inbox = Inbox::default();
-                self.here.front.changes.clear();
-                self.here.front.cache_writes.clear();
-                self.here.front.own_logs = 0;
-                self.front_step(Input::Connected { channel: None })
-            }
-            None => self.front_step(Input::ConnectFailed("nobody listens".into())),
-        }
-    }
-
-    pub(super) fn arm_front_reading(&mut self) {
-        if !self.here.front.reading && !self.here.front.inbox.is_empty() {
-            self.here.front.reading = true;
-            let delay = self.host_delay();
-            self.schedule(delay, Event::FrontRead);
-        }
-    }
-
-    pub(super) fn front_read(&mut self) -> Result<(), Violation> {
-        self.here.front.reading = false;
-        if self.here.front.conn.is_none() {
-            return Ok(());
-        }
-        let wanted = self.here.front.core.wanted();
-        let Some(piece) = self.here.front.inbox.read(wanted) else { return Ok(()) };
-        let handles: Vec<_> =
-            piece.objects.iter().map(|o| self.here.front.handles.open(*o)).collect();
-        let (bytes, count) = (piece.bytes.len() as u64, handles.len() as u64);
-        self.trace.say(Lane::Link, What::Delivered { to_back: false, bytes, handles: count });
-        self.front_step(Input::Received { bytes: &piece.bytes, handles })?;
-        if self.here.front.inbox.is_closed() {
-            return self.front_closed();
-        }
-        self.arm_front_reading();
-        Ok(())
-    }
-
-    /// Nothing more comes on this connection; what has come is read first.
-    pub(super) fn front_hangup(&mut self, conn: u32) -> Result<(), Violation> {
-        if self.here.front.conn != Some(conn) {
-            return Ok(());
-        }
-        self.here.front.inbox.close();
-        if self.here.front.inbox.is_closed() { self.front_closed() } else { Ok(()) }
-    }
-
-    fn front_closed(&mut self) -> Result<(), Violation> {
-        self.trace.say(Lane::Link, What::Hangup { to_back: false });
-        (self.here.front.conn, self.here.front.parting) = (None, None);
-        self.here.front.inbox = Inbox::default();
-        self.front_step(Input::PeerClosed)
-    }
-
-    fn arm_front_timer(&mut self) {
-        let due = self.here.front.core.poll_timeout().map(|(at, _)| at.as_nanos().max(self.now()));
-        if due != self.here.front.timer {
-            self.here.front.timer = due;
-            if let Some(at) = due {
-                self.schedule_at(at, Event::FrontTimer(at));
-            }
-        }
-    }
-
-    pub(super) fn front_timer(&mut self, at: u64) -> Result<(), Violation> {
-        if self.here.front.timer != Some(at) {
-            return Ok(());
-        }
-        self.here.front.timer = None;
-        self.front_step(Input::Timeout)
-    }
-}
-
-fn config(topology: &Topology) -> FrontendConfig {
-    let mut accepted = protocol::MQ
-        | protocol::CONFIG
-        | protocol::INFLIGHT_SHMFD
-        | protocol::RESET_DEVICE
-        | protocol::LOG_SHMFD;
-    let mut numbers = Dialect::default();
-    if let Some(plan) = &topology.migration {
-        numbers = dialect(plan);
-        if plan.policy != Policy::Drain && plan.agreed {
-            accepted |= numbers.get_vring_base_inflight() | numbers.get_vring_base_skip_drain();
-        }
-    }
-    if topology.reply_ack {
-        accepted |= protocol::REPLY_ACK;
-    }
-    if topology.mem_slots {
-        accepted |= protocol::CONFIGURE_MEM_SLOTS;
-    }
-    FrontendConfig {
-        virtio_features: accepted_features(topology, true),
-        protocol_features: accepted,
-        queue_size: topology.region_size,
-        config_len: CONFIG_LEN,
-        dialect: numbers,
-        reconnect_backoff: Some(BACKOFF),
-        ..FrontendConfig::new(topology.queues)
-    }
-}
-
-/// Where a vring begins, with nothing in flight.
-// spec: vhost-user, "Vring descriptor indices for packed virtqueues"
-fn first_base(topology: &Topology, size: u16) -> u32 {
-    let first = u32::from(topology.first_index);
-    let size = u32::from(size);
-    match topology.ring {
-        Ring::Split => first,
-        Ring::Packed => {
-            let wrap = u32::from((first / size).is_multiple_of(2));
-            ((first % size) | (wrap << 15)) * 0x1_0001
-        }
-    }
-}
-
-/// What the guest's driver accepts.
-fn accepted_features(topology: &Topology, cache: bool) -> u64 {
-    let mut features = virtio::VERSION_1
-        | virtio::BLK_BLK_SIZE
-        | virtio::BLK_SEG_MAX
-        | virtio::BLK_DISCARD
-        | virtio::BLK_WRITE_ZEROES;
-    let wanted = [
-        (topology.event_idx, virtio::EVENT_IDX),
-        (topology.indirect, virtio::INDIRECT_DESC),
-        (topology.flush, virtio::BLK_FLUSH),
-        (cache, virtio::BLK_CONFIG_WCE),
-        (topology.queues > 1, virtio::BLK_MQ),
-        (topology.ring == Ring::Packed, virtio::RING_PACKED),
-        (topology.in_order, virtio::IN_ORDER),
-    ];
-    for (on, bit) in wanted {
-        if on {
-            features |= bit;
-        }
-    }
-    features
 }
