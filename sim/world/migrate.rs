@@ -7,14 +7,18 @@
 //!
 //! This is the part of QEMU beside its vhost-user front-end: it copies memory by
 //! the dirty log and by what it sees of the guest's own stores, stops the guest,
-//! and hands over what the front-end says.
+//! and hands over what the front-end says. Copying has a file of its own, and so
+//! has what happens at the destination.
+
+mod arrive;
+mod copy;
 
 use super::objects::Object;
 use super::{Event, Slip, World};
 use crate::choices::Stream;
 use crate::guest::memory::REGIONS;
 use crate::memory::{PAGE, RegionId};
-use crate::oracle::{Pair, RegionView, Violation};
+use crate::oracle::{RegionView, Violation};
 use crate::scenario::{Fate, Migrate};
 use crate::topology::{Migration, Policy};
 use crate::trace::{Lane, Moving, What};
@@ -28,9 +32,6 @@ pub(super) const LOG_SIZE: u64 = {
     let last = REGIONS[REGIONS.len() - 1];
     ((last.guest + last.size) / (8 * PAGE as u64)).next_multiple_of(8)
 };
-
-/// Pages that are copied in one go.
-const CHUNK: usize = 16;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
@@ -208,96 +209,6 @@ impl World<'_> {
         }
     }
 
-    /// The source's back-end logs: copy everything once.
-    pub(super) fn on_logging(&mut self) {
-        let here = self.here.id;
-        let latency = match &mut self.migration {
-            Some(m) if m.stage == Stage::Logging && m.source == here => {
-                m.stage = Stage::Copying;
-                m.pages = (0u8..)
-                    .zip(REGIONS)
-                    .flat_map(|(i, r)| (0..r.size / PAGE as u64).map(move |page| (i, page)))
-                    .collect();
-                1_000 * m.plan.latency
-            }
-            _ => return,
-        };
-        let (attempt, pages) = (self.migrating().attempt, self.migrating().pages.len() as u64);
-        self.say_moving(Moving::Round, 0, pages);
-        self.schedule(latency, Event::Copy(attempt));
-    }
-
-    /// The link takes a few pages, or the round is over.
-    pub(super) fn copy(&mut self, attempt: u64) -> Result<(), Violation> {
-        let m = self.migrating();
-        if m.attempt != attempt || !matches!(m.stage, Stage::Copying | Stage::Final) {
-            return Ok(());
-        }
-        let (source, page_ns) = (m.source, m.plan.page_ns);
-        let chunk: Vec<Page> = (0..CHUNK).map_while(|_| m.pages.pop_first()).collect();
-        self.focus(source);
-        if chunk.is_empty() {
-            return self.round_over();
-        }
-        let from = self.here.guest_memory.ids;
-        let to = self.there.as_ref().map_or(from, |there| there.guest_memory.ids);
-        for (region, page) in &chunk {
-            let region = usize::from(*region);
-            self.arena.copy_page(from[region], to[region], *page);
-        }
-        self.stats.pages += chunk.len() as u64;
-        self.schedule(page_ns * chunk.len() as u64, Event::Copy(attempt));
-        Ok(())
-    }
-
-    fn round_over(&mut self) -> Result<(), Violation> {
-        if self.migrating().stage == Stage::Final {
-            return self.hand_over();
-        }
-        let pages = self.take_dirty();
-        let count = pages.len() as u64;
-        let m = self.migrating();
-        m.pages = pages;
-        m.round += 1;
-        let (round, attempt) = (m.round, m.attempt);
-        if matches!(m.fate, Fate::BrokenOffInRound(at) if round > at) {
-            return self.break_off();
-        }
-        let few = count <= m.plan.few_pages || round >= m.plan.rounds;
-        let stoppable =
-            self.here.front.phase() == Phase::Running && !self.guest.borrow().is_paused();
-        if few && stoppable {
-            return self.stop_guest(count);
-        }
-        self.say_moving(Moving::Round, round, count);
-        // A guest that is paused or has no back-end just now is waited for.
-        self.schedule(if few { 50_000 } else { 1_000 }, Event::Copy(attempt));
-        Ok(())
-    }
-
-    /// Pages written since this was asked last: the log, read and cleared, and
-    /// what the guest itself has stored.
-    fn take_dirty(&mut self) -> BTreeSet<Page> {
-        let mut pages = BTreeSet::new();
-        for (i, id) in (0u8..).zip(self.here.guest_memory.ids) {
-            pages.extend(self.arena.take_dirty(id).into_iter().map(|page| (i, page)));
-        }
-        let Some(log) = self.here.log else { return pages };
-        for (i, region) in (0u8..).zip(REGIONS) {
-            let first = region.guest / PAGE as u64;
-            for byte in first / 8..(first + region.size / PAGE as u64).div_ceil(8) {
-                let bits = self.arena.with_image(log, |image| image[byte as usize]);
-                if bits == 0 {
-                    continue;
-                }
-                self.arena.put(log, byte, &[0]);
-                let set = (0..8).filter(|bit| bits & 1 << bit != 0);
-                pages.extend(set.map(|bit| (i, 8 * byte + bit - first)));
-            }
-        }
-        pages
-    }
-
     fn stop_guest(&mut self, pages: u64) -> Result<(), Violation> {
         let now = self.now();
         let life = self.here.back.as_ref().map_or(0, |b| b.life);
@@ -412,99 +323,6 @@ impl World<'_> {
         }
         self.say_moving(Moving::LinkLost, 0, 0);
         self.break_off()
-    }
-
-    /// Everything is at the destination: judge it, adopt it, run it.
-    pub(super) fn arrive(&mut self, attempt: u64) -> Result<(), Violation> {
-        let m = self.migrating();
-        let source = m.source;
-        if m.attempt != attempt || m.stage != Stage::InTransit {
-            return Ok(());
-        }
-        let (fate, open) = (m.fate, m.open);
-        let Some(Image { state, stream }) = m.image.take() else { return Ok(()) };
-        self.focus(1 - source);
-        // A back-end that cannot carry the device is no destination.
-        if fate == Fate::Refused || self.here.front.unfit {
-            self.say_moving(Moving::Refused, 0, 0);
-            self.focus(source);
-            return self.break_off();
-        }
-        let pages = self.compare(open)?;
-        self.migrating().stage = Stage::Arriving;
-        self.move_guest();
-        let mut handle = None;
-        if let Some(stream) = stream {
-            let (sent, _) = InflightSubsection::decode(&stream, 0)
-                .map_err(|e| Violation::new("stream", e.to_string()))?;
-            let id = self.arena.region(sent.region.len() as u64);
-            self.arena.put(id, 0, sent.region);
-            self.watch_region(id);
-            let object = self.objects.add(Object::Memory(id));
-            handle = Some(self.here.front.handles.open(object));
-        }
-        self.here.front.set_bases_known(state.bases.iter().all(Option::is_some));
-        self.front_command(Command::Adopt { state, inflight: handle })?;
-        let inflight = self.region_flags();
-        self.say_moving(Moving::Arrives, pages, inflight);
-        self.check_whole_region()?;
-        let wakes = matches!(fate, Fate::SourceWakes(_));
-        if !wakes && self.migrating().stream.below("leave at once", 2) == 0 {
-            self.focus(source);
-            self.leave()?;
-            self.focus(1 - source);
-        }
-        self.front_go()
-    }
-
-    /// Memory of the destination against what the source last held.
-    fn compare(&self, open: bool) -> Result<u64, Violation> {
-        let Some(there) = &self.there else { return Ok(0) };
-        let ids = there.guest_memory.ids.into_iter().zip(self.here.guest_memory.ids);
-        let mut pages = 0;
-        for (region, (from, to)) in REGIONS.iter().zip(ids) {
-            self.arena.each_pair([from, to], |offset, [source, destination]| {
-                let pair = Pair { guest: region.guest + offset, source, destination };
-                self.oracle.borrow().check_arrival(&pair, open)
-            })?;
-            pages += region.size / PAGE as u64;
-        }
-        Ok(pages)
-    }
-
-    /// The guest is on the host in focus now; calls it has not seen come along.
-    fn move_guest(&mut self) {
-        let missed: Vec<bool> =
-            self.there.iter().flat_map(|t| &t.calls).map(|c| c.count > 0).collect();
-        let mut guest = self.guest.borrow_mut();
-        guest.move_to(self.here.guest_memory.mem.clone());
-        for (vring, _) in (0u16..).zip(missed).filter(|(_, missed)| *missed) {
-            guest.set_missed(vring);
-        }
-        drop(guest);
-        for counter in self.there.iter_mut().flat_map(|t| &mut t.calls) {
-            counter.count = 0;
-        }
-        self.guest_at = self.here.id;
-    }
-
-    /// Vrings run on the host in focus.
-    pub(super) fn on_running(&mut self) {
-        let (now, here, guest_at) = (self.now(), self.here.id, self.guest_at);
-        let Some(m) = self.migration.as_mut() else { return };
-        if m.stage != Stage::Arriving || here != guest_at {
-            return;
-        }
-        m.stage = Stage::Idle;
-        let (fate, downtime) = (m.fate, now - m.paused_at);
-        if let Fate::SourceWakes(us) = fate {
-            self.plan_wake(us);
-        }
-        self.stats.arrivals += 1;
-        self.stats.downtime += downtime;
-        self.stats.downtime_max = self.stats.downtime_max.max(downtime);
-        self.say_moving(Moving::Runs, downtime, 0);
-        self.plan_migration();
     }
 
     /// The guest stays with the source, which is in focus.
