@@ -12,12 +12,8 @@ pub(super) struct Request {
     pub vring: u16,
     pub head: u16,
     op: DiskOp,
-    segments: Vec<Segment>,
-    ranges: Vec<ByteRange>,
     again: bool,
     order: Option<u64>,
-    /// Its buffers as the guest named them, where that is another address.
-    named: Vec<Segment>,
     /// Where its status byte goes.
     pub status_addr: u64,
     /// Data bytes it writes to guest memory if it succeeds.
@@ -30,13 +26,23 @@ pub(super) struct Request {
     vacates: bool,
 }
 
-/// Table of requests in flight. Slots and segment lists are reused, so that
+/// What a request is about.
+#[derive(Debug, Default)]
+struct Lists {
+    segments: Vec<Segment>,
+    ranges: Vec<ByteRange>,
+    /// Its buffers as the guest named them, where that is another address.
+    named: Vec<Segment>,
+}
+
+/// Table of requests in flight. Slots and their lists are reused, so that
 /// nothing is allocated once the table has been full.
 #[derive(Debug, Default)]
 pub(super) struct Requests {
     slots: Slab<Request>,
-    spare: Vec<Vec<Segment>>,
-    spare_ranges: Vec<Vec<ByteRange>>,
+    /// By slot. They stay where they are: a request is moved in and out of the
+    /// slab, and this is most of it. Those of a free slot are left over.
+    lists: Vec<Lists>,
     /// Epoch for the next request; never reset, so that an id is never reused.
     epoch: u64,
     /// Requests that use memory which is not in the table any more.
@@ -82,10 +88,16 @@ impl Requests {
 
     pub fn insert(&mut self, new: NewRequest<'_>) -> ReqId {
         let NewRequest { vring, head, op, data, again, order, status_addr, .. } = new;
-        let mut segments = self.spare.pop().unwrap_or_default();
-        let mut ranges = self.spare_ranges.pop().unwrap_or_default();
+        let slot = self.slots.vacant_key();
+        if slot == self.lists.len() {
+            self.lists.push(Lists::default());
+        }
+        let Lists { segments, ranges, named } = &mut self.lists[slot];
+        segments.clear();
         data.iter().for_each(|part| segments.extend_from_slice(part));
+        ranges.clear();
         ranges.extend_from_slice(new.ranges);
+        named.clear();
         let [_, stored] = data;
         let written = match op.fills_memory() {
             true => stored.iter().map(|s| s.len).sum(),
@@ -98,18 +110,16 @@ impl Requests {
             vring,
             head,
             op,
-            segments,
-            ranges,
             again,
             order,
-            named: Vec::new(),
             status_addr,
             written,
             orphan: false,
             own: false,
             vacates: false,
         };
-        ReqId { slot: self.slots.insert(request) as u32, epoch }
+        self.slots.insert(request);
+        ReqId { slot: slot as u32, epoch }
     }
 
     /// A request of the back-end's own, which no vring is waiting for.
@@ -131,7 +141,8 @@ impl Requests {
 
     pub fn get(&self, id: ReqId) -> Option<DiskRequest<'_>> {
         let r = self.slots.get(id.slot as usize).filter(|r| r.epoch == id.epoch)?;
-        let Request { vring, head, op, ref segments, ref ranges, again, order, own, .. } = *r;
+        let Request { vring, head, op, again, order, own, .. } = *r;
+        let Lists { segments, ranges, .. } = &self.lists[id.slot as usize];
         Some(DiskRequest { id, own, vring, head, op, segments, ranges, again, order })
     }
 
@@ -141,15 +152,7 @@ impl Requests {
         self.slots
             .get(slot)
             .filter(|r| r.epoch == id.epoch || bugs::on(Bug::SecondCompletionTaken))?;
-        let mut r = self.slots.remove(slot);
-        r.segments.clear();
-        r.ranges.clear();
-        self.spare.push(r.segments);
-        self.spare_ranges.push(r.ranges);
-        if r.named.capacity() > 0 {
-            r.named.clear();
-            self.spare.push(r.named);
-        }
+        let r = self.slots.remove(slot);
         let Request { vring, head, status_addr, written, orphan, vacates, .. } = r;
         self.vacating -= usize::from(vacates);
         Some(Finished { vring, head, status_addr, written, orphan, vacates })
@@ -158,8 +161,8 @@ impl Requests {
     /// Mark the requests that use guest memory for which `gone` says true, by
     /// address and length; how many there are.
     pub fn vacate(&mut self, gone: impl Fn(u64, u64) -> bool) -> usize {
-        for (_, r) in &mut self.slots {
-            let data = r.segments.iter().any(|s| gone(s.addr, u64::from(s.len)));
+        for (slot, r) in &mut self.slots {
+            let data = self.lists[slot].segments.iter().any(|s| gone(s.addr, u64::from(s.len)));
             if !r.vacates && (data || gone(r.status_addr, 1)) {
                 r.vacates = true;
                 self.vacating += 1;
@@ -175,16 +178,15 @@ impl Requests {
 
     /// The guest has named the buffers of a request otherwise.
     pub fn name(&mut self, id: ReqId, named: &[Segment]) {
-        if let Some(r) = self.slots.get_mut(id.slot as usize) {
-            r.named = self.spare.pop().unwrap_or_default();
-            r.named.extend_from_slice(named);
+        if self.slots.contains(id.slot as usize) {
+            self.lists[id.slot as usize].named.extend_from_slice(named);
         }
     }
 
     /// True if a request has a buffer that the guest names by an address of
     /// this range.
     pub fn use_range(&self, range: Range) -> bool {
-        self.slots.iter().flat_map(|(_, r)| &r.named).any(|s| {
+        self.slots.iter().flat_map(|(slot, _)| &self.lists[slot].named).any(|s| {
             Range::clamped(s.addr, u64::from(s.len)).is_some_and(|used| used.overlaps(range))
         })
     }

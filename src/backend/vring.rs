@@ -81,6 +81,7 @@ pub(super) struct Run {
 
 impl Run {
     /// A request has its status: it joins the batch, or waits for its turn.
+    #[inline]
     pub fn finished(&mut self, used: Used) {
         match &mut self.in_order {
             Some(order) if !bugs::on(Bug::OrderIgnored) => order.finish(used),

@@ -80,6 +80,7 @@ impl Chain {
     }
 
     /// One more descriptor of a buffer.
+    #[inline(always)]
     pub(super) fn add(
         &mut self,
         sums: &mut Sums,

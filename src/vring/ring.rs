@@ -175,6 +175,7 @@ impl Ring {
     }
 
     /// F1: the slot of the next available chain, `None` if there is none.
+    #[inline]
     pub fn pop<M: GuestMemory>(&mut self, mem: &M) -> Result<Option<u16>, GuestFault> {
         either!(self, r => r.pop(mem))
     }
@@ -189,6 +190,7 @@ impl Ring {
     }
 
     /// Find the buffers of a chain in flight.
+    #[inline]
     pub fn walk<M: GuestMemory>(
         &self,
         mem: &M,

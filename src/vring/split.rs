@@ -124,6 +124,7 @@ impl SplitRing {
     }
 
     /// F1: the next available head, `None` if there is none.
+    #[inline]
     pub fn pop<M: GuestMemory>(&mut self, mem: &M) -> Result<Option<u16>, GuestFault> {
         let (next, size) = (self.queue.next_avail(), self.queue.size());
         let gone = GuestFault::Ring { part: "available ring" };
