@@ -1,7 +1,7 @@
 //! Front-ends without protocol features, and messages in orders of all ages.
 
 use super::common::{FEATURES, RING, Rig, guest_region, ring_features, ring_layout, vring_addr};
-use super::{disk, file, negotiated, reaped, state, write};
+use super::{disk, file, negotiated, reaped, serves, state, write};
 use midflight::backend::Event;
 use midflight::driver::BlkDriver;
 use midflight::wire::features::virtio;
@@ -37,10 +37,7 @@ fn legacy_front_end_without_protocol_features_is_served() {
     // The table is sent again while the vring runs, as at a memory hotplug.
     let memory = rig.handle();
     rig.send(R::SetMemTable(vec![(guest_region(), memory)]), false);
-    write(&mut rig, &mut driver, 1);
-    rig.kick(0);
-    rig.finish_all();
-    assert_eq!(reaped(&rig, &mut driver), 1);
+    serves(&mut rig, &mut driver, 1);
     assert_eq!(rig.get_base(0), Some(2));
     // And again: a start after a stop has no message to enable either.
     kicked(&mut rig, vring_addr(0));

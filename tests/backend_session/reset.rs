@@ -1,10 +1,20 @@
 //! The device begins anew: RESET_DEVICE, its status, RESET_OWNER.
 
 use super::common::{FEATURES, RING, Rig, ring_features, ring_layout};
-use super::{disk, reaped, state, write};
+use super::{disk, reaped, serves, state, write};
 use midflight::driver::BlkDriver;
 use midflight::wire::{FrontendReplyBody as Body, FrontendRequest as R};
 use vm_memory::{Bytes, GuestAddress};
+
+/// Only features and vrings are set up again, with a new region and new rings.
+fn begin_anew(rig: &mut Rig) -> BlkDriver {
+    rig.ok(R::SetFeatures(FEATURES));
+    rig.get_inflight(1, RING);
+    rig.set_inflight();
+    let driver = BlkDriver::start(&rig.guest, ring_layout(0), ring_features()).unwrap();
+    rig.start_vring(0, 0);
+    driver
+}
 
 #[test]
 fn reset_completes_nothing_and_keeps_memory_and_connection() {
@@ -15,16 +25,8 @@ fn reset_completes_nothing_and_keeps_memory_and_connection() {
     rig.finish_all();
     assert_eq!(rig.replies.last().map(|r| r.body.clone()), Some(Body::U64(0)));
     assert_eq!(reaped(&rig, &mut driver), 0);
-    // Only features and vrings are set up again, with a new region.
-    rig.ok(R::SetFeatures(FEATURES));
-    rig.get_inflight(1, RING);
-    rig.set_inflight();
-    let mut driver = BlkDriver::start(&rig.guest, ring_layout(0), ring_features()).unwrap();
-    rig.start_vring(0, 0);
-    write(&mut rig, &mut driver, 1);
-    rig.kick(0);
-    rig.finish_all();
-    assert_eq!(reaped(&rig, &mut driver), 1);
+    let mut driver = begin_anew(&mut rig);
+    serves(&mut rig, &mut driver, 1);
 }
 
 #[test]
@@ -39,10 +41,7 @@ fn status_is_kept_and_zero_resets_nothing() {
     assert_eq!(status(&mut rig), 0xf);
     assert_eq!(rig.refused(R::SetStatus(0x100)), "SET_STATUS has 0x100, expected at most 0xff");
     assert_eq!(status(&mut rig), 0xf);
-    write(&mut rig, &mut driver, 0);
-    rig.kick(0);
-    rig.finish_all();
-    assert_eq!(reaped(&rig, &mut driver), 1);
+    serves(&mut rig, &mut driver, 0);
     // A pause as QEMU does it: status 0 after the stop, and at the next start
     // neither memory nor protocol features nor descriptors are sent again.
     rig.ok(R::SetVringEnable(state(0, 0)));
@@ -54,10 +53,7 @@ fn status_is_kept_and_zero_resets_nothing() {
     rig.set_inflight();
     rig.start_vring(0, base);
     rig.ok(R::SetStatus(0xf));
-    write(&mut rig, &mut driver, 1);
-    rig.kick(0);
-    rig.finish_all();
-    assert_eq!(reaped(&rig, &mut driver), 1);
+    serves(&mut rig, &mut driver, 1);
 }
 
 #[test]
@@ -92,15 +88,8 @@ fn reset_lets_the_guest_go_on_with_the_memory_and_descriptors_there_are() {
         // The guest's driver starts afresh: new rings, a new region, no memory.
         let offered = rig.backend.offered_protocol_features();
         assert!(offered & midflight::wire::features::protocol::RESET_DEVICE != 0);
-        rig.ok(R::SetFeatures(FEATURES));
-        rig.get_inflight(1, RING);
-        rig.set_inflight();
-        driver = BlkDriver::start(&rig.guest, ring_layout(0), ring_features()).unwrap();
-        rig.start_vring(0, 0);
-        write(&mut rig, &mut driver, 2);
-        rig.kick(0);
-        rig.finish_all();
-        assert_eq!(reaped(&rig, &mut driver), 1, "round {round}");
+        driver = begin_anew(&mut rig);
+        serves(&mut rig, &mut driver, 2);
     }
     // Three times in a row, as QEMU does at a machine reset, and before any start.
     for _ in 0..3 {
@@ -112,8 +101,5 @@ fn reset_lets_the_guest_go_on_with_the_memory_and_descriptors_there_are() {
 fn owner_reset_is_ignored_as_the_document_advises() {
     let (mut rig, mut driver) = Rig::running(disk());
     rig.ok(R::ResetOwner);
-    write(&mut rig, &mut driver, 0);
-    rig.kick(0);
-    rig.finish_all();
-    assert_eq!(reaped(&rig, &mut driver), 1);
+    serves(&mut rig, &mut driver, 0);
 }
